@@ -1,0 +1,1 @@
+"""surge: the optimal learning rate of Adam-style optimizers as a function of batch size."""

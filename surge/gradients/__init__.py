@@ -1,0 +1,1 @@
+"""Gradient statistics as pure functions of (loss_fn, params, batch)."""

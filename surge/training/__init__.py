@@ -1,0 +1,1 @@
+"""Whole training runs as pure functions, and the grids of them."""
