@@ -1,0 +1,50 @@
+"""A noisy quadratic whose every answer is known: does the swept one-step optimum obey the exact sign law?
+
+    python -m surge.main --config=configs/quadratic.py            # H = I + c·11ᵀ: the surge
+    python -m surge.main --config=configs/quadratic.py:diagonal   # H diagonal: no surge, B_noise is infinite
+    python -m surge.main --config=configs/quadratic.py:quick      # fewer seeds
+    python -m surge.main --config=configs/quadratic.py:full       # more seeds and batch sizes
+
+One optimizer step from one point, many seeds: the loss after it is judged, not the time to a target.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in ("", "diagonal", "quick", "full"):
+        raise ValueError(f"configs/quadratic.py has no variant {variant!r}: choose diagonal, quick, full, or none")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "surge.tasks.quadratic:quadratic"
+    config.task_args = {"hessian": "diagonal" if variant == "diagonal" else "rank_one"}
+
+    config.optimizers = {
+        "sign_sgd": {"spec": "sign_sgd", "learning_rates": (1e-3, 1.0)},
+        "sgd": {"spec": "sgd", "learning_rates": (1e-3, 4.0)},
+    }
+    config.learning_rate_ratio = 2**0.5
+    config.batch_sizes = (1, 4, 16, 64, 256, 1024, 4096)
+    config.seeds = 64
+    config.max_steps = 1
+    config.max_examples = 4096
+    config.evals = 1
+    config.stop_loss = 0.0  # never reached: every run is judged after its one step
+
+    config.measure = {
+        "optimizer": "sign_sgd",
+        "learning_rate": 1e-3,
+        "batch_size": 64,
+        "max_steps": 1,
+        "losses": (),  # at the start only
+        "examples": 4_096,
+        "directions": 256,
+    }
+    config.fit = {"objective": "loss", "target_losses": ()}
+
+    if variant == "quick":
+        config.seeds = 16
+    elif variant == "full":
+        config.batch_sizes = tuple(2**k for k in range(13))
+        config.seeds = 512
+    return config

@@ -1,0 +1,61 @@
+"""Measures, sweeps, fits and reports one experiment.
+
+python -m surge.main --config=configs/mnist1d.py [--workdir=DIR] [--stages=measure,sweep,fit,report]
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+STAGES = ("measure", "sweep", "fit", "report")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as FILE.py or FILE.py:VARIANT.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME-VARIANT of the config.")
+_STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run, in order, each from the workdir alone.")
+
+
+def fail(sentence: object) -> None:
+    """Ends the program with one sentence and exit code 2."""
+    print("surge: " + " ".join(str(sentence).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; whatever is wrong in it, or in the config file, ends in one sentence."""
+    try:
+        positional = flags.FLAGS(list(argv))
+        if _CONFIG.value is None:
+            raise flags.Error("--config is missing: give one, like --config=configs/mnist1d.py")
+        if unknown := [stage for stage in _STAGES.value if stage not in STAGES]:
+            raise flags.Error(f"--stages has no {', '.join(unknown)}: choose among {','.join(STAGES)}")
+        return positional
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+        fail(error)
+        raise
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
+    from surge import pipeline  # after the flags are parsed, so that a typo is answered before jax is loaded
+
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    path, _, variant = name.partition(":")
+    default = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
+    try:
+        pipeline.run(_CONFIG.value, Path(_WORKDIR.value or default), _STAGES.value)
+    except pipeline.UserError as error:
+        fail(error)
+    except OSError as error:
+        fail(f"{error.strerror or error} ({error.filename or 'no file named'}): what was finished before is kept")
+    except KeyboardInterrupt:
+        fail("interrupted: the same command goes on from the last finished piece")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,182 @@
+"""The stages in order: measure, sweep, fit, report. Each reads and writes the workdir only."""
+
+import difflib
+import importlib.metadata
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import tqdm
+from absl import logging
+
+from surge import measure, results
+from surge.optimizers import make_optimizer
+from surge.report import page, summary
+from surge.results import ResultError
+from surge.tasks import Task, make_task
+from surge.theory import fit
+from surge.training import sweep
+
+NUMBERS = {"seed": 0, "seeds": 1, "max_steps": 1, "max_examples": 1, "evals": 1}
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message is one sentence for the user."""
+
+
+UserError = (ConfigError, ResultError)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError with one sentence for the first thing in a config that cannot be run."""
+    for name, least in NUMBERS.items():
+        if not isinstance(config[name], int) or config[name] < least:
+            raise ConfigError(f"config.{name} must be a whole number of at least {least}, got {config[name]!r}")
+    sizes = config.batch_sizes
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ConfigError(f"config.batch_sizes must be whole numbers of at least 1, got {sizes!r}")
+    if max(sizes) > config.max_examples:
+        raise ConfigError(
+            f"config.max_examples ({config.max_examples}) allows no step at batch size {max(sizes)}: raise it"
+        )
+    if config.learning_rate_ratio <= 1:
+        raise ConfigError(f"config.learning_rate_ratio must be above 1, got {config.learning_rate_ratio}")
+    if not config.optimizers:
+        raise ConfigError("config.optimizers is empty: name at least one, like {'adam': {'spec': 'adam', ...}}")
+    for label, optimizer in config.optimizers.items():
+        low, high = optimizer.learning_rates
+        if not 0 < low < high:
+            raise ConfigError(f"config.optimizers.{label}.learning_rates must be 0 < low < high, got ({low}, {high})")
+        try:
+            make_optimizer(optimizer.spec)
+        except ValueError as error:
+            raise ConfigError(f"config.optimizers.{label}.spec: {error}") from None
+    if config.measure.optimizer not in config.optimizers:
+        near = difflib.get_close_matches(config.measure.optimizer, list(config.optimizers)) or list(config.optimizers)
+        raise ConfigError(f"config.measure.optimizer {config.measure.optimizer!r} is not in config.optimizers: {near}")
+    if config.fit.objective not in ("steps", "loss"):
+        raise ConfigError(f"config.fit.objective must be 'steps' or 'loss', got {config.fit.objective!r}")
+    low_targets = [target for target in config.fit.target_losses if target < config.stop_loss]
+    if low_targets:
+        raise ConfigError(
+            f"config.fit.target_losses {low_targets} lie below config.stop_loss ({config.stop_loss}), where runs end"
+        )
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
+    """Runs the named stages of one experiment; whatever is already in the workdir is not computed again.
+
+    Raises:
+      ConfigError: the config cannot be run.
+      ResultError: the workdir belongs to another config, lacks what a stage reads, or holds a broken file.
+      OSError: the workdir cannot be written.
+    """
+    check(config)
+    plain = json.loads(config.to_json())
+    results.claim_workdir(workdir, plain)
+    sweep.enable_compilation_cache()
+    started = time.monotonic()
+    task = None
+    if {"measure", "sweep"} & set(stages):
+        task = _task(config)
+        logging.info("%s on %d %s device(s)", config.task, jax.local_device_count(), jax.default_backend())
+    if "measure" in stages:
+        _measure(config, task, workdir)
+    if "sweep" in stages:
+        _sweep(config, task, workdir)
+    if "fit" in stages:
+        _fit(config, workdir)
+    if "report" in stages:
+        page.write(workdir)
+        logging.info("report: %s", workdir / "report.html")
+    for line in summary.lines(workdir):
+        logging.info("%s", line)
+    logging.info("done in %.0f s", time.monotonic() - started)
+
+
+def _task(config: ml_collections.ConfigDict) -> Task:
+    try:
+        return make_task(config.task, **config.task_args.to_dict())
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.task {config.task}: {error}") from error
+
+
+def _measure(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
+    path = workdir / "measure.nc"
+    if path.exists():
+        results.read_dataset(path)
+        logging.info("measure: done before, kept (%s)", path)
+        return
+    dataset = measure.run(config, task, workdir / "checkpoints")
+    dataset.attrs |= _attributes(config)
+    results.write_dataset(path, dataset)
+
+
+def plan(config: ml_collections.ConfigDict) -> list[sweep.Piece]:
+    """The pieces of a config's grid, largest batch size first within an optimizer."""
+    return sweep.plan(
+        optimizers={name: (each.spec, tuple(each.learning_rates)) for name, each in config.optimizers.items()},
+        learning_rate_ratio=config.learning_rate_ratio,
+        batch_sizes=config.batch_sizes,
+        seeds=config.seeds,
+        max_steps=config.max_steps,
+        max_examples=config.max_examples,
+        evals=config.evals,
+    )
+
+
+def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
+    pieces = plan(config)
+    paths = {piece: results.sweep_path(workdir, piece.optimizer, piece.batch_size) for piece in pieces}
+    for path in paths.values():
+        if path.exists():
+            results.read_dataset(path)
+    todo = [piece for piece in pieces if not paths[piece].exists()]
+    if len(todo) < len(pieces):
+        logging.info("sweep: %d of %d pieces done before, kept", len(pieces) - len(todo), len(pieces))
+    cells = sum(piece.cells for piece in todo)
+    if not cells:
+        return
+    logging.info("sweep: %d runs in %d pieces", cells, len(todo))
+    attributes = _attributes(config)
+    key = jax.random.key(config.seed)
+    with tqdm.tqdm(total=cells, unit="run", desc="sweep", smoothing=0.1) as progress:
+        for piece, result in sweep.run_pieces(task, todo, key, stop_loss=config.stop_loss):
+            dataset = results.piece_dataset(
+                piece.optimizer,
+                piece.batch_size,
+                piece.learning_rates,
+                piece.seeds,
+                piece.eval_steps,
+                np.asarray(result.loss),
+                np.asarray(result.diverged),
+                attributes,
+            )
+            results.write_dataset(paths[piece], dataset)
+            progress.update(piece.cells)
+
+
+def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    dataset = results.open_sweep(workdir)
+    fits = []
+    for optimizer in dataset.optimizer.values:
+        targets = config.fit.target_losses if config.fit.objective == "steps" else (None,)
+        for target in targets:
+            rows = results.rows(dataset, str(optimizer), target)
+            fits.append(fit.fit_group(rows, optimizer=str(optimizer), target_loss=target))
+    results.write_json(workdir / "fit.json", {"fits": fits})
+    logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
+
+
+def _attributes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in ("surge", "jax", "flax", "optax")}
+    return {
+        "config": config.to_json(sort_keys=True),
+        "versions": json.dumps(versions),
+        "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+    }

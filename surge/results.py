@@ -1,0 +1,256 @@
+"""The workdir: labelled arrays and JSON, written whole or not at all.
+
+    config.json                 the config that every result here belongs to
+    checkpoints/                training states at chosen losses
+    measure.nc                  gradient statistics and predicted learning rates, a row a checkpoint
+    sweep/OPTIMIZER-bBATCH.nc   one file for each finished piece of the grid
+    fit.json                    optima, noise scales and fitted laws
+    figures/*.png, report.html
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+UNITS = {
+    "loss": "mean training loss on the fixed evaluation subset",
+    "steps": "optimizer steps",
+    "examples": "training examples",
+    "diverged": "1 if the run's loss stopped being finite or far exceeded its start, 0 if not, nan if not run",
+    "learning_rate": "update per step in units of the optimizer's direction",
+    "batch_size": "examples per optimizer step",
+}
+
+
+class ResultError(Exception):
+    """A workdir that cannot be used as asked; the message is one sentence for the user."""
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes to a temporary name beside `path` and renames, so that a killed process leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no nan and no infinity: they become null, in nested lists and dicts too."""
+    if isinstance(value, dict):
+        return {str(key): finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Writes JSON atomically; nan and infinities become null."""
+    write_bytes(path, (json.dumps(finite_or_none(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Writes a file atomically."""
+    _write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads JSON.
+
+    Raises:
+      ResultError: the file is missing or is not JSON (cut short, say).
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultError(f"{path} does not exist: run the stage that writes it first") from None
+    except ValueError:
+        raise _unreadable(path) from None
+
+
+def write_dataset(path: Path | str, dataset: xr.Dataset) -> None:
+    """Writes a NetCDF-4 file atomically, with the units of every variable it knows."""
+    for name in dataset.variables:
+        if name in UNITS:
+            dataset[name].attrs["units"] = UNITS[name]
+    _write_whole(Path(path), lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+
+
+def read_dataset(path: Path | str) -> xr.Dataset:
+    """Reads a NetCDF-4 file into memory.
+
+    Raises:
+      ResultError: the file is missing or truncated.
+    """
+    if not Path(path).exists():
+        raise ResultError(f"{path} does not exist: run the stage that writes it first")
+    try:
+        return xr.load_dataset(path, engine="h5netcdf")
+    except Exception:  # h5py, h5netcdf and xarray each raise their own kinds for a broken file
+        raise _unreadable(path) from None
+
+
+def _unreadable(path: Path | str) -> ResultError:
+    return ResultError(f"{path} cannot be read (cut short?): delete that file and run the same command again")
+
+
+def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """Binds a workdir to one config; what only the fit and the report read (`fit`) may change freely.
+
+    Raises:
+      ResultError: the workdir holds results of another config; the message names the fields that differ.
+    """
+    bound = json.loads(json.dumps({key: value for key, value in config.items() if key != "fit"}))
+    path = workdir / "config.json"
+    if not path.exists():
+        write_json(path, bound)
+        return
+    differing = sorted(_differences(read_json(path), bound))
+    if differing:
+        shown = "; ".join(differing[:5]) + ("; and more" if len(differing) > 5 else "")
+        raise ResultError(
+            f"{workdir} holds results of a different config ({shown}): give another --workdir, or the old config"
+        )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif old != new:
+        yield f"{prefix} was {old!r} and is now {new!r}"
+
+
+def sweep_path(workdir: Path, optimizer: str, batch_size: int) -> Path:
+    """The file of one finished piece of the sweep."""
+    return workdir / "sweep" / f"{optimizer}-b{batch_size}.nc"
+
+
+def piece_dataset(
+    optimizer: str,
+    batch_size: int,
+    learning_rates: Iterable[float],
+    seeds: Iterable[int],
+    eval_steps: Iterable[int],
+    loss: np.ndarray,
+    diverged: np.ndarray,
+    attrs: dict[str, str],
+) -> xr.Dataset:
+    """Labels one piece: loss [learning_rate, seed, eval] and diverged [learning_rate, seed]."""
+    steps = np.asarray(tuple(eval_steps), float)[None, None]
+    return xr.Dataset(
+        {
+            "loss": (("optimizer", "batch_size", "learning_rate", "seed", "eval"), loss[None, None]),
+            "diverged": (("optimizer", "batch_size", "learning_rate", "seed"), diverged[None, None].astype(float)),
+            "steps": (("optimizer", "batch_size", "eval"), steps),
+            "examples": (("optimizer", "batch_size", "eval"), steps * batch_size),
+        },
+        coords={
+            "optimizer": [optimizer],
+            "batch_size": [batch_size],
+            "learning_rate": list(learning_rates),
+            "seed": list(seeds),
+            "eval": np.arange(steps.shape[-1]),
+        },
+        attrs=attrs,
+    )
+
+
+def open_sweep(workdir: Path | str) -> xr.Dataset:
+    """All finished pieces of a sweep as one array; nan where a cell is not in an optimizer's grid.
+
+    Returns:
+      Dataset with dims optimizer, batch_size, learning_rate, seed, eval and variables loss, diverged
+      (without eval), steps and examples (optimizer, batch_size, eval); attributes give units, config, versions.
+
+    Raises:
+      ResultError: no piece is finished, or one cannot be read.
+    """
+    paths = sorted((Path(workdir) / "sweep").glob("*.nc"))
+    if not paths:
+        raise ResultError(f"{workdir} holds no sweep: run --stages=sweep first")
+    pieces = [read_dataset(path) for path in paths]
+    return xr.combine_by_coords(pieces, join="outer", combine_attrs="override")  # pyrefly: ignore
+
+
+def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
+    """Optimizer steps at which each run's loss first falls to `target`, nan where it does not.
+
+    Between two evaluations log(steps) is interpolated linearly in the loss.
+
+    Returns:
+      steps [optimizer, batch_size, learning_rate, seed].
+    """
+    order = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
+    loss = sweep.loss.transpose(*order)
+    steps = np.log(sweep.steps.transpose("optimizer", "batch_size", "eval").values)[:, :, None, None]
+    below = (loss <= target).values
+    first = below.argmax(-1, keepdims=True)
+    before = np.maximum(first - 1, 0)
+
+    def at(array: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(np.broadcast_to(array, below.shape), index, -1)[..., 0]
+
+    drop = at(loss.values, before) - at(loss.values, first)
+    share = np.where(drop > 0, (at(loss.values, before) - target) / np.where(drop > 0, drop, 1.0), 1.0)
+    log_steps = at(steps, before) + share * (at(steps, first) - at(steps, before))
+    reached = np.where(below.any(-1), np.exp(log_steps), np.nan)
+    return xr.DataArray(reached, dims=order[:-1], coords={name: loss[name] for name in order[:-1]})
+
+
+def rows(sweep: xr.Dataset, optimizer: str, target: float | None) -> dict[str, np.ndarray]:
+    """One optimizer's cells as a long table, the form that `surge.theory.fit` reads.
+
+    Args:
+      sweep: as `open_sweep` gives it.
+      optimizer: a label of its `optimizer` coordinate.
+      target: a loss; the value judged is then log(steps to it). None: the loss at the last evaluation.
+
+    Returns:
+      Arrays of equal length batch_size, learning_rate, seed, value, steps; nan where a run did not get there.
+    """
+    chosen = sweep.sel(optimizer=[optimizer])
+    if target is None:
+        values = chosen.loss.isel(eval=-1)
+        steps = chosen.steps.isel(eval=-1).broadcast_like(values)
+    else:
+        steps = steps_to_target(chosen, target)
+        values = np.log(steps)
+    table = xr.Dataset({"value": values, "steps": steps, "run": chosen.diverged}).isel(optimizer=0, drop=True)
+    frame = table.to_dataframe().reset_index().dropna(subset=["run"])
+    return {name: frame[name].to_numpy() for name in ("batch_size", "learning_rate", "seed", "value", "steps")}
+
+
+def loss_when_first_arrives(sweep: xr.Dataset, optimizer: str, target: float | None) -> xr.DataArray:
+    """Loss of every learning rate at the same step: where the first one of its batch size gets to `target`.
+
+    Args:
+      sweep: as `open_sweep` gives it.
+      optimizer: a label of its `optimizer` coordinate.
+      target: a loss; None: the loss at the last evaluation.
+
+    Returns:
+      Mean over seeds of the loss [batch_size, learning_rate]; nan where a run had diverged. A run that ended
+      below every target keeps its last loss.
+    """
+    chosen = sweep.sel(optimizer=optimizer)
+    loss = chosen.loss.ffill("eval").where(chosen.diverged == 0)
+    if target is None:
+        return loss.isel(eval=-1).mean("seed").dropna("learning_rate", how="all")
+    mean = loss.mean("seed")
+    arrived = (mean <= target).any("learning_rate")
+    first = arrived.argmax("eval").where(arrived.any("eval"), arrived.sizes["eval"] - 1)
+    return mean.isel(eval=first.astype(int)).dropna("learning_rate", how="all")
