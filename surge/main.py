@@ -3,24 +3,31 @@
 python -m surge.main --config=configs/mnist1d.py [--workdir=DIR] [--stages=measure,sweep,fit,report]
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 STAGES = ("measure", "sweep", "fit", "report")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as FILE.py or FILE.py:VARIANT.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment, as FILE.py or FILE.py:VARIANT.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME-VARIANT of the config.")
 _STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run, in order, each from the workdir alone.")
 
 
-def fail(sentence: object) -> None:
+def fail(sentence: object) -> NoReturn:
     """Ends the program with one sentence and exit code 2."""
-    print("surge: " + " ".join(str(sentence).split()), file=sys.stderr)
+    text = str(sentence).strip()
+    if "Traceback" in text:  # raised inside a config file: its last line is the reason
+        text = text.splitlines()[-1].partition(": ")[2]
+    print("surge: " + " ".join(text.split()), file=sys.stderr)
     sys.exit(2)
 
 
@@ -33,9 +40,26 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if unknown := [stage for stage in _STAGES.value if stage not in STAGES]:
             raise flags.Error(f"--stages has no {', '.join(unknown)}: choose among {','.join(STAGES)}")
         return positional
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        fail(error)
-        raise
+    except (AttributeError, KeyError):
+        fail(_unknown_field(argv))
+    except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
+        fail(f"--config: {error}" if isinstance(error, SyntaxError) else error)
+
+
+def _unknown_field(argv: Sequence[str]) -> str:
+    """The sentence for the first --config.FIELD that the config file does not have."""
+    bare = [argument for argument in argv if not argument.startswith("--config.")]
+    config = config_flags.DEFINE_config_file("config", flag_values=(values := flags.FlagValues()), sys_argv=bare)
+    values(bare, known_only=True)
+    for path in (each.removeprefix("--config.").partition("=")[0] for each in argv if each.startswith("--config.")):
+        node = config.value
+        for name in path.split("."):
+            if not isinstance(node, ConfigDict) or name not in node:
+                fields = list(node) if isinstance(node, ConfigDict) else []
+                near = difflib.get_close_matches(name, fields) or fields
+                return f"the config has no field {path}: did you mean {' or '.join(near) or 'its parent'}?"
+            node = node[name]
+    return "a --config.FIELD flag names a field that the config does not have"
 
 
 def main(argv: Sequence[str]) -> None:

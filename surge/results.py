@@ -1,18 +1,18 @@
 """The workdir: labelled arrays and JSON, written whole or not at all.
 
-    config.json                 the config that every result here belongs to
-    checkpoints/                training states at chosen losses
-    measure.nc                  gradient statistics and predicted learning rates, a row a checkpoint
-    sweep/OPTIMIZER-bBATCH.nc   one file for each finished piece of the grid
-    fit.json                    optima, noise scales and fitted laws
-    figures/*.png, report.html
+config.json                 the config that every result here belongs to
+checkpoints/                training states at chosen losses
+measure.nc                  gradient statistics and predicted learning rates, a row a checkpoint
+sweep/OPTIMIZER-bBATCH.nc   one file for each finished piece of the grid
+fit.json                    optima, noise scales and fitted laws
+figures/*.png, report.html
 """
 
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,17 @@ class ResultError(Exception):
     """A workdir that cannot be used as asked; the message is one sentence for the user."""
 
 
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes to a temporary name beside `path` and renames, so that a killed process leaves no half file."""
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it, so that a killed process leaves no half file."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        write(Path(name))
-        os.replace(name, path)
+        with open(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 
@@ -60,11 +61,6 @@ def finite_or_none(value: Any) -> Any:
 def write_json(path: Path | str, content: Any) -> None:
     """Writes JSON atomically; nan and infinities become null."""
     write_bytes(path, (json.dumps(finite_or_none(content), indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: Path | str, content: bytes) -> None:
-    """Writes a file atomically."""
-    _write_whole(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
 def read_json(path: Path | str) -> Any:
@@ -86,7 +82,7 @@ def write_dataset(path: Path | str, dataset: xr.Dataset) -> None:
     for name in dataset.variables:
         if name in UNITS:
             dataset[name].attrs["units"] = UNITS[name]
-    _write_whole(Path(path), lambda temporary: dataset.to_netcdf(temporary, engine="h5netcdf"))
+    write_bytes(path, bytes(dataset.to_netcdf(engine="h5netcdf")))  # pyrefly: ignore
 
 
 def read_dataset(path: Path | str) -> xr.Dataset:
@@ -183,7 +179,15 @@ def open_sweep(workdir: Path | str) -> xr.Dataset:
     if not paths:
         raise ResultError(f"{workdir} holds no sweep: run --stages=sweep first")
     pieces = [read_dataset(path) for path in paths]
-    return xr.combine_by_coords(pieces, join="outer", combine_attrs="override")  # pyrefly: ignore
+    dims = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
+    coords = {name: np.unique(np.concatenate([piece[name].values for piece in pieces])) for name in dims}
+    sweep = xr.Dataset(coords=coords, attrs=pieces[0].attrs)
+    for name, variable in pieces[0].data_vars.items():
+        shape = [coords[str(dim)].size for dim in variable.dims]
+        sweep[name] = xr.Variable(variable.dims, np.full(shape, np.nan), variable.attrs)
+        for piece in pieces:
+            sweep[name].loc[{str(dim): piece[dim] for dim in variable.dims}] = piece[name]
+    return sweep
 
 
 def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
@@ -211,6 +215,13 @@ def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
     return xr.DataArray(reached, dims=order[:-1], coords={name: loss[name] for name in order[:-1]})
 
 
+def _carried(loss: xr.DataArray) -> xr.DataArray:
+    """A run that ended early keeps its last loss."""
+    loss = loss.transpose(..., "eval")
+    position = np.where(np.isfinite(loss), np.arange(loss.sizes["eval"]), 0)
+    return loss.copy(data=np.take_along_axis(loss.values, np.maximum.accumulate(position, -1), -1))
+
+
 def rows(sweep: xr.Dataset, optimizer: str, target: float | None) -> dict[str, np.ndarray]:
     """One optimizer's cells as a long table, the form that `surge.theory.fit` reads.
 
@@ -224,8 +235,8 @@ def rows(sweep: xr.Dataset, optimizer: str, target: float | None) -> dict[str, n
     """
     chosen = sweep.sel(optimizer=[optimizer])
     if target is None:
-        values = chosen.loss.isel(eval=-1)
-        steps = chosen.steps.isel(eval=-1).broadcast_like(values)
+        values = _carried(chosen.loss).isel(eval=-1).where(chosen.diverged == 0)
+        steps = chosen.steps.max("eval").broadcast_like(values)
     else:
         steps = steps_to_target(chosen, target)
         values = np.log(steps)
@@ -243,11 +254,10 @@ def loss_when_first_arrives(sweep: xr.Dataset, optimizer: str, target: float | N
       target: a loss; None: the loss at the last evaluation.
 
     Returns:
-      Mean over seeds of the loss [batch_size, learning_rate]; nan where a run had diverged. A run that ended
-      below every target keeps its last loss.
+      Mean over seeds of the loss [batch_size, learning_rate]; nan where a run had diverged.
     """
     chosen = sweep.sel(optimizer=optimizer)
-    loss = chosen.loss.ffill("eval").where(chosen.diverged == 0)
+    loss = _carried(chosen.loss).where(chosen.diverged == 0)
     if target is None:
         return loss.isel(eval=-1).mean("seed").dropna("learning_rate", how="all")
     mean = loss.mean("seed")

@@ -211,7 +211,12 @@ def _one_step_table(checkpoint: xr.Dataset) -> str:
     return _table(
         ("batch size", "independent", "measured", "true", "independent / true", "measured / true"),
         (
-            (size, *(cell(name, size) for name in figures.ESTIMATES), ratio("independent", size), ratio("measured", size))
+            (
+                size,
+                *(cell(name, size) for name in figures.ESTIMATES),
+                ratio("independent", size),
+                ratio("measured", size),
+            )
             for size in checkpoint.batch_size.values.tolist()
         ),
     )

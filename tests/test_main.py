@@ -1,0 +1,143 @@
+"""The command line as a user meets it: results, resuming, and one sentence for each mistake."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from surge import results
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--config=configs/mnist1d.py:quick",
+    "--config.task_args.widths=(16,)",
+    "--config.task_args.examples=1000",
+    "--config.batch_sizes=(4,32)",
+    "--config.max_steps=200",
+    "--config.max_examples=2000",
+    "--config.evals=6",
+    "--config.measure.losses=(2.0,)",
+    "--config.measure.examples=64",
+    "--config.measure.directions=8",
+    "--config.fit.target_losses=(2.2,2.0)",
+)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "surge.main", *arguments]
+
+
+def surge(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small experiment, run to its report without interruption."""
+    workdir = tmp_path_factory.mktemp("finished")
+    done = surge(*SMALL, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_report_is_self_contained(finished):
+    workdir, done = finished
+    page = (workdir / "report.html").read_text()
+    assert page.count("data:image/png;base64") == len(list((workdir / "figures").glob("*.png"))) > 3
+    assert "http://" not in page and "https://" not in page
+    assert "optimal learning rate by batch size" in done.stderr and "report.html" in done.stderr
+
+
+def test_sweep_is_one_labelled_array(finished):
+    sweep = results.open_sweep(finished[0])
+    assert set(sweep.sizes) == {"optimizer", "batch_size", "learning_rate", "seed", "eval"}
+    assert {"loss", "steps", "examples", "diverged"} <= set(sweep.data_vars)
+    assert sweep.loss.attrs["units"] and "config" in sweep.attrs and "jax" in sweep.attrs["versions"]
+    assert (sweep.examples == sweep.steps * sweep.batch_size).all()
+
+
+def test_second_run_computes_nothing(finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.nc")}
+    again = surge(*SMALL, f"--workdir={workdir}")
+    assert again.returncode == 0 and "kept" in again.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*.nc")}
+
+
+def test_different_config_is_refused(finished):
+    refused = surge(*SMALL, f"--workdir={finished[0]}", "--config.seed=1")
+    assert (
+        refused.returncode != 0 and "seed was 0 and is now 1" in refused.stderr and "Traceback" not in refused.stderr
+    )
+
+
+def test_killed_and_resumed_is_bit_identical(finished, tmp_path):
+    arguments = command(*SMALL, f"--workdir={tmp_path}", "--stages=sweep")
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list((tmp_path / "sweep").glob("*.nc"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list((tmp_path / "sweep").glob("*.nc"))) < 6
+    assert surge(*SMALL, f"--workdir={tmp_path}", "--stages=sweep").returncode == 0
+    xr.testing.assert_identical(results.open_sweep(tmp_path), results.open_sweep(finished[0]))
+
+
+def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
+    workdir, _ = finished
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(workdir), str(copy)], check=True)
+    broken = sorted((copy / "sweep").glob("*.nc"))[0]
+    broken.write_bytes(broken.read_bytes()[:1000])
+    failed = surge(*SMALL, f"--workdir={copy}")
+    assert failed.returncode != 0 and broken.name in failed.stderr and "Traceback" not in failed.stderr
+    broken.unlink()
+    assert surge(*SMALL, f"--workdir={copy}", "--stages=sweep").returncode == 0
+    xr.testing.assert_identical(results.open_sweep(copy), results.open_sweep(workdir))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=configs/nowhere.py"], "nowhere.py"),
+        ([], "--config is missing"),
+        (["--config=configs/mnist1d.py:huge"], "no variant"),
+        (["--config=configs/mnist1d.py", "--config.sedes=3"], "did you mean seeds"),
+        (["--config=configs/mnist1d.py", "--config.seeds=many"], "seeds"),
+        (["--config=configs/mnist1d.py", "--config.batch_sizes=(8,-16)"], "batch_sizes"),
+        (["--config=configs/mnist1d.py", "--config.batch_sizes=8"], "batch_sizes"),
+        (["--config=configs/mnist1d.py", "--config.optimizers.adam.spec=adma"], "adam"),
+        (["--config=configs/mnist1d.py", "--config.optimizers.adam.learning_rates=(1,0.1)"], "learning_rates"),
+        (["--config=configs/mnist1d.py", "--config.measure.optimizer=lion"], "measure.optimizer"),
+        (["--config=configs/mnist1d.py", "--config.task=surge.tasks.mlp:nothing"], "no function nothing"),
+        (["--config=configs/mnist1d.py", "--stages=train"], "choose among"),
+        (["--config=configs/mnist1d.py", "--workdir=/proc/nowhere"], "/proc"),
+        (["--config=configs/mnist1d.py", "stray"], "stray"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(arguments, words, tmp_path):
+    if not any("workdir" in each for each in arguments):
+        arguments = [*arguments, f"--workdir={tmp_path}"]
+    failed = surge(*arguments)
+    assert failed.returncode != 0
+    assert words in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) <= 2
+
+
+def test_full_disk_is_one_sentence_and_loses_nothing(finished, tmp_path):
+    """A limit on file size stands in for a full disk: every write past it fails with an OSError."""
+    workdir, _ = finished
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(workdir), str(copy)], check=True)
+    (copy / "report.html").unlink()
+    line = "ulimit -f 20; exec " + shlex.join(command(*SMALL, f"--workdir={copy}", "--stages=report"))
+    failed = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert failed.returncode != 0 and "Traceback" not in failed.stderr and "kept" in failed.stderr
+    assert not (copy / "report.html").exists()
+    xr.testing.assert_identical(results.open_sweep(copy), results.open_sweep(workdir))
