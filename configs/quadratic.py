@@ -20,8 +20,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task_args = {"hessian": "diagonal" if variant == "diagonal" else "rank_one"}
 
     config.optimizers = {
-        "sign_sgd": {"spec": "sign_sgd", "learning_rates": (1e-3, 1.0)},
-        "sgd": {"spec": "sgd", "learning_rates": (1e-3, 4.0)},
+        "sign_sgd": {"spec": "sign_sgd", "learning_rates": (1e-3, 4.0)},
+        "sgd": {"spec": "sgd", "learning_rates": (1e-4, 4.0)},
     }
     config.learning_rate_ratio = 2**0.5
     config.batch_sizes = (1, 4, 16, 64, 256, 1024, 4096)

@@ -1,0 +1,131 @@
+"""Optimizers by name: a short text becomes an optax chain whose learning rate is an argument.
+
+"adam", "adam(b1=0, b2=0)", "lion(weight_decay=0.1, clip=1.0)", "adamw(schedule='cosine', warmup=0.05)"
+"""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from surge.theory import scaling as co_scaling
+
+# name -> chain piece that turns a gradient into the direction u; its keywords are what a spec may set.
+DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": lambda: optax.identity(),
+    "momentum": lambda decay=0.9, nesterov=False: optax.trace(decay, nesterov),
+    "sign_sgd": lambda: optax.scale_by_sign(),
+    "signum": lambda decay=0.9: optax.chain(optax.ema(decay, debias=False), optax.scale_by_sign()),
+    "adam": lambda b1=0.9, b2=0.999, eps=1e-8: optax.scale_by_adam(b1, b2, eps),
+    "adamw": lambda b1=0.9, b2=0.999, eps=1e-8: optax.scale_by_adam(b1, b2, eps),
+    "lion": lambda b1=0.9, b2=0.99: optax.scale_by_lion(b1, b2),
+    "adafactor": lambda decay_rate=0.8: optax.chain(
+        optax.scale_by_factored_rms(decay_rate=decay_rate), optax.clip_by_block_rms(1.0)
+    ),
+    "rmsprop": lambda decay=0.9, eps=1e-8: optax.scale_by_rms(decay, eps),
+    "adagrad": lambda eps=1e-7: optax.scale_by_rss(eps=eps),
+    "muon": lambda b1=0.9, b2=0.999, beta=0.95: optax.chain(
+        optax.contrib.muon(1.0, beta=beta, adam_b1=b1, adam_b2=b2), optax.scale(-1.0)
+    ),
+}
+WEIGHT_DECAY = {"adamw": 1e-4}
+SCHEDULES = ("constant", "cosine", "wsd")
+COMMON = {
+    "weight_decay": "decoupled weight decay, multiplied by the learning rate",
+    "clip": "largest global norm of the gradient",
+    "schedule": "constant, cosine, or wsd (warmup, stable, linear decay over the last fifth)",
+    "warmup": "share of the run over which the learning rate rises linearly from 0",
+    "scaling": "co-scaling rule by which decay rates, eps and weight decay follow the batch size",
+    "base_batch_size": "the batch size at which the hyperparameters hold as written",
+}
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """Splits "name(keyword=literal, ...)" into its name and keywords.
+
+    Raises:
+      ValueError: not of that form, or an unknown name or keyword; the message names near matches.
+    """
+    try:
+        node = ast.parse(spec, mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        keywords = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ValueError(f"optimizer {spec!r} must read name or name(keyword=number, ...), like adam(b1=0)") from None
+    name = call.func.id
+    _known(name, DIRECTIONS, "optimizer")
+    own = list(inspect.signature(DIRECTIONS[name]).parameters)
+    for keyword in keywords:
+        _known(keyword, [*own, *COMMON], f"keyword of {name}")
+    if keywords.get("schedule", "constant") not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {keywords['schedule']!r}")
+    if not 0 <= keywords.get("warmup", 0.0) < 1:
+        raise ValueError(f"warmup is a share of the run, at least 0 and below 1; got {keywords['warmup']!r}")
+    if "scaling" in keywords:
+        _known(keywords["scaling"], co_scaling.RULES, "scaling rule")
+        if not keywords.get("base_batch_size", 0) > 0:
+            raise ValueError(f"scaling={keywords['scaling']!r} needs base_batch_size, a number above 0")
+    return name, keywords
+
+
+def _known(name: str, choices: Any, kind: str) -> None:
+    if name not in choices:
+        near = difflib.get_close_matches(name, choices) or sorted(choices)
+        raise ValueError(f"unknown {kind} {name!r}: did you mean {' or '.join(near)}?")
+
+
+def _shape(schedule: str, warmup: float, total_steps: Any) -> Callable[[Any], Any]:
+    """The learning rate at a step as a share of its full value."""
+
+    def share(step: Any) -> Any:
+        progress = (step + 1) / total_steps
+        decay = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((progress - warmup) / (1 - warmup), 0, 1))),
+            "wsd": jnp.clip((1 - progress) / 0.2, 0, 1),
+        }[schedule]
+        return decay * jnp.clip(progress / warmup, 0, 1) if warmup else decay
+
+    return share
+
+
+def make_optimizer(spec: str) -> Callable[[Any, Any, Any], optax.GradientTransformation]:
+    """An optax chain from its spec, with the learning rate, batch size and horizon as (traced) arguments.
+
+    Args:
+      spec: name, or name(keyword=literal, ...); keywords are those of the name's entry in DIRECTIONS and COMMON.
+
+    Returns:
+      (learning_rate, batch_size, total_steps) -> chain: clip, direction, weight decay, schedule, learning rate.
+
+    Raises:
+      ValueError: see `parse`.
+    """
+    name, keywords = parse(spec)
+    own = {key: value for key, value in keywords.items() if key not in COMMON}
+    decay = keywords.get("weight_decay", WEIGHT_DECAY.get(name, 0.0))
+    schedule, warmup = keywords.get("schedule", "constant"), keywords.get("warmup", 0.0)
+
+    def optimizer(learning_rate: Any, batch_size: Any, total_steps: Any) -> optax.GradientTransformation:
+        moved, moved_decay = own, decay
+        if "scaling" in keywords:
+            defaults = {key: each.default for key, each in inspect.signature(DIRECTIONS[name]).parameters.items()}
+            ratio = batch_size / keywords["base_batch_size"]
+            scaled = co_scaling.co_scale(keywords["scaling"], ratio, **defaults | own, weight_decay=decay)
+            moved_decay = scaled.pop("weight_decay")
+            moved = scaled
+        pieces = [optax.clip_by_global_norm(keywords["clip"])] if "clip" in keywords else []
+        pieces.append(DIRECTIONS[name](**moved))
+        if decay:
+            pieces.append(optax.add_decayed_weights(moved_decay))
+        if schedule != "constant" or warmup:
+            pieces.append(optax.scale_by_schedule(_shape(schedule, warmup, total_steps)))
+        return optax.chain(*pieces, optax.scale_by_learning_rate(learning_rate))
+
+    return optimizer
