@@ -98,7 +98,9 @@ def microbatch(batch_size: int) -> int:
     return max((size for size in MICROBATCHES if size <= batch_size), default=MICROBATCHES[0])
 
 
-def run_pieces(task: Task, pieces: Sequence[Piece], key: jax.Array, *, stop_loss: float) -> Iterator[tuple[Piece, PieceResult]]:
+def run_pieces(
+    task: Task, pieces: Sequence[Piece], key: jax.Array, *, stop_loss: float
+) -> Iterator[tuple[Piece, PieceResult]]:
     """Runs pieces one after another, each on all local devices; yields each as it is finished.
 
     Learning rates are dealt out to devices in turn (pmap), and vmapped with the seeds within one. Seed s starts
@@ -127,7 +129,15 @@ def run_pieces(task: Task, pieces: Sequence[Piece], key: jax.Array, *, stop_loss
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(piece.seeds))
         run = program(piece.spec, microbatch(piece.batch_size))
         loss, diverged = run(
-            dealt, keys, piece.batch_size, np.asarray(piece.eval_steps, np.int32), stop_loss, task.data, task.evaluation
+            dealt,
+            keys,
+            piece.batch_size,
+            np.asarray(piece.eval_steps, np.int32),
+            stop_loss,
+            task.data,
+            task.evaluation,
         )
-        order = [np.swapaxes(np.asarray(each), 0, 1).reshape(-1, *each.shape[2:])[: len(rates)] for each in (loss, diverged)]
+        order = [
+            np.swapaxes(np.asarray(each), 0, 1).reshape(-1, *each.shape[2:])[: len(rates)] for each in (loss, diverged)
+        ]
         yield piece, PieceResult(*order)
