@@ -19,7 +19,7 @@ from surge.optimizers import make_optimizer
 from surge.report import page, summary
 from surge.results import ResultError
 from surge.tasks import Task, make_task
-from surge.theory import fit
+from surge.theory.table import fit_table
 from surge.training import sweep
 
 NUMBERS = {"seed": 0, "seeds": 1, "max_steps": 1, "max_examples": 1, "evals": 1}
@@ -168,7 +168,7 @@ def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
         targets = config.fit.target_losses if config.fit.objective == "steps" else (None,)
         for target in targets:
             rows = results.rows(dataset, str(optimizer), target)
-            fits.append(fit.fit_group(rows, optimizer=str(optimizer), target_loss=target))
+            fits.append(fit_table(rows, optimizer=str(optimizer), target_loss=target))
     results.write_json(workdir / "fit.json", {"fits": fits})
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
 

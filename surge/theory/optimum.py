@@ -1,0 +1,131 @@
+"""The optimal learning rate of one batch size, with its interval, from replicated runs."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+NEIGHBOURS = 2  # learning rates on each side of the best one that the parabola is put through
+
+
+class OptimalLR(NamedTuple):
+    """ε_opt of one batch size.
+
+    Attributes:
+      lr: vertex of the parabola in log ε; nan if undefined.
+      low, high: 95% interval; nan if undefined.
+      at_edge: the best rate is the lowest or highest that was tried, so the optimum may lie beyond it.
+      basins: number of separate minima that the noise does not explain; above 1 the vertex is of the deepest.
+      value: the objective at the vertex (log steps, or loss).
+      n: runs that the parabola was put through.
+      why: reason for what is undefined or doubtful, else "".
+    """
+
+    lr: float
+    low: float
+    high: float
+    at_edge: bool
+    basins: int
+    value: float
+    n: int
+    why: str
+
+
+def optimal_lr(learning_rate: np.ndarray, value: np.ndarray, *, resamples: int = 400, rng_seed: int = 0) -> OptimalLR:
+    """Vertex of a weighted parabola in log ε through the replicated cells around the best rate.
+
+    The interval is a parametric bootstrap of the cells' means, their noise pooled over the window's cells and drawn
+    from Student's t with the freedom that leaves (so that two seeds are enough), with the choice of the window
+    repeated in every resample. With one run per cell, the residuals of the parabola itself serve.
+
+    Args:
+      learning_rate: of each run [n], > 0.
+      value: of each run [n], lower is better; nan or inf where a run diverged or did not get there. A rate
+        at which any run did so is not a candidate.
+      resamples: of the bootstrap.
+      rng_seed: of the bootstrap.
+
+    Returns:
+      OptimalLR.
+    """
+    rates = np.unique(learning_rate)
+    cells = [value[learning_rate == rate] for rate in rates]
+    usable = np.array([bool(np.isfinite(cell).all()) for cell in cells])
+    if usable.sum() < 1:
+        return OptimalLR(math.nan, math.nan, math.nan, False, 0, math.nan, 0, "no learning rate reached the target")
+    x = np.log(rates[usable])
+    kept = [cell for cell, use in zip(cells, usable, strict=True) if use]
+    mean = np.array([cell.mean() for cell in kept])
+    count = np.array([len(cell) for cell in kept], float)
+    best = int(mean.argmin())
+    position = int(np.flatnonzero(usable)[best])
+    at_edge = position in (0, len(rates) - 1)
+    if len(x) < 3:
+        only = "fewer than three learning rates reached the target: refine the grid"
+        return OptimalLR(math.exp(x[best]), math.nan, math.nan, at_edge, 1, mean[best], int(count.sum()), only)
+    vertex, height, window = _vertex(x, mean[None], count)
+    spread, freedom = _spread(x, kept, mean, count, window[0])
+    noise = np.random.default_rng(rng_seed).standard_t(max(freedom, 1), (resamples, len(x))) * spread / np.sqrt(count)
+    draws = _vertex(x, mean + noise, count)[0]
+    low, high = np.exp(np.quantile(draws, (0.025, 0.975)))
+    why = "the best rate is at the edge of the grid: extend it" if at_edge else ""
+    if not np.isfinite(spread):
+        low = high = math.nan
+        why = why or "one run per cell and too few rates to tell the noise: add seeds"
+    basins = _basins(mean, spread / np.sqrt(count))
+    if basins > 1:
+        why = why or f"{basins} separate basins: the deepest is reported"
+    lr = math.exp(vertex[0])
+    # The interval holds the estimate even where resampling skews it.
+    return OptimalLR(
+        lr, min(low, lr), max(high, lr), at_edge, basins, float(height[0]), int(count[window[0]].sum()), why
+    )
+
+
+def _vertex(x: np.ndarray, mean: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertex, height [rows] and window [rows, k] of a parabola around the smallest smoothed mean of each row."""
+    padded = np.pad(mean, ((0, 0), (1, 1)), mode="edge")
+    smooth = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
+    width = min(2 * NEIGHBOURS + 1, len(x))
+    first = np.clip(smooth.argmin(1) - NEIGHBOURS, 0, len(x) - width)
+    window = first[:, None] + np.arange(width)
+    centre = x[window].mean(1, keepdims=True)
+    t, y, weight = x[window] - centre, np.take_along_axis(mean, window, 1), np.sqrt(count[window])
+    design = np.stack([np.ones_like(t), t, t**2], -1) * weight[..., None]  # [rows, k, 3]
+    constant, slope, bend = np.einsum("rik,rk->ir", np.linalg.pinv(design), y * weight)
+    span = t.max(1)
+    safe = np.where(bend > 0, bend, 1.0)
+    lowest = np.take_along_axis(t, y.argmin(1)[:, None], 1)[:, 0]
+    # Without an upward bend the window's own lowest cell is all there is to report.
+    offset = np.clip(np.where(bend > 0, -slope / (2 * safe), lowest), -1.5 * span, 1.5 * span)
+    return centre[:, 0] + offset, constant + slope * offset + bend * offset**2, window
+
+
+def _spread(
+    x: np.ndarray, cells: list[np.ndarray], mean: np.ndarray, count: np.ndarray, window: np.ndarray
+) -> tuple[float, int]:
+    """Standard deviation of one run about its cell's mean, pooled over the window, and its degrees of freedom."""
+    freedom = int((count[window] - 1).sum())
+    if freedom > 0:
+        return math.sqrt(sum(((cells[index] - mean[index]) ** 2).sum() for index in window) / freedom), freedom
+    freedom = len(window) - 3
+    if freedom <= 0:
+        return math.nan, 0
+    fit = np.polynomial.Polynomial.fit(x[window], mean[window], 2)
+    return math.sqrt(((mean[window] - fit(x[window])) ** 2).sum() / freedom), freedom
+
+
+def _basins(mean: np.ndarray, error: np.ndarray) -> int:
+    """Minima separated by a ridge more than three standard errors above both."""
+    found, lowest, ridge, falling = 0, math.inf, -math.inf, True
+    threshold = 3 * float(np.nan_to_num(error).max()) * math.sqrt(2)
+    for value in mean:
+        if falling:
+            lowest = min(lowest, value)
+            if value > lowest + threshold:
+                found, ridge, falling = found + 1, value, False
+        else:
+            ridge = max(ridge, value)
+            if value < ridge - threshold:
+                lowest, falling = value, True
+    return max(found + falling, 1)
