@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from surge import measure, results
+from surge import measurement, results
 from surge.optimizers import make_optimizer
 from surge.report import page, summary
 from surge.results import ResultError
@@ -112,7 +112,7 @@ def _measure(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> No
         results.read_dataset(path)
         logging.info("measure: done before, kept (%s)", path)
         return
-    dataset = measure.run(config, task, workdir / "checkpoints")
+    dataset = measurement.run(config, task, workdir / "checkpoints")
     dataset.attrs |= _attributes(config)
     results.write_dataset(path, dataset)
 

@@ -1,0 +1,179 @@
+"""Moments of per-example gradients, streamed in micro-batches and mergeable in any order."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+MICROBATCH_BYTES = 64 * 2**20  # of per-example gradients held at once, where no size is asked for
+
+
+class GradientMoments(NamedTuple):
+    """Moments of n gradients; leaves of mean, square, sign_sum and zeros are shaped like params.
+
+    Attributes:
+      n: how many gradients.
+      mean: mean gradient, float32 or better.
+      square: sum of squared deviations from the mean (Welford), float32 or better.
+      sign_sum: count of positive minus count of negative, int32.
+      zeros: count of exact zeros, int32.
+      square_norms: per leaf of params the squared norm of each gradient [n].
+    """
+
+    n: jax.Array
+    mean: Any
+    square: Any
+    sign_sum: Any
+    zeros: Any
+    square_norms: Any
+
+    @property
+    def variance(self) -> Any:
+        """Unbiased variance of each parameter's gradient; nan for n = 1."""
+        freedom = jnp.where(self.n > 1, self.n - 1, jnp.nan)
+        return jax.tree.map(lambda square: square / freedom, self.square)
+
+    @property
+    def sign_mean(self) -> Any:
+        """P(g > 0) − P(g < 0) of each parameter."""
+        return jax.tree.map(lambda total: total / self.n, self.sign_sum)
+
+    @property
+    def zero_share(self) -> Any:
+        """Share of gradients that are exactly zero, of each parameter."""
+        return jax.tree.map(lambda count: count / self.n, self.zeros)
+
+
+def per_example_moments(
+    loss_fn: Callable[[Any, Any], jax.Array], params: Any, batch: Any, *, microbatch_size: int | None = None
+) -> GradientMoments:
+    """Moments of the gradients of single examples.
+
+    Memory is that of a few copies of params and one micro-batch of per-example gradients, whatever n. A gradient
+    that is not finite makes the moments nan and is found by its squared norm.
+
+    Args:
+      loss_fn: (params, example) -> scalar loss of one example.
+      params: pytree of arrays.
+      batch: pytree of arrays with a common leading axis [n].
+      microbatch_size: examples differentiated at once; None: as many as 64 MiB of gradients, at most 256.
+
+    Returns:
+      GradientMoments of n gradients.
+
+    Raises:
+      ValueError: an empty batch, leaves of unlike length, or a micro-batch size below 1.
+    """
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
+    if len(lengths) != 1 or lengths == {0}:
+        raise ValueError(f"batch must hold arrays with one common leading axis of at least 1, got {sorted(lengths)}")
+    n = lengths.pop()
+    if microbatch_size is None:
+        size = sum(leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(params))
+        microbatch_size = max(1, min(256, MICROBATCH_BYTES // max(size, 1)))
+    if microbatch_size < 1:
+        raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
+    return _stream(loss_fn, min(microbatch_size, n), params, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _stream(loss_fn: Callable, size: int, params: Any, batch: Any) -> GradientMoments:
+    n = jax.tree.leaves(batch)[0].shape[0]
+    whole = n // size
+    head = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch)
+    gradient = jax.vmap(jax.grad(loss_fn), (None, 0))
+
+    def step(total: GradientMoments, micro: Any) -> tuple[GradientMoments, Any]:
+        part = _moments_of(gradient(params, micro))
+        merged = _merge(total, part)
+        return merged._replace(square_norms=()), part.square_norms
+
+    total, norms = jax.lax.scan(step, _nothing(params), head)
+    total = total._replace(square_norms=jax.tree.map(jnp.ravel, norms))
+    if n % size:
+        rest = jax.tree.map(lambda leaf: leaf[whole * size :], batch)
+        total = merge(total, _moments_of(gradient(params, rest)))
+    return total
+
+
+def _wide(leaf: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def _nothing(params: Any) -> GradientMoments:
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), params)
+    counts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), params)
+    return GradientMoments(jnp.zeros((), jnp.int32), zeros, zeros, counts, counts, ())
+
+
+def _moments_of(gradients: Any) -> GradientMoments:
+    """Moments of stacked gradients: each leaf [n, ...]."""
+    n = jax.tree.leaves(gradients)[0].shape[0]
+    wide = jax.tree.map(lambda leaf: leaf.astype(_wide(leaf)), gradients)
+    mean = jax.tree.map(lambda leaf: leaf.mean(0), wide)
+    return GradientMoments(
+        n=jnp.asarray(n, jnp.int32),
+        mean=mean,
+        square=jax.tree.map(lambda leaf, centre: ((leaf - centre) ** 2).sum(0), wide, mean),
+        sign_sum=jax.tree.map(lambda leaf: jnp.sign(leaf).astype(jnp.int32).sum(0), gradients),
+        zeros=jax.tree.map(lambda leaf: (leaf == 0).astype(jnp.int32).sum(0), gradients),
+        square_norms=jax.tree.map(lambda leaf: (leaf**2).sum(tuple(range(1, leaf.ndim))), wide),
+    )
+
+
+def merge(a: GradientMoments, b: GradientMoments) -> GradientMoments:
+    """Moments of the gradients of both (Chan, Golub and LeVeque 1979): associative up to rounding, counts exact."""
+    norms = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), a.square_norms, b.square_norms)
+    return _merge(a, b)._replace(square_norms=norms)
+
+
+def _merge(a: GradientMoments, b: GradientMoments) -> GradientMoments:
+    n = a.n + b.n
+    share = b.n / n
+    both = a.n * share
+    add = partial(jax.tree.map, jnp.add)
+    return GradientMoments(
+        n=n,
+        mean=jax.tree.map(lambda one, other: one + (other - one) * share, a.mean, b.mean),
+        square=jax.tree.map(
+            lambda one, other, mean_a, mean_b: one + other + (mean_b - mean_a) ** 2 * both,
+            a.square,
+            b.square,
+            a.mean,
+            b.mean,
+        ),
+        sign_sum=add(a.sign_sum, b.sign_sum),
+        zeros=add(a.zeros, b.zeros),
+        square_norms=(),
+    )
+
+
+def minibatch_moments(
+    batch_loss: Callable[[Any, Any], jax.Array],
+    params: Any,
+    batch: Any,
+    batch_size: int,
+    *,
+    microbatch_size: int | None = None,
+) -> GradientMoments:
+    """Moments of the gradients of mini-batches: also for models without per-example gradients (BatchNorm).
+
+    Its `sign_mean` is the true E[sign G_B], to hold against erf.
+
+    Args:
+      batch_loss: (params, mini-batch) -> scalar loss of the mini-batch.
+      params: pytree of arrays.
+      batch: pytree of arrays [n, ...], n a multiple of batch_size; split in order.
+      batch_size: examples B in a mini-batch.
+      microbatch_size: mini-batches differentiated at once.
+
+    Raises:
+      ValueError: n is not a multiple of batch_size.
+    """
+    n = jax.tree.leaves(batch)[0].shape[0]
+    if n % batch_size:
+        raise ValueError(f"{n} examples do not split into mini-batches of {batch_size}")
+    split = jax.tree.map(lambda leaf: leaf.reshape(n // batch_size, batch_size, *leaf.shape[1:]), batch)
+    return per_example_moments(batch_loss, params, split, microbatch_size=microbatch_size)

@@ -1,0 +1,308 @@
+"""ε_opt(B) from one checkpoint: the paper's independent law, the measured law, and the truth they approximate.
+
+All three take one optimizer step θ − εu from the same point and are judged by the mean loss over one
+evaluation batch. The independent law knows u only through per-parameter means; the measured law samples it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from scipy import stats
+
+from surge.gradients.curvature import LossFn, along, hutchinson, hvp, mean_loss
+from surge.gradients.moments import GradientMoments, merge
+from surge.theory.laws import Hessian, sign_mean
+
+POOL_BATCH = 64  # at and above this size a mini-batch gradient is a pool gradient with its noise scaled
+
+
+class OneStepLR(NamedTuple):
+    """ε_opt at each batch size [b] with its 95% interval, the gain ΔL at it, n samples, and reasons where nan."""
+
+    lr: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    gain: np.ndarray
+    n: int
+    why: list[str]
+
+
+def _from_parts(drift: np.ndarray, curvature: np.ndarray, samples: tuple[np.ndarray, np.ndarray], n: int) -> OneStepLR:
+    """a/q with the interval of resampled a and q [resamples, b]."""
+    good = (curvature > 0) & (drift > 0)
+    lr = np.where(good, drift / np.where(good, curvature, 1), np.nan)
+    a, q = samples
+    draws = np.where(q > 0, a / np.where(q > 0, q, 1), np.inf)
+    low, high = np.quantile(np.maximum(draws, 0), (0.025, 0.975), axis=0, method="nearest")
+    low, high = np.where(good, np.minimum(low, lr), np.nan), np.where(good, np.maximum(high, lr), np.nan)
+    reasons = np.where(curvature <= 0, "no curvature along the step: q <= 0", "the step does not descend: a <= 0")
+    why = ["" if fine else str(reason) for fine, reason in zip(good, reasons, strict=True)]
+    return OneStepLR(lr, low, high, np.where(good, drift**2 / (2 * np.where(good, curvature, 1)), np.nan), n, why)
+
+
+def independent_law(
+    loss_fn: LossFn,
+    params: Any,
+    batch: Any,
+    groups: Sequence[GradientMoments],
+    batch_sizes: Sequence[int],
+    key: jax.Array,
+    *,
+    probes: int = 32,
+) -> OneStepLR:
+    """Sign descent with independent coordinates (the paper, Theorem 2) from per-example moments.
+
+    Quadratic forms in the noisy means take their two factors from disjoint halves of the examples; the interval is
+    a jackknife over the groups. Gaussian gradients and independent coordinates are assumed: real ones are not.
+
+    Args:
+      loss_fn: (params, example) -> scalar.
+      params: the checkpoint.
+      batch: examples that the Hessian is taken on.
+      groups: moments of an even number, at least 4, of disjoint sets of examples.
+      batch_sizes: B [b].
+      key: of the Hutchinson probes for diag H.
+      probes: how many.
+
+    Returns:
+      OneStepLR; n is the number of examples.
+    """
+    diagonal = ravel_pytree(hutchinson(loss_fn, params, batch, key, probes).diagonal)[0]
+    unravel = ravel_pytree(params)[1]
+    product = lambda vector: ravel_pytree(hvp(loss_fn, params, batch, unravel(vector)))[0]  # noqa: E731
+    hessian = Hessian(diagonal, product)
+    halves = [(groups[index::2]) for index in (0, 1)]
+    pairs = [(halves[0], halves[1])]
+    for left_out in range(len(halves[0])):
+        pairs.append(tuple([each for index, each in enumerate(half) if index != left_out] for half in halves))
+    parts = np.array([_independent_parts(hessian, *pair, batch_sizes) for pair in pairs])  # [1 + g, 2, b]
+    g = len(parts) - 1
+    ratios = parts[:, 0] / parts[:, 1]
+    spread = ((ratios[1:] - ratios[1:].mean(0)) ** 2).sum(0)
+    error = np.sqrt((g - 1) / g * spread) * stats.t.ppf(0.975, g - 1)
+    ends = (np.stack([ratios[0] - error, ratios[0] + error]), np.ones((2, len(batch_sizes))))
+    return _from_parts(parts[0, 0], parts[0, 1], ends, sum(int(each.n) for each in groups))
+
+
+def _independent_parts(
+    hessian: Hessian, one: Sequence[GradientMoments], other: Sequence[GradientMoments], batch_sizes: Sequence[int]
+) -> np.ndarray:
+    """a and q [2, b] with every product of means taken between two disjoint sets of examples."""
+    first, second = (_merged(each) for each in (one, other))
+    both = merge(first, second)
+    flat = [ravel_pytree(each)[0] for each in (first.mean, second.mean, both.variance)]
+    return np.asarray(_cross_parts(hessian.product, hessian.diagonal, *flat, jnp.asarray(batch_sizes, float)))
+
+
+def _cross_parts(product: Callable, diagonal: Any, mu_a: Any, mu_b: Any, variance: Any, sizes: Any) -> jax.Array:
+    sigma = jnp.sqrt(variance)
+
+    def at(size: jax.Array) -> jax.Array:
+        one, other = sign_mean(size, mu_a, sigma), sign_mean(size, mu_b, sigma)
+        drift = 0.5 * (one @ mu_b + other @ mu_a)
+        return jnp.stack([drift, one @ product(other) + ((1 - one * other) * diagonal).sum()])
+
+    return jax.lax.map(at, sizes).T
+
+
+def _merged(groups: Sequence[GradientMoments]) -> GradientMoments:
+    total = groups[0]
+    for each in groups[1:]:
+        total = merge(total, each)
+    return total
+
+
+def directions(
+    loss_fn: LossFn,
+    params: Any,
+    draw: Callable[[jax.Array], Any],
+    transform: optax.GradientTransformation,
+    batch_size: jax.Array | int,
+    key: jax.Array,
+    *,
+    count: int,
+    steps: int,
+) -> Any:
+    """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning rate ε.
+
+    Parameters stay put while the optimizer is fed fresh mini-batch gradients; its last update is taken. Up to
+    POOL_BATCH every gradient is drawn as it is. Above it, a gradient is ḡ + (G − ḡ)·√(POOL_BATCH/B) with G drawn
+    from a pool of mini-batches of POOL_BATCH examples and ḡ the pool's mean: the noise of a mean of B examples,
+    whatever its correlations, with the near-Gaussian shape that the pool has. An Adam-like second moment starts at
+    its stationary mean, so that β2 = 0.999 needs no thousands of steps.
+
+    Args:
+      loss_fn: (params, example) -> scalar.
+      params: the checkpoint.
+      draw: key -> one training example.
+      transform: optimizer at learning rate 1.
+      batch_size: B.
+      key: of everything drawn.
+      count: how many directions.
+      steps: optimizer steps before a direction is taken, 1 for an optimizer without state.
+
+    Returns:
+      Pytree like params with a leading axis [count].
+    """
+    pool_key, run_key = jax.random.split(key)
+    drawn = jnp.minimum(batch_size, POOL_BATCH)
+    weight = (jnp.arange(POOL_BATCH) < drawn) / drawn
+
+    def gradient(key: jax.Array) -> Any:
+        examples = jax.vmap(draw)(jax.random.split(key, POOL_BATCH))
+        return jax.grad(lambda point: weight @ jax.vmap(loss_fn, (None, 0))(point, examples))(params)
+
+    pool_size = count if steps == 1 else max(count, 256)
+    pool = jax.lax.map(gradient, jax.random.split(pool_key, pool_size), batch_size=16)
+    centre = jax.tree.map(lambda leaf: leaf.mean(0), pool)
+    # A pool member's own share of the mean shrinks its deviation by (1 − 1/n).
+    scaled = jnp.sqrt(drawn / batch_size * pool_size / (pool_size - 1))
+    stretch = jnp.where(batch_size > POOL_BATCH, scaled, 1.0)
+    noise = jax.tree.map(lambda leaf, mean: (leaf - mean) * stretch, pool, centre)
+    second = jax.tree.map(lambda mean, each: mean**2 + (each**2).mean(0), centre, noise)
+
+    def sample(key: jax.Array, member: jax.Array) -> Any:
+        start = _stationary(transform.init(params), second)
+        members = member[None] if steps == 1 else jax.random.randint(key, (steps,), 0, pool_size)
+
+        def step(carry: tuple[Any, Any], member: jax.Array) -> tuple[tuple[Any, Any], None]:
+            grads = jax.tree.map(lambda mean, each: mean + each[member], centre, noise)
+            updates, state = transform.update(grads, carry[0], params)
+            return (state, updates), None
+
+        (_, updates), _ = jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, params)), members)
+        return jax.tree.map(jnp.negative, updates)
+
+    return jax.lax.map(
+        lambda pair: sample(*pair), (jax.random.split(run_key, count), jnp.arange(count)), batch_size=16
+    )
+
+
+def _stationary(state: Any, second: Any) -> Any:
+    """Optimizer state whose second moment is at its mean and whose bias correction is over."""
+
+    def moved(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(nu=second, count=jnp.full_like(node.count, 10**6))
+        if isinstance(node, optax.ScaleByRmsState):
+            return node._replace(nu=second)
+        return node
+
+    kinds = (optax.ScaleByAdamState, optax.ScaleByRmsState)
+    return jax.tree.map(moved, state, is_leaf=lambda node: isinstance(node, kinds))
+
+
+class StepSample(NamedTuple):
+    """What a set of directions says at one batch size: a_k and q_k [k], and the true mean loss after the step."""
+
+    drift: np.ndarray
+    curvature: np.ndarray
+    rates: np.ndarray  # [e] learning rates of the oracle
+    loss: np.ndarray  # [e, k] true loss at each
+
+
+@partial(jax.jit, static_argnames=("loss_fn", "draw", "optimizer", "count", "steps"))
+def _sample(loss_fn, draw, optimizer, count, steps, params, data, evaluation, batch_size, key):
+    transform = optimizer(1.0, batch_size, 1)
+    found = directions(loss_fn, params, partial(draw, data), transform, batch_size, key, count=count, steps=steps)
+    descent = jax.tree.map(jnp.negative, found)
+    slopes = jax.lax.map(lambda u: along(loss_fn, params, evaluation, u), descent, batch_size=8)
+    a, q = -slopes.slope.mean(), slopes.bend.mean()
+    middle = jnp.where((a > 0) & (q > 0), a / jnp.where(q > 0, q, 1.0), 1e-3)
+    rates = middle * 2.0 ** jnp.linspace(-2.5, 2.5, 21)
+    after = mean_loss(loss_fn, evaluation)
+
+    def losses(rate: jax.Array) -> jax.Array:
+        step = lambda u: after(jax.tree.map(lambda leaf, each: leaf + rate * each, params, u))  # noqa: E731
+        return jax.lax.map(step, descent, batch_size=8)
+
+    return -slopes.slope, slopes.bend, rates, jax.lax.map(losses, rates)
+
+
+def sample_steps(
+    loss_fn: LossFn,
+    params: Any,
+    draw: Callable[[Any, jax.Array], Any],
+    data: Any,
+    evaluation: Any,
+    optimizer: Callable[[Any, Any, Any], optax.GradientTransformation],
+    batch_sizes: Sequence[int],
+    key: jax.Array,
+    *,
+    count: int,
+    steps: int,
+) -> list[StepSample]:
+    """Samples directions at each batch size and looks along them: derivatives at 0, and the true loss on a grid.
+
+    Args:
+      loss_fn: (params, example) -> scalar.
+      params: the checkpoint.
+      draw: (data, key) -> one training example.
+      data: what draw picks from.
+      evaluation: batch whose mean loss is the truth.
+      optimizer: (learning rate, batch size, total steps) -> optax transformation.
+      batch_sizes: B [b].
+      key: of everything drawn.
+      count: directions for each B.
+      steps: see `directions`.
+
+    Returns:
+      A StepSample for each batch size.
+    """
+    samples = []
+    for size in batch_sizes:
+        out = _sample(loss_fn, draw, optimizer, count, steps, params, data, evaluation, jnp.asarray(size), key)
+        samples.append(StepSample(*(np.asarray(each, float) for each in out)))
+    return samples
+
+
+def measured_law(samples: Sequence[StepSample], *, resamples: int = 400, rng_seed: int = 0) -> OneStepLR:
+    """ε_opt = mean a_k / mean q_k at each B, with a bootstrap over directions: no Gaussian, no independence."""
+    a = np.stack([each.drift for each in samples], -1)  # [k, b]
+    q = np.stack([each.curvature for each in samples], -1)
+    picks = np.random.default_rng(rng_seed).integers(0, len(a), (resamples, len(a)))
+    return _from_parts(a.mean(0), q.mean(0), (a[picks].mean(1), q[picks].mean(1)), len(a))
+
+
+def one_step_oracle(samples: Sequence[StepSample], *, resamples: int = 400, rng_seed: int = 0) -> OneStepLR:
+    """argmin over ε of the true mean loss after one step, with a bootstrap over directions.
+
+    The lowest point of a grid of ratio 2^¼ around a/q, refined by a parabola in log ε; nan with a reason where
+    it lies on the grid's edge, a factor 5.7 from a/q.
+    """
+    picks = None
+    lr, low, high, gain, why = [], [], [], [], []
+    for each in samples:
+        count = each.loss.shape[1]
+        if picks is None:
+            picks = np.random.default_rng(rng_seed).integers(0, count, (resamples, count))
+        best, height = _lowest(each.rates, each.loss.mean(1)[None])
+        draws, _ = _lowest(each.rates, each.loss[:, picks].mean(2).T)
+        inside = each.rates[0] < best[0] < each.rates[-1]
+        lr.append(best[0] if inside else math.nan)
+        bounds = np.quantile(draws, (0.025, 0.975)) if inside else (math.nan, math.nan)
+        low.append(min(bounds[0], lr[-1]))
+        high.append(max(bounds[1], lr[-1]))
+        gain.append(height[0])
+        why.append("" if inside else "the lowest loss is on the edge of the grid around a/q")
+    return OneStepLR(np.array(lr), np.array(low), np.array(high), np.array(gain), count, why)
+
+
+def _lowest(rates: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rate and height of the lowest point of each row of loss [r, e], by a parabola through its neighbours."""
+    filled = np.where(np.isfinite(loss), loss, np.inf)
+    best = filled.argmin(1)
+    middle = np.clip(best, 1, len(rates) - 2)
+    row = np.arange(len(loss))
+    left, centre, right = (filled[row, middle + shift] for shift in (-1, 0, 1))
+    bend = left - 2 * centre + right
+    fine = (best == middle) & np.isfinite(bend) & (bend > 0)
+    offset = np.where(fine, 0.5 * (left - right) / np.where(fine, bend, 1), best - middle)
+    return rates[middle] * (rates[1] / rates[0]) ** offset, filled[row, best]

@@ -1,0 +1,177 @@
+"""What one checkpoint says: gradient moments, noise scales, and ε_opt(B) by three estimates."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import xarray as xr
+from absl import logging
+from jax.flatten_util import ravel_pytree
+
+from surge.gradients import curvature, one_step
+from surge.gradients.moments import GradientMoments, merge, per_example_moments
+from surge.optimizers import make_optimizer
+from surge.tasks import Task
+from surge.theory import noise
+from surge.training import checkpoint
+from surge.training.run import State, make_train
+from surge.training.sweep import geometric_steps, microbatch
+
+GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed over
+MEMORY = 64  # optimizer steps before a direction is taken, where the optimizer has a memory
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+BOUNDS = ("value", "low", "high")
+SCALES = ("b_simple", "sign (l1)")
+
+
+def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Path) -> list[tuple[State, float]]:
+    """Trains one run, and saves the state at its start and each time the loss first falls to a level.
+
+    Args:
+      config: its `measure` names the optimizer, learning rate, batch size, longest run and loss levels.
+      task: what is trained.
+      directory: of the checkpoints; what is there already is replaced.
+
+    Returns:
+      (state, loss on the evaluation subset) of each level that was reached, the start first.
+    """
+    chosen = config.measure
+    optimizer = make_optimizer(config.optimizers[chosen.optimizer].spec)
+    train = jax.jit(make_train(task, optimizer, microbatch_size=microbatch(chosen.batch_size)))
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    steps = geometric_steps(chosen.max_steps, 64)
+    init_key, _ = jax.random.split(key)
+    params = task.init(init_key)
+    transform = optimizer(chosen.learning_rate, chosen.batch_size, steps[-1])
+    state = State(params, transform.init(params), jnp.zeros((), jnp.int32))
+    start = float(curvature.mean_loss(task.loss, task.evaluation)(params))
+    reached = [(state, start)]
+    for level in sorted((each for each in chosen.losses if each < start), reverse=True):
+        ahead = np.asarray([step for step in steps if step > state.step], np.int32)
+        if not len(ahead):
+            break
+        result = train(chosen.learning_rate, key, chosen.batch_size, ahead, level, task.data, task.evaluation, state)
+        losses = np.asarray(result.loss)
+        last = losses[np.isfinite(losses)][-1:]
+        if result.diverged or not len(last) or last[0] > level:
+            logging.info("measure: loss %g is not reached in %d steps", level, chosen.max_steps)
+            break
+        state = result.state
+        reached.append((state, float(last[0])))
+    for state, loss in reached:
+        checkpoint.save(directory, f"step-{int(state.step)}", state)
+        logging.info("measure: checkpoint at step %d, loss %.3g", state.step, loss)
+    return reached
+
+
+def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Dataset:
+    """Trains to the chosen losses and measures there.
+
+    Returns:
+      Dataset with dims checkpoint, optimizer, batch_size, scale, quantile and bound (value, low, high); its attribute
+      `verdicts` holds the sentences that the numbers amount to.
+    """
+    states = train_to_losses(config, task, directory)
+    optimizers = {label: make_optimizer(each.spec) for label, each in config.optimizers.items()}
+    rows = []
+    for index, (state, loss) in enumerate(states):
+        key = jax.random.fold_in(jax.random.key(config.seed), 1_000_000 + index)
+        row = _checkpoint(config, task, state.params, optimizers, key)
+        rows.append(row.assign(loss=loss, step=int(state.step)))
+        logging.info("measure: %d of %d checkpoints done", index + 1, len(states))
+    dataset = xr.concat(rows, "checkpoint", combine_attrs="override")
+    dataset.attrs = {"optimizer": config.measure.optimizer, "verdicts": json.dumps(verdicts(dataset))}
+    return dataset
+
+
+def _checkpoint(
+    config: ml_collections.ConfigDict, task: Task, params: Any, optimizers: dict[str, Any], key: jax.Array
+) -> xr.Dataset:
+    chosen = config.measure
+    example_key, probe_key, step_key = jax.random.split(key, 3)
+    size = chosen.examples // GROUPS
+    draw = jax.jit(jax.vmap(task.draw, (None, 0)))
+    groups, batches = [], []
+    for group_key in jax.random.split(example_key, GROUPS):
+        batches.append(draw(task.data, jax.random.split(group_key, size)))
+        groups.append(per_example_moments(task.loss, params, batches[-1]))
+    examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    dataset = _noise(task, params, examples, groups)
+    estimates: dict[str, list[Any]] = {"independent": [], "measured": [], "oracle": []}
+    independent = one_step.independent_law(task.loss, params, task.evaluation, groups, config.batch_sizes, probe_key)
+    for label, optimizer in optimizers.items():
+        spec = config.optimizers[label].spec
+        samples = one_step.sample_steps(
+            task.loss,
+            params,
+            task.draw,
+            task.data,
+            task.evaluation,
+            optimizer,
+            config.batch_sizes,
+            step_key,
+            count=chosen.directions,
+            steps=1 if spec in ("sgd", "sign_sgd") else MEMORY,
+        )
+        estimates["measured"].append(one_step.measured_law(samples))
+        estimates["oracle"].append(one_step.one_step_oracle(samples))
+        # The paper's formula is for the sign of the gradient: it has nothing to say of SGD.
+        estimates["independent"].append(None if spec.startswith(("sgd", "momentum")) else independent)
+    for name, laws in estimates.items():
+        values = np.full((len(laws), len(config.batch_sizes), len(BOUNDS)), np.nan)
+        for index, law in enumerate(laws):
+            if law is not None:
+                values[index] = np.stack([law.lr, law.low, law.high], -1)
+        dataset[f"{name}_lr"] = (("optimizer", "batch_size", "bound"), values)
+    return dataset.assign_coords(
+        optimizer=list(optimizers), batch_size=list(config.batch_sizes), bound=list(BOUNDS), scale=list(SCALES)
+    )
+
+
+def _noise(task: Task, params: Any, examples: Any, groups: Sequence[GradientMoments]) -> xr.Dataset:
+    total, halves = groups[0], list(groups[:2])
+    for index, each in enumerate(groups[1:], 1):
+        total = merge(total, each)
+        if index > 1:
+            halves[index % 2] = merge(halves[index % 2], each)
+    norms = np.sum([np.asarray(each, float) for each in jax.tree.leaves(total.square_norms)], 0)
+    alignments = np.asarray(curvature.alignments(task.loss, params, examples, total.mean), float)
+    mean, std = (
+        np.asarray(ravel_pytree(total.mean)[0], float),
+        np.asarray(ravel_pytree(total.variance)[0], float) ** 0.5,
+    )
+    simple = noise.b_simple(norms, alignments, float(mean @ mean))
+    one, other = (np.asarray(ravel_pytree(each.mean)[0], float) for each in halves)
+    sign = noise.sign_noise_scale(one, other, std, int(total.n))
+    scales = [[each.value, each.low, each.high] for each in (simple, sign)]
+    return xr.Dataset(
+        {
+            "noise_scale": (("scale", "bound"), np.array(scales)),
+            "noise_scale_why": ("scale", [simple.why, sign.why]),
+            "validity": ("quantile", noise.validity_quantiles(mean, std, np.array(QUANTILES))),
+            "zero_share": ((), float(np.mean(ravel_pytree(total.zero_share)[0]))),
+        },
+        coords={"quantile": list(QUANTILES)},
+    )
+
+
+def verdicts(dataset: xr.Dataset) -> list[str]:
+    """For each optimizer one sentence: how far each estimate is from the true one-step optimum."""
+    sentences = []
+    truth = dataset.oracle_lr.sel(bound="value")
+    for optimizer in dataset.optimizer.values:
+        parts = []
+        for name in ("measured", "independent"):
+            ratio = (dataset[f"{name}_lr"].sel(bound="value") / truth).sel(optimizer=optimizer)
+            off = np.exp(np.abs(np.log(ratio.values[np.isfinite(ratio.values)])))
+            if off.size:
+                what = "measured directions" if name == "measured" else "the independent law"
+                parts.append(f"{what} within a factor {np.median(off):.2f} (worst {off.max():.2f}, n = {off.size})")
+        if parts:
+            sentences.append(f"{optimizer}, one step from a checkpoint: {'; '.join(parts)} of the true optimum.")
+    return sentences

@@ -1,0 +1,151 @@
+"""Noise scales from gradient moments: unbiased numerators and denominators, with 95% intervals over examples."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A number with its 95% interval, the n examples it came from, its two parts, and why it is undefined."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    numerator: float
+    denominator: float
+    why: str = ""
+
+
+def undefined(n: int, numerator: float, denominator: float, why: str) -> Estimate:
+    """nan with a reason."""
+    return Estimate(math.nan, math.nan, math.nan, n, numerator, denominator, why)
+
+
+def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm: float) -> Estimate:
+    """tr Σ/|μ|², the batch size at which noise and signal of the gradient are equal (McCandlish et al., eq. 2.9).
+
+    Both parts are unbiased; their covariance comes from the jackknife, exactly, since leaving example i out
+    changes |ḡ|² by a function of |g_i|² and ⟨g_i, ḡ⟩ alone. The interval is Fieller's: open above where
+    |μ|² is not significantly positive.
+
+    Args:
+      square_norms: |g_i|² of each example [n].
+      alignments: ⟨g_i, ḡ⟩ with the mean ḡ of these same examples [n].
+      mean_square_norm: |ḡ|².
+
+    Returns:
+      Estimate with numerator tr Σ and denominator |μ|²; nan with a reason where |μ|² reads as not positive, where
+      a gradient is not finite (named by index), and for n < 3.
+    """
+    square_norms, alignments = np.asarray(square_norms, float), np.asarray(alignments, float)
+    n = len(square_norms)
+    broken = np.flatnonzero(~np.isfinite(square_norms))
+    if len(broken):
+        return undefined(n, math.nan, math.nan, f"the gradient of example {broken[0]} is not finite")
+    if n < 3:
+        return undefined(n, math.nan, math.nan, f"{n} examples are too few: at least 3")
+    total = square_norms.sum()
+    squares = n**2 * mean_square_norm
+
+    def parts(squares: np.ndarray, total: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        signal = (squares - total) / (n * (n - 1))
+        return total / n - signal, signal
+
+    numerator, denominator = (float(each) for each in parts(squares, total, n))
+    without = parts(squares - 2 * n * alignments + square_norms, total - square_norms, n - 1)
+    covariance = np.cov(np.stack(without), ddof=0) * (n - 1)
+    return ratio(numerator, denominator, covariance, n)
+
+
+def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) -> Estimate:
+    """numerator/denominator with Fieller's interval from their covariance [2, 2].
+
+    Returns:
+      Estimate; nan with a reason for a denominator that is not positive; the upper end is inf where the
+      denominator is not significantly positive.
+    """
+    if not denominator > 0:
+        return undefined(n, numerator, denominator, f"the denominator reads {denominator:.3g}: take more examples")
+    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
+    v11, v12, v22 = covariance[0, 0], covariance[0, 1], covariance[1, 1]
+    a = denominator**2 - quantile**2 * v22
+    b = numerator * denominator - quantile**2 * v12
+    c = numerator**2 - quantile**2 * v11
+    root = math.sqrt(max(b**2 - a * c, 0.0))
+    value = numerator / denominator
+    if a <= 0:
+        low = c / (b + root) if b + root > 0 else 0.0
+        return Estimate(value, max(low, 0.0), math.inf, n, numerator, denominator, "")
+    return Estimate(value, max((b - root) / a, 0.0), (b + root) / a, n, numerator, denominator, "")
+
+
+def two_batch(small: np.ndarray, big: np.ndarray, small_size: int, big_size: int) -> Estimate:
+    """McCandlish et al., appendix A.1: tr Σ/|μ|² from squared norms of gradients at two batch sizes.
+
+    Args:
+      small: |G|² of independent batches of small_size [k].
+      big: |G|² of independent batches of big_size [m].
+      small_size: B_small.
+      big_size: B_big > B_small.
+
+    Raises:
+      ValueError: big_size is not above small_size, or fewer than two batches of either.
+    """
+    if big_size <= small_size or min(len(small), len(big)) < 2:
+        raise ValueError("two_batch needs big_size > small_size and at least two batches of each")
+    small_mean, big_mean = np.mean(small), np.mean(big)
+    weights = np.array(
+        [
+            [1 / (1 / small_size - 1 / big_size), -1 / (1 / small_size - 1 / big_size)],
+            [-small_size / (big_size - small_size), big_size / (big_size - small_size)],
+        ]
+    )
+    numerator, denominator = weights @ [small_mean, big_mean]
+    spread = np.diag([np.var(small, ddof=1) / len(small), np.var(big, ddof=1) / len(big)])
+    return ratio(numerator, denominator, weights @ spread @ weights.T, min(len(small), len(big)))
+
+
+def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n: int) -> Estimate:
+    """(‖σ‖₁/‖μ‖₁)², the noise scale in the dual norm of sign descent (Naganuma et al. 2602.03001).
+
+    ‖μ‖₁ by plug-in is biased up by noise; two disjoint halves give Σ sign(μ_a)·μ_b <= ‖μ‖₁, unbiased for
+    what sign descent on one half gains on the other. The interval is from the two halves' exchange and
+    the noise of the sum, treating coordinates as independent (as the law does).
+
+    Args:
+      mean_a: mean gradient of one half [P].
+      mean_b: of the other [P].
+      std: per-example σ [P].
+      n: examples in both halves.
+    """
+    signal = 0.5 * float(np.sign(mean_a) @ mean_b + np.sign(mean_b) @ mean_a)
+    spread = float(np.abs(std).sum())
+    noise = math.sqrt(float((std**2).sum()) / n)
+    quantile = stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    if signal <= 0:
+        return undefined(n, spread, signal, "the l1 norm of the mean gradient reads as not positive: more examples")
+    low, high = (spread / (signal + quantile * noise)) ** 2, math.inf
+    if signal > quantile * noise:
+        high = (spread / (signal - quantile * noise)) ** 2
+    return Estimate((spread / signal) ** 2, low, high, n, spread, signal)
+
+
+def validity_quantiles(mean: np.ndarray, std: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """Quantiles over parameters of πσ²/2μ²: the small-batch law holds for B far below (the paper, section 2).
+
+    μ² is debiased by nothing here: a plug-in μ of n examples puts a ceiling of about πn/2 on these quantiles.
+
+    Args:
+      mean: μ [P].
+      std: σ [P]; parameters with σ = 0 are left out.
+      quantiles: in [0, 1].
+    """
+    active = std > 0
+    with np.errstate(divide="ignore"):
+        bound = np.pi * std[active] ** 2 / (2 * mean[active] ** 2)
+    return np.quantile(bound, quantiles) if active.any() else np.full(len(quantiles), math.nan)
