@@ -24,10 +24,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "sgd": {"spec": "sgd", "learning_rates": (1e-4, 4.0)},
     }
     config.learning_rate_ratio = 2**0.5
-    config.batch_sizes = (1, 4, 16, 64, 256, 1024, 4096)
-    config.seeds = 64
+    config.batch_sizes = (1, 4, 16, 64, 256, 1024)
+    config.seeds = 256
     config.max_steps = 1
-    config.max_examples = 4096
+    config.max_examples = 1024
     config.evals = 1
     config.stop_loss = 0.0  # never reached: every run is judged after its one step
 
@@ -43,8 +43,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.fit = {"objective": "loss", "target_losses": ()}
 
     if variant == "quick":
-        config.seeds = 16
+        config.seeds = 64
     elif variant == "full":
-        config.batch_sizes = tuple(2**k for k in range(13))
-        config.seeds = 512
+        config.batch_sizes = tuple(2**k for k in range(11))
+        config.seeds = 1024
     return config

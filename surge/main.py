@@ -7,10 +7,11 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from logging import WARNING, Formatter
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 STAGES = ("measure", "sweep", "fit", "report")
@@ -62,11 +63,23 @@ def _unknown_field(argv: Sequence[str]) -> str:
     return "a --config.FIELD flag names a field that the config does not have"
 
 
+def _use_every_core() -> None:
+    """On a CPU one host device for each core, unless the user has chosen: XLA alone leaves cores idle."""
+    import jax
+
+    if jax.config.jax_num_cpu_devices < 0:
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
     from surge import pipeline  # after the flags are parsed, so that a typo is answered before jax is loaded
 
+    handler, package = logging.get_absl_handler(), str(Path(__file__).parent)
+    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: record.levelno >= WARNING or record.pathname.startswith(package))
+    _use_every_core()
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     path, _, variant = name.partition(":")
     default = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
@@ -81,5 +94,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     app.run(main, flags_parser=parse_flags)

@@ -25,8 +25,8 @@ class Problem(NamedTuple):
 def problem(
     hessian: str = "rank_one",
     size: int = 100,
-    coupling: float = 0.5,
-    noise: float = 60.0,
+    coupling: float = 0.15,
+    noise: float = 16.0,
     correlation: float = 0.0,
     seed: int = 0,
 ) -> Problem:

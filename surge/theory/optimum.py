@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+MANY_SEEDS = 8  # from here on whole seeds are resampled
 NEIGHBOURS = 2  # learning rates on each side of the best one that the parabola is put through
 
 
@@ -31,17 +32,21 @@ class OptimalLR(NamedTuple):
     why: str
 
 
-def optimal_lr(learning_rate: np.ndarray, value: np.ndarray, *, resamples: int = 400, rng_seed: int = 0) -> OptimalLR:
+def optimal_lr(
+    learning_rate: np.ndarray, value: np.ndarray, seed: np.ndarray, *, resamples: int = 400, rng_seed: int = 0
+) -> OptimalLR:
     """Vertex of a weighted parabola in log ε through the replicated cells around the best rate.
 
-    The interval is a parametric bootstrap of the cells' means, their noise pooled over the window's cells and drawn
-    from Student's t with the freedom that leaves (so that two seeds are enough), with the choice of the window
-    repeated in every resample. With one run per cell, the residuals of the parabola itself serve.
+    The interval is a bootstrap, with the choice of the window repeated in every resample. Where at least
+    MANY_SEEDS were run at every rate, whole seeds are resampled, which keeps what the runs of a seed have in
+    common. With fewer, the cells' noise about the effects of rate and seed is pooled over the window and drawn from
+    Student's t with the freedom that leaves. With one run per cell, the residuals of the parabola itself serve.
 
     Args:
       learning_rate: of each run [n], > 0.
       value: of each run [n], lower is better; nan or inf where a run diverged or did not get there. A rate
         at which any run did so is not a candidate.
+      seed: of each run [n]; runs of one seed share their data.
       resamples: of the bootstrap.
       rng_seed: of the bootstrap.
 
@@ -50,11 +55,12 @@ def optimal_lr(learning_rate: np.ndarray, value: np.ndarray, *, resamples: int =
     """
     rates = np.unique(learning_rate)
     cells = [value[learning_rate == rate] for rate in rates]
+    seeds = [seed[learning_rate == rate] for rate in rates]
     usable = np.array([bool(np.isfinite(cell).all()) for cell in cells])
     if usable.sum() < 1:
         return OptimalLR(math.nan, math.nan, math.nan, False, 0, math.nan, 0, "no learning rate reached the target")
     x = np.log(rates[usable])
-    kept = [cell for cell, use in zip(cells, usable, strict=True) if use]
+    kept = [cell[np.argsort(each)] for cell, each, use in zip(cells, seeds, usable, strict=True) if use]
     mean = np.array([cell.mean() for cell in kept])
     count = np.array([len(cell) for cell in kept], float)
     best = int(mean.argmin())
@@ -64,9 +70,17 @@ def optimal_lr(learning_rate: np.ndarray, value: np.ndarray, *, resamples: int =
         only = "fewer than three learning rates reached the target: refine the grid"
         return OptimalLR(math.exp(x[best]), math.nan, math.nan, at_edge, 1, mean[best], int(count.sum()), only)
     vertex, height, window = _vertex(x, mean[None], count)
-    spread, freedom = _spread(x, kept, mean, count, window[0])
-    noise = np.random.default_rng(rng_seed).standard_t(max(freedom, 1), (resamples, len(x))) * spread / np.sqrt(count)
-    draws = _vertex(x, mean + noise, count)[0]
+    chosen = [kept[index] for index in window[0]]
+    paired = len({tuple(np.sort(each)) for each in seeds}) == 1 and len(np.unique(seeds[0])) == len(seeds[0])
+    spread, freedom = _spread(x[window[0]], chosen, paired)
+    rng = np.random.default_rng(rng_seed)
+    if paired and count[0] >= MANY_SEEDS:
+        table = np.stack(kept)  # [rates, seeds]
+        picks = rng.integers(0, table.shape[1], (resamples, table.shape[1]))
+        resampled = np.stack([table[:, pick].mean(1) for pick in picks])
+    else:
+        resampled = mean + rng.standard_t(max(freedom, 1), (resamples, len(x))) * spread / np.sqrt(count)
+    draws = _vertex(x, resampled, count)[0]
     low, high = np.exp(np.quantile(draws, (0.025, 0.975)))
     why = "the best rate is at the edge of the grid: extend it" if at_edge else ""
     if not np.isfinite(spread):
@@ -101,18 +115,25 @@ def _vertex(x: np.ndarray, mean: np.ndarray, count: np.ndarray) -> tuple[np.ndar
     return centre[:, 0] + offset, constant + slope * offset + bend * offset**2, window
 
 
-def _spread(
-    x: np.ndarray, cells: list[np.ndarray], mean: np.ndarray, count: np.ndarray, window: np.ndarray
-) -> tuple[float, int]:
-    """Standard deviation of one run about its cell's mean, pooled over the window, and its degrees of freedom."""
-    freedom = int((count[window] - 1).sum())
+def _spread(x: np.ndarray, cells: list[np.ndarray], paired: bool) -> tuple[float, int]:
+    """Standard deviation of one run in the window, and its degrees of freedom; nan and 0 if it cannot be told.
+
+    Where the same seeds were run at every rate, what a seed has in common does not move the vertex and is taken out.
+    """
+    if paired and len(cells[0]) > 1:
+        table = np.stack(cells)
+        table = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+        freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+        return math.sqrt((table**2).sum() / freedom), freedom
+    freedom = sum(len(cell) - 1 for cell in cells)
     if freedom > 0:
-        return math.sqrt(sum(((cells[index] - mean[index]) ** 2).sum() for index in window) / freedom), freedom
-    freedom = len(window) - 3
+        return math.sqrt(sum(((cell - cell.mean()) ** 2).sum() for cell in cells) / freedom), freedom
+    freedom = len(cells) - 3
     if freedom <= 0:
         return math.nan, 0
-    fit = np.polynomial.Polynomial.fit(x[window], mean[window], 2)
-    return math.sqrt(((mean[window] - fit(x[window])) ** 2).sum() / freedom), freedom
+    mean = np.array([cell.mean() for cell in cells])
+    residual = mean - np.polynomial.Polynomial.fit(x, mean, 2)(x)
+    return math.sqrt((residual**2).sum() / freedom), freedom
 
 
 def _basins(mean: np.ndarray, error: np.ndarray) -> int:

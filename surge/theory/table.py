@@ -28,7 +28,7 @@ def fit_table(rows: Mapping[str, np.ndarray], **labels: Any) -> dict[str, Any]:
     optima = {}
     for size in sizes:
         chosen = rows["batch_size"] == size
-        optima[int(size)] = optimal_lr(rows["learning_rate"][chosen], rows["value"][chosen])
+        optima[int(size)] = optimal_lr(*(rows[name][chosen] for name in ("learning_rate", "value", "seed")))
     steps_known = labels.get("target_loss") is not None
     inside = {size: each for size, each in optima.items() if math.isfinite(each.lr) and not each.at_edge}
     size, lr = np.array(list(inside), float), np.array([each.lr for each in inside.values()])
