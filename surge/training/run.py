@@ -58,7 +58,7 @@ def batch_gradient(
       Pytree like params.
     """
 
-    def add(index: jax.Array, total: Any) -> Any:
+    def part(index: jax.Array | int) -> Any:
         position = index * microbatch_size + jnp.arange(microbatch_size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
         examples = jax.vmap(task.draw, (None, 0))(data, keys)
@@ -69,10 +69,14 @@ def batch_gradient(
                 return task.batch_loss(params, examples) * microbatch_size / batch_size
             return weight @ jax.vmap(task.loss, (None, 0))(params, examples)
 
-        return jax.tree.map(jnp.add, total, jax.grad(loss)(params))
+        return jax.grad(loss)(params)
 
+    def add(index: jax.Array, total: Any) -> Any:
+        return jax.tree.map(jnp.add, total, part(index))
+
+    # The first micro-batch outside the loop: no zeros to fill and add to, a third off the step of a small model.
     chunks = (batch_size + microbatch_size - 1) // microbatch_size
-    return jax.lax.fori_loop(0, chunks, add, jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.fori_loop(1, chunks, add, part(0))
 
 
 def make_train(
@@ -88,9 +92,11 @@ def make_train(
         has ended, which keeps step counters and data draws common to all learning rates.
 
     Returns:
-      train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None) -> RunResult:
-      trains to each step of eval_steps [evals] (absolute, increasing) in turn and records the loss there; ends
-      early at a loss of at most stop_loss, or when diverged. start is a State; None is initialisation.
+      train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None, limit=None)
+      -> RunResult: trains to each step of eval_steps [evals] (absolute, increasing) in turn and records the loss
+      there; ends early at a loss of at most stop_loss, when diverged, or after `limit` of the evals (schedules
+      still count to the last). start is a State, from initialisation if None: a run of any length branches
+      from it, with the batches that the whole run would have seen.
     """
 
     def train(
@@ -102,6 +108,7 @@ def make_train(
         data: Any,
         evaluation: Any,
         start: State | None = None,
+        limit: jax.Array | int | None = None,
     ) -> RunResult:
         transform = optimizer(learning_rate, batch_size, eval_steps[-1])
         init_key, data_key = jax.random.split(key)
@@ -121,7 +128,7 @@ def make_train(
             index, _, ended, _, _ = carry
             running = (~ended).astype(jnp.int32)
             anyone = jax.lax.psum(running, tuple(axis_name)) if axis_name else running
-            return (index < len(eval_steps)) & (anyone > 0)
+            return (index < (len(eval_steps) if limit is None else limit)) & (anyone > 0)
 
         def segment(carry: tuple) -> tuple:
             index, state, ended, diverged, losses = carry

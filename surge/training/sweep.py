@@ -1,11 +1,12 @@
 """The grid of runs: optimizer x batch size x learning rate x seed, in pieces that can be finished one by one."""
 
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,13 @@ import numpy as np
 
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
-from surge.training.run import make_train
+from surge.training.run import State, make_train
 
-MICROBATCHES = (8, 64, 512)  # size classes: one compiled program for each optimizer and class serves every B
+# Size classes: one compiled program for each optimizer and class serves every batch size. On two cores a step of
+# 48 lanes of the MNIST-1D MLP costs as much per example at 64 as at 256 or 512, and twice as much at 8.
+MICROBATCHES = (8, 64)
+VMAP_PARAMETERS = 100_000  # on CPU, lanes of larger models fill a core one by one: lax.map, as fast, less memory
+MEMORY_SHARE = 0.8  # of what is free, for the temporaries of one program
 
 
 class Piece(NamedTuple):
@@ -32,6 +37,11 @@ class Piece(NamedTuple):
     def cells(self) -> int:
         return len(self.learning_rates) * len(self.seeds)
 
+    @property
+    def examples(self) -> int:
+        """Training examples if no run ends early."""
+        return self.cells * self.eval_steps[-1] * self.batch_size
+
 
 class PieceResult(NamedTuple):
     """loss [learning_rate, seed, eval], nan after a run's end; diverged [learning_rate, seed]."""
@@ -45,6 +55,11 @@ def enable_compilation_cache() -> None:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(Path(root) / "surge" / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def one_device_per_core() -> None:
+    """Splits the host into a device for each core; call before JAX first computes. Other backends are unmoved."""
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def lattice(low: float, high: float, ratio: float) -> tuple[float, ...]:
@@ -68,7 +83,7 @@ def plan(
     max_examples: int,
     evals: int,
 ) -> list[Piece]:
-    """The pieces of a grid.
+    """The pieces of a grid, largest batch size first within an optimizer.
 
     Args:
       optimizers: label -> (spec, (lowest, highest learning rate)).
@@ -78,66 +93,198 @@ def plan(
       max_steps: longest run in steps.
       max_examples: longest run in examples.
       evals: how often a run's loss is taken, at geometrically spaced steps.
+
+    Raises:
+      ValueError: no power of learning_rate_ratio lies between the bounds, or max_examples is below a batch size.
     """
-    return [
-        Piece(
-            label,
-            spec,
-            batch_size,
-            lattice(*bounds, learning_rate_ratio),
-            tuple(range(seeds)),
-            geometric_steps(min(max_steps, max_examples // batch_size), evals),
-        )
-        for label, (spec, bounds) in optimizers.items()
-        for batch_size in sorted(batch_sizes, reverse=True)
-    ]
+    pieces = []
+    for label, (spec, (low, high)) in optimizers.items():
+        rates = lattice(low, high, learning_rate_ratio)
+        if not rates:
+            raise ValueError(f"{label}: no power of {learning_rate_ratio:g} lies in [{low:g}, {high:g}]: widen it")
+        for batch_size in sorted(batch_sizes, reverse=True):
+            steps = min(max_steps, max_examples // batch_size)
+            if steps < 1:
+                raise ValueError(f"max_examples ({max_examples}) allows no step at batch size {batch_size}: raise it")
+            pieces.append(Piece(label, spec, batch_size, rates, tuple(range(seeds)), geometric_steps(steps, evals)))
+    return pieces
 
 
-def microbatch(batch_size: int) -> int:
-    """The largest size class within the batch, or the smallest class."""
+def microbatch(task: Task, batch_size: int) -> int:
+    """The largest size class within the batch, or the smallest class; a batch loss needs a divisor of the batch."""
+    if task.batch_loss is not None:
+        return max(size for size in range(1, MICROBATCHES[-1] + 1) if batch_size % size == 0)
     return max((size for size in MICROBATCHES if size <= batch_size), default=MICROBATCHES[0])
 
 
+def fastest_form(task: Task) -> str:
+    """ "vmap" or "map": how lanes share a device."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return "map" if jax.default_backend() == "cpu" and parameters > VMAP_PARAMETERS else "vmap"
+
+
+def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Callable[..., Any]:
+    """(rates [device, R], keys [S], shared...) -> loss [device, R, S, eval] and diverged [device, R, S]."""
+    axes = ("learning_rate", "seed") if form == "vmap" else ()
+    train = make_train(task, make_optimizer(spec), microbatch_size=microbatch_size, axis_name=axes)
+
+    def lanes(rates: jax.Array, keys: jax.Array, *shared: Any) -> Any:
+        def one(rate: jax.Array, key: jax.Array) -> Any:
+            result = train(rate, key, *shared)
+            return result.loss, result.diverged
+
+        if form == "vmap":
+            by_seed = jax.vmap(one, (None, 0), axis_name="seed")
+            return jax.vmap(by_seed, (0, None), axis_name="learning_rate")(rates, keys)
+        return jax.lax.map(lambda rate: jax.lax.map(lambda key: one(rate, key), keys), rates)
+
+    return jax.pmap(lanes, in_axes=(0, *(None,) * 8))
+
+
+def _free_bytes() -> float:
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+
+
+def _short_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+class Engine:
+    """Runs pieces of one task with few programs, compiled in a thread in the order that they are asked for.
+
+    Seed s starts from fold_in(key, s) whatever the piece, so cells are paired across batch sizes, rates and
+    optimizers.
+
+    Args:
+      task: what is trained.
+      key: of all seeds.
+      stop_loss: a run ends here; -inf for never.
+      block: learning rates on one device, and seeds, that run at once; made smaller where memory is short.
+      start: a State that all runs branch from; None is initialisation.
+      form: how lanes share a device, "vmap" or "map"; None takes the faster, see `fastest_form`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        key: jax.Array,
+        *,
+        stop_loss: float,
+        block: tuple[int, int],
+        start: State | None = None,
+        form: str | None = None,
+    ):
+        self.task, self.key, self.stop_loss, self.block, self.start = task, key, stop_loss, block, start
+        self.form = form or fastest_form(task)
+        self.devices = jax.local_device_count()
+        self._pool, self._programs = ThreadPoolExecutor(1), {}
+
+    def compile(self, piece: Piece) -> Any:
+        """Starts compiling what the piece needs, unless done before; returns the future program."""
+        size = microbatch(self.task, piece.batch_size)
+        name = (piece.spec, size, len(_padded(piece.eval_steps)), self.block)
+        if name not in self._programs:
+            self._programs[name] = self._pool.submit(self._compile, piece, size, self.block)
+        return self._programs[name]
+
+    def close(self) -> None:
+        """Drops what is not compiled yet."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def run(self, piece: Piece, limit: int | None = None) -> PieceResult:
+        """All cells of a piece, up to `limit` of its evals, in blocks that fit in memory.
+
+        Raises:
+          MemoryError, JaxRuntimeError: one run alone does not fit.
+        """
+        while True:
+            try:
+                return self._run(piece, len(piece.eval_steps) if limit is None else limit)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if not _short_of_memory(error) or self.block == (1, 1):
+                    raise
+                rates, seeds = self.block
+                self.block = (rates // 2, seeds) if rates > 1 else (1, seeds // 2)
+                logging.warning("out of memory: going on with %d learning rates x %d seeds at once", *self.block)
+
+    def _compile(self, piece: Piece, size: int, block: tuple[int, int]) -> Any:
+        arguments = self._arguments(piece, np.ones((self.devices, block[0])), piece.seeds[:1] * block[1], 1)
+        lowered = _lanes(self.task, piece.spec, size, self.form).lower(*arguments)
+        # Level 1 compiles these programs twice as fast, and their matrix products are library calls either way.
+        on_cpu = jax.default_backend() == "cpu"
+        program = lowered.compile(compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None)
+        needed = program.memory_analysis().temp_size_in_bytes
+        if block != (1, 1) and needed > MEMORY_SHARE * _free_bytes():
+            raise MemoryError(f"{needed / 2**30:.1f} GiB needed for {block[0]} learning rates x {block[1]} seeds")
+        return program
+
+    def _arguments(self, piece: Piece, rates: np.ndarray, seeds: Sequence[int], limit: int) -> tuple:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray(seeds))
+        steps = jnp.asarray(_padded(piece.eval_steps), jnp.int32)
+        shared = jnp.int32(piece.batch_size), steps, jnp.float32(self.stop_loss), self.task.data, self.task.evaluation
+        return rates.astype(np.float32), keys, *shared, self.start, jnp.int32(limit)
+
+    def _run(self, piece: Piece, limit: int) -> PieceResult:
+        block, program = self.block, self.compile(piece).result()
+        width = self.devices * block[0]
+        rows = []
+        for rates in _blocks(piece.learning_rates, width):
+            dealt = rates.reshape(-1, self.devices).T  # neighbours go to different devices: they cost alike
+            columns = []
+            for seeds in _blocks(piece.seeds, block[1]):
+                output = program(*self._arguments(piece, dealt, seeds, limit))
+                columns.append([_undeal(np.asarray(each)) for each in output])
+            rows.append([np.concatenate(each, 1) for each in zip(*columns, strict=True)])
+        arrays = [np.concatenate(each) for each in zip(*rows, strict=True)]
+        loss, diverged = (each[: len(piece.learning_rates), : len(piece.seeds)] for each in arrays)
+        return PieceResult(loss[..., : len(piece.eval_steps)], diverged)
+
+
+def _padded(eval_steps: Sequence[int]) -> tuple[int, ...]:
+    """Filled up to a multiple of 64 with the last step, so that one program serves runs of any length."""
+    return (*eval_steps, *[eval_steps[-1]] * (-len(eval_steps) % 64))
+
+
+def _blocks(values: Sequence, size: int) -> list[np.ndarray]:
+    """Consecutive blocks of one size; the last is filled up by repetition."""
+    count = -(-len(values) // size)
+    return np.split(np.resize(np.asarray(values), count * size), count)
+
+
+def _undeal(array: np.ndarray) -> np.ndarray:
+    """[device, R, ...] -> [R * device, ...] in the order before dealing."""
+    return np.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
+
+
 def run_pieces(
-    task: Task, pieces: Sequence[Piece], key: jax.Array, *, stop_loss: float
+    task: Task,
+    pieces: Sequence[Piece],
+    key: jax.Array,
+    *,
+    stop_loss: float,
+    start: State | None = None,
+    form: str | None = None,
+    block: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Piece, PieceResult]]:
     """Runs pieces one after another, each on all local devices; yields each as it is finished.
 
-    Learning rates are dealt out to devices in turn (pmap), and vmapped with the seeds within one. Seed s starts
-    from fold_in(key, s) whatever the piece, so cells are paired across batch sizes, rates and optimizers.
+    Learning rates are dealt out to devices in turn (pmap), and share one with the seeds. Later programs are
+    compiled while earlier pieces run. Arguments are those of `Engine`; block None takes all cells at once.
     """
-    devices = jax.local_device_count()
-    axes = ("learning_rate", "seed")
-
-    @lru_cache
-    def program(spec: str, microbatch_size: int):
-        train = make_train(task, make_optimizer(spec), microbatch_size=microbatch_size, axis_name=axes)
-
-        def record(*arguments):
-            result = train(*arguments)
-            return result.loss, result.diverged
-
-        shared = (None,) * 5
-        lanes = jax.vmap(record, (None, 0, *shared), axis_name="seed")
-        lanes = jax.vmap(lanes, (0, None, *shared), axis_name="learning_rate")
-        return jax.pmap(lanes, in_axes=(0, None, *shared))
-
-    for piece in pieces:
-        rates = np.asarray(piece.learning_rates, np.float32)
-        padded = np.resize(rates, -(-len(rates) // devices) * devices)
-        dealt = padded.reshape(-1, devices).T  # neighbours go to different devices: they cost alike
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(piece.seeds))
-        run = program(piece.spec, microbatch(piece.batch_size))
-        loss, diverged = run(
-            dealt,
-            keys,
-            piece.batch_size,
-            np.asarray(piece.eval_steps, np.int32),
-            stop_loss,
-            task.data,
-            task.evaluation,
-        )
-        order = [
-            np.swapaxes(np.asarray(each), 0, 1).reshape(-1, *each.shape[2:])[: len(rates)] for each in (loss, diverged)
-        ]
-        yield piece, PieceResult(*order)
+    if not pieces:
+        return
+    if block is None:
+        widest = max(len(piece.learning_rates) for piece in pieces)
+        block = -(-widest // jax.local_device_count()), max(len(piece.seeds) for piece in pieces)
+    engine = Engine(task, key, stop_loss=stop_loss, block=block, start=start, form=form)
+    try:
+        for piece in pieces:
+            engine.compile(piece)
+        for piece in pieces:
+            yield piece, engine.run(piece)
+    finally:
+        engine.close()
