@@ -42,7 +42,7 @@ def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Pa
     """
     chosen = config.measure
     optimizer = make_optimizer(config.optimizers[chosen.optimizer].spec)
-    train = jax.jit(make_train(task, optimizer, microbatch_size=microbatch(chosen.batch_size)))
+    train = jax.jit(make_train(task, optimizer, microbatch_size=microbatch(task, chosen.batch_size)))
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     steps = geometric_steps(chosen.max_steps, 64)
     init_key, _ = jax.random.split(key)
