@@ -7,6 +7,7 @@ do not see stays open.
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,17 +17,18 @@ from surge.theory.laws import LAWS, Law, saturating_peak_size
 
 CONFIDENCE = 0.95
 GRID = {1: 401, 2: 81}  # points along each shape parameter, by their number
+RULED_OUT = 6.0  # in AICc: twenty times less likely
 ERROR_FLOOR = 0.03  # of log ε: a parabola is only an approximation of the loss around the optimum
 
 
 class Fit(NamedTuple):
-    """One law fitted: parameters and their intervals by name, residuals of log ε [n], AICc, freedom, profile."""
+    """One law fitted: parameters and their intervals by name, residuals of log ε [n], and the profile of misfits."""
 
     law: str
     parameters: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     residuals: np.ndarray
-    aicc: float
+    misfit: float  # sum of squared residuals in units of their errors
     shapes: np.ndarray  # grid of shape parameters [g, k]
     excess: (
         np.ndarray
@@ -96,7 +98,7 @@ def fit_law(name: str, batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray
         parameters[each] = float(column[best])
         intervals[each] = _open_ended(column[inside], column, each)
     full = weight @ residual**2  # points that the robust fit plays down still speak against the law
-    return Fit(name, parameters, intervals, residual, _aicc(full, len(y), law), shapes, excess)
+    return Fit(name, parameters, intervals, residual, float(full), shapes, excess)
 
 
 def _profile(y: np.ndarray, logs: np.ndarray, weight: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
@@ -116,12 +118,19 @@ def _open_ended(inside: np.ndarray, grid: np.ndarray, name: str) -> tuple[float,
     return (least if low <= grid.min() else low), (math.inf if high >= grid.max() else high)
 
 
-def _aicc(misfit: float, n: int, law: Law) -> float:
-    """Akaike's criterion corrected for small samples, errors known up to a common factor; inf without freedom."""
-    k = len(law.parameters) + 1
-    if n - k - 1 <= 0:
-        return math.inf
-    return n * math.log(max(misfit, 1e-9) / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+def _aicc(fits: Mapping[str, Fit], n: int) -> dict[str, float]:
+    """Akaike's criterion corrected for small samples; inf for a law with too many parameters for n points.
+
+    The errors count as known up to a factor that no law does better than (QAICc, Burnham and Anderson, section 2.5).
+    """
+    freedom = {name: n - len(fit.parameters) for name, fit in fits.items()}
+    dispersion = max(1.0, min((fits[name].misfit / left for name, left in freedom.items() if left > 0), default=1.0))
+    criterion = {}
+    for name, fit in fits.items():
+        k = len(fit.parameters) + 1
+        small = 2 * k * (k + 1) / (n - k - 1) if n - k - 1 > 0 else math.inf
+        criterion[name] = fit.misfit / dispersion + 2 * k + small
+    return criterion
 
 
 class Comparison(NamedTuple):
@@ -129,6 +138,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       fits: by law name; empty where no batch size has a known optimum.
+      aicc: Akaike's criterion by law name, smaller is better.
       held_out: root mean square error of log ε at batch sizes left out of the fit, by law name; nan below 3 points.
       best: the simplest law that is not worse than any other beyond the noise and that all such others
         generalise; None where there is no single one.
@@ -136,6 +146,7 @@ class Comparison(NamedTuple):
     """
 
     fits: dict[str, Fit]
+    aicc: dict[str, float]
     held_out: dict[str, float]
     best: str | None
     why: str
@@ -145,7 +156,7 @@ def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | Non
     """Fits every law, and predicts each batch size from the others.
 
     A law is ruled out when its squared held-out error exceeds the best law's by more than two standard errors of
-    the paired difference, or its AICc by more than 8.
+    the paired difference, or its AICc by more than RULED_OUT.
 
     Args:
       batch_size: B [n].
@@ -154,26 +165,27 @@ def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | Non
     """
     n = len(batch_size)
     if n == 0:
-        return Comparison({}, {}, None, "no batch size has a known optimum")
+        return Comparison({}, {}, {}, None, "no batch size has a known optimum")
     errors = np.full(n, 0.1) if error is None else np.maximum(np.asarray(error, float), ERROR_FLOOR)
     fits = {name: fit_law(name, batch_size, lr, error) for name in LAWS}
+    aicc = _aicc(fits, n)
     if n < 4:
         nothing = dict.fromkeys(LAWS, math.nan)
-        return Comparison(fits, nothing, None, f"{n} batch sizes are too few to compare laws: sweep at least 4")
+        return Comparison(fits, aicc, nothing, None, f"{n} batch sizes are too few to compare laws: sweep at least 4")
     missed = {name: _leave_one_out(LAWS[name], np.asarray(batch_size, float), np.log(lr), errors) for name in LAWS}
     held_out = {name: float(np.sqrt(np.mean(each**2))) for name, each in missed.items()}
     cost = {name: (each / errors) ** 2 for name, each in missed.items()}
     best = min(cost, key=lambda name: cost[name].mean())
-    least = min(fit.aicc for fit in fits.values())
+    least = min(aicc.values())
     remaining = []
     for name in LAWS:
         difference = cost[name] - cost[best]
         noise = difference.std(ddof=1) / math.sqrt(n)
-        if difference.mean() <= 2 * noise and not fits[name].aicc > least + 8:
+        if difference.mean() <= 2 * noise and aicc[name] <= least + RULED_OUT:
             remaining.append(name)
     winner = _simplest(remaining)
     why = "" if winner else f"the data cannot tell {', '.join(remaining)} apart"
-    return Comparison(fits, held_out, winner, why)
+    return Comparison(fits, aicc, held_out, winner, why)
 
 
 def _leave_one_out(law: Law, batch_size: np.ndarray, y: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -223,8 +235,8 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
     noise = np.maximum(np.asarray(error, float)[order], ERROR_FLOOR)
     top = int((y - noise).argmax())
     drop = (y[top] - y) / np.hypot(noise, noise[top])
-    rising = min(comparison.fits[name].aicc for name in ("constant", "power", "mccandlish"))
-    peaked = min(comparison.fits[name].aicc for name in ("surge", "saturating_surge"))
+    rising = min(comparison.aicc[name] for name in ("constant", "power", "mccandlish"))
+    peaked = min(comparison.aicc[name] for name in ("surge", "saturating_surge"))
     pairs = len(y) * (len(y) - 1) / 2
     quantile = stats.t.ppf(1 - 0.01 / pairs, PAIR_FREEDOM) if peaked > rising - 6 else 2.5
     rises, falls = bool((drop[:top] > quantile).any()), bool((drop[top + 1 :] > quantile).any())
@@ -235,10 +247,10 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
         value = f"the optimum falls from the smallest batch size on, {size[0]:g}"
         return Peak(math.nan, 0.0, float(size[min(top + 1, len(size) - 1)]), f"no significant rise: {value}")
     surge, saturating = comparison.fits["surge"], comparison.fits["saturating_surge"]
-    better = min(surge, saturating, key=lambda fit: fit.aicc)
+    better = min(surge, saturating, key=lambda fit: comparison.aicc[fit.law])
     peaks = []
     for fit in (surge, saturating):
-        if fit.aicc <= better.aicc + 4:
+        if comparison.aicc[fit.law] <= comparison.aicc[better.law] + 4:
             shapes = fit.shapes[fit.excess <= 1].T
             peaks.append(shapes[0] if fit is surge else np.asarray(saturating_peak_size(*shapes)))
     value = LAWS[better.law].peak(**better.parameters)[0]

@@ -81,7 +81,7 @@ def _law(fit: Fit, comparison: Comparison) -> dict[str, Any]:
     return {
         "params": fit.parameters,
         "intervals": fit.intervals,
-        "aic": fit.aicc,
+        "aic": comparison.aicc[fit.law],
         "held_out_rmse_log": comparison.held_out[fit.law],
     }
 
