@@ -20,17 +20,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     # The grid of each optimizer: every power of learning_rate_ratio between two bounds.
     config.optimizers = {
-        "sign_sgd": {"spec": "sign_sgd", "learning_rates": (3e-4, 6e-2)},
-        "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (5e-4, 5e-2)},
-        "sgd": {"spec": "sgd", "learning_rates": (1e-2, 4.0)},
+        "sign_sgd": {"spec": "sign_sgd", "learning_rates": (2e-4, 5e-2)},
+        "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (7e-4, 5e-2)},
+        "sgd": {"spec": "sgd", "learning_rates": (2e-2, 4.0)},
     }
     config.learning_rate_ratio = 2**0.5
     config.batch_sizes = (4, 16, 64, 256, 1024, 4096)
     config.seeds = 2
-    config.max_steps = 8_000
-    config.max_examples = 400_000
+    config.max_steps = 6_000
+    config.max_examples = 800_000
     config.evals = 48
-    config.stop_loss = 0.95  # a run ends here, so no target of the fit may be lower
+    config.stop_loss = 1.0  # a run ends here, so no target of the fit may be lower
 
     # One run with one optimizer; gradient statistics are taken at its start and each time the loss first
     # falls to a level.
@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "max_steps": 4_000,
         "losses": (1.6, 1.2, 1.0),
         "examples": 4_096,
-        "directions": 64,
+        "directions": 32,
     }
     config.fit = {"objective": "steps", "target_losses": (1.4, 1.2, 1.0)}
 

@@ -216,7 +216,7 @@ def _sample(loss_fn, draw, optimizer, count, steps, params, data, evaluation, ba
     slopes = jax.lax.map(lambda u: along(loss_fn, params, evaluation, u), descent, batch_size=8)
     a, q = -slopes.slope.mean(), slopes.bend.mean()
     middle = jnp.where((a > 0) & (q > 0), a / jnp.where(q > 0, q, 1.0), 1e-3)
-    rates = middle * 2.0 ** jnp.linspace(-2.5, 2.5, 21)
+    rates = middle * 2.0 ** jnp.linspace(-2.4, 2.4, 13)
     after = mean_loss(loss_fn, evaluation)
 
     def losses(rate: jax.Array) -> jax.Array:
@@ -274,8 +274,8 @@ def measured_law(samples: Sequence[StepSample], *, resamples: int = 400, rng_see
 def one_step_oracle(samples: Sequence[StepSample], *, resamples: int = 400, rng_seed: int = 0) -> OneStepLR:
     """argmin over ε of the true mean loss after one step, with a bootstrap over directions.
 
-    The lowest point of a grid of ratio 2^¼ around a/q, refined by a parabola in log ε; nan with a reason where
-    it lies on the grid's edge, a factor 5.7 from a/q.
+    The lowest point of a grid of ratio 2^0.4 around a/q, refined by a parabola in log ε; nan with a reason where
+    it lies on the grid's edge, a factor 5.3 from a/q.
     """
     picks = None
     lr, low, high, gain, why = [], [], [], [], []

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Task(NamedTuple):
@@ -34,7 +35,7 @@ def draw_from_arrays(data: Any, key: jax.Array) -> Any:
     """One uniformly drawn row of a pytree of arrays that share their leading axis."""
     count = jax.tree.leaves(data)[0].shape[0]
     index = jax.random.randint(key, (), 0, count)
-    return jax.tree.map(lambda array: array[index], data)
+    return jax.tree.map(lambda array: jnp.asarray(array)[index], data)
 
 
 def make_task(function: str, **kwargs: Any) -> Task:

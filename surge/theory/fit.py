@@ -18,6 +18,8 @@ from surge.theory.laws import LAWS, Law, saturating_peak_size
 CONFIDENCE = 0.95
 GRID = {1: 401, 2: 81}  # points along each shape parameter, by their number
 RULED_OUT = 6.0  # in AICc: twenty times less likely
+CLOSE = 1.25  # factor between held-out errors that does not matter
+IMPLAUSIBLE = 1e-3  # probability of a law's misfit by chance
 ERROR_FLOOR = 0.03  # of log ε: a parabola is only an approximation of the loss around the optimum
 
 
@@ -118,16 +120,21 @@ def _open_ended(inside: np.ndarray, grid: np.ndarray, name: str) -> tuple[float,
     return (least if low <= grid.min() else low), (math.inf if high >= grid.max() else high)
 
 
+def _dispersion(fits: Mapping[str, Fit], n: int) -> float:
+    """The factor of the squared errors that no law does better than; at least 1."""
+    freedom = {name: n - len(fit.parameters) for name, fit in fits.items()}
+    return max(1.0, min((fits[name].misfit / left for name, left in freedom.items() if left > 0), default=1.0))
+
+
 def _aicc(fits: Mapping[str, Fit], n: int) -> dict[str, float]:
     """Akaike's criterion corrected for small samples; inf for a law with too many parameters for n points.
 
     The errors count as known up to a factor that no law does better than (QAICc, Burnham and Anderson, section 2.5).
     """
-    freedom = {name: n - len(fit.parameters) for name, fit in fits.items()}
-    dispersion = max(1.0, min((fits[name].misfit / left for name, left in freedom.items() if left > 0), default=1.0))
+    dispersion = _dispersion(fits, n)
     criterion = {}
     for name, fit in fits.items():
-        k = len(fit.parameters) + 1
+        k = len(fit.parameters) + (dispersion > 1)
         small = 2 * k * (k + 1) / (n - k - 1) if n - k - 1 > 0 else math.inf
         criterion[name] = fit.misfit / dispersion + 2 * k + small
     return criterion
@@ -141,7 +148,7 @@ class Comparison(NamedTuple):
       aicc: Akaike's criterion by law name, smaller is better.
       held_out: root mean square error of log ε at batch sizes left out of the fit, by law name; nan below 3 points.
       best: the simplest law that is not worse than any other beyond the noise and that all such others
-        generalise; None where there is no single one.
+        generalise, if its held-out error is within CLOSE of the least; None where there is no single one.
       why: the sentence that goes with best = None, else "".
     """
 
@@ -156,7 +163,8 @@ def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | Non
     """Fits every law, and predicts each batch size from the others.
 
     A law is ruled out when its squared held-out error exceeds the best law's by more than two standard errors of
-    the paired difference, or its AICc by more than RULED_OUT.
+    the paired difference, or its AICc by more than RULED_OUT, or when its own misfit is beyond what
+    the errors allow.
 
     Args:
       batch_size: B [n].
@@ -181,9 +189,13 @@ def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | Non
     for name in LAWS:
         difference = cost[name] - cost[best]
         noise = difference.std(ddof=1) / math.sqrt(n)
-        if difference.mean() <= 2 * noise and aicc[name] <= least + RULED_OUT:
+        misfit = fits[name].misfit / _dispersion(fits, n)
+        fits_at_all = stats.chi2.sf(misfit, max(n - len(fits[name].parameters), 1)) > IMPLAUSIBLE
+        if difference.mean() <= 2 * noise and aicc[name] <= least + RULED_OUT and fits_at_all:
             remaining.append(name)
     winner = _simplest(remaining)
+    if winner and held_out[winner] > CLOSE * min(held_out.values()):
+        winner = None  # too few points to rule out what predicts clearly worse
     why = "" if winner else f"the data cannot tell {', '.join(remaining)} apart"
     return Comparison(fits, aicc, held_out, winner, why)
 
