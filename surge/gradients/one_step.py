@@ -4,7 +4,6 @@ All three take one optimizer step θ − εu from the same point and are judged 
 evaluation batch. The independent law knows u only through per-parameter means; the measured law samples it.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +19,8 @@ from surge.gradients.curvature import LossFn, along, hutchinson, hvp, mean_loss
 from surge.gradients.moments import GradientMoments, merge
 from surge.theory.laws import Hessian, sign_mean
 
-POOL_BATCH = 64  # at and above this size a mini-batch gradient is a pool gradient with its noise scaled
+POOL_BATCH = 64  # above this size a mini-batch gradient is a pool gradient with its noise scaled
+GROUPS = 8  # of directions, independent of each other: what intervals are taken over
 
 
 class OneStepLR(NamedTuple):
@@ -34,17 +34,14 @@ class OneStepLR(NamedTuple):
     why: list[str]
 
 
-def _from_parts(drift: np.ndarray, curvature: np.ndarray, samples: tuple[np.ndarray, np.ndarray], n: int) -> OneStepLR:
-    """a/q with the interval of resampled a and q [resamples, b]."""
+def _result(drift: np.ndarray, curvature: np.ndarray, low: np.ndarray, high: np.ndarray, n: int) -> OneStepLR:
+    """a/q [b] with its interval, undefined with a reason where the step has no minimum."""
     good = (curvature > 0) & (drift > 0)
-    lr = np.where(good, drift / np.where(good, curvature, 1), np.nan)
-    a, q = samples
-    draws = np.where(q > 0, a / np.where(q > 0, q, 1), np.inf)
-    low, high = np.quantile(np.maximum(draws, 0), (0.025, 0.975), axis=0, method="nearest")
-    low, high = np.where(good, np.minimum(low, lr), np.nan), np.where(good, np.maximum(high, lr), np.nan)
+    safe = np.where(good, curvature, 1.0)
+    lr, low, high, gain = (np.where(good, each, np.nan) for each in (drift / safe, low, high, drift**2 / (2 * safe)))
     reasons = np.where(curvature <= 0, "no curvature along the step: q <= 0", "the step does not descend: a <= 0")
     why = ["" if fine else str(reason) for fine, reason in zip(good, reasons, strict=True)]
-    return OneStepLR(lr, low, high, np.where(good, drift**2 / (2 * np.where(good, curvature, 1)), np.nan), n, why)
+    return OneStepLR(lr, low, high, gain, n, why)
 
 
 def independent_law(
@@ -87,8 +84,8 @@ def independent_law(
     ratios = parts[:, 0] / parts[:, 1]
     spread = ((ratios[1:] - ratios[1:].mean(0)) ** 2).sum(0)
     error = np.sqrt((g - 1) / g * spread) * stats.t.ppf(0.975, g - 1)
-    ends = (np.stack([ratios[0] - error, ratios[0] + error]), np.ones((2, len(batch_sizes))))
-    return _from_parts(parts[0, 0], parts[0, 1], ends, sum(int(each.n) for each in groups))
+    low, high = np.maximum(ratios[0] - error, 0), ratios[0] + error
+    return _result(parts[0, 0], parts[0, 1], low, high, sum(int(each.n) for each in groups))
 
 
 def _independent_parts(
@@ -128,15 +125,20 @@ def directions(
     key: jax.Array,
     *,
     count: int,
+    members: int,
     steps: int,
 ) -> Any:
     """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning rate ε.
 
     Parameters stay put while the optimizer is fed fresh mini-batch gradients; its last update is taken. Up to
-    POOL_BATCH every gradient is drawn as it is. Above it, a gradient is ḡ + (G − ḡ)·√(POOL_BATCH/B) with G drawn
-    from a pool of mini-batches of POOL_BATCH examples and ḡ the pool's mean: the noise of a mean of B examples,
-    whatever its correlations, with the near-Gaussian shape that the pool has. An Adam-like second moment starts at
-    its stationary mean, so that β2 = 0.999 needs no thousands of steps.
+    POOL_BATCH every gradient is drawn as it is. Above it, a gradient is ḡ + (G − ḡ)·c with G drawn from a pool of
+    mini-batches of POOL_BATCH examples and ḡ their mean: c gives it the noise of a mean of B examples, whatever its
+    correlations, with the near-Gaussian shape that the pool has. An Adam-like second moment starts at its
+    stationary mean, so that β2 = 0.999 needs no thousands of steps.
+
+    An optimizer without memory has a pool for each of GROUPS groups of directions, so that directions of different
+    groups are independent, and c leaves room for the noise of ḡ itself. One with memory averages over many
+    batches, so that noise would count too much: all its directions share one ḡ, of all pools.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -146,6 +148,7 @@ def directions(
       batch_size: B.
       key: of everything drawn.
       count: how many directions.
+      members: mini-batches in the pool of a group, at least 2; members · POOL_BATCH >= B for exact noise.
       steps: optimizer steps before a direction is taken, 1 for an optimizer without state.
 
     Returns:
@@ -159,30 +162,36 @@ def directions(
         examples = jax.vmap(draw)(jax.random.split(key, POOL_BATCH))
         return jax.grad(lambda point: weight @ jax.vmap(loss_fn, (None, 0))(point, examples))(params)
 
-    pool_size = count if steps == 1 else max(count, 256)
-    pool = jax.lax.map(gradient, jax.random.split(pool_key, pool_size), batch_size=16)
-    centre = jax.tree.map(lambda leaf: leaf.mean(0), pool)
-    # A pool member's own share of the mean shrinks its deviation by (1 − 1/n).
-    scaled = jnp.sqrt(drawn / batch_size * pool_size / (pool_size - 1))
+    pool = jax.lax.map(gradient, jax.random.split(pool_key, GROUPS * members), batch_size=16)
+    grouped = jax.tree.map(lambda leaf: leaf.reshape(GROUPS, members, *leaf.shape[1:]), pool)
+    centre = jax.tree.map(lambda leaf: leaf.mean(1), grouped)  # [GROUPS, ...]
+    # A member's own share of the mean shrinks its deviation by (1 − 1/n).
+    share = members / (members - 1)
+    taken = drawn / (members * POOL_BATCH) if steps == 1 else 0.0
+    scaled = jnp.sqrt(jnp.maximum(drawn / batch_size - taken, 0) * share)
     stretch = jnp.where(batch_size > POOL_BATCH, scaled, 1.0)
-    noise = jax.tree.map(lambda leaf, mean: (leaf - mean) * stretch, pool, centre)
-    second = jax.tree.map(lambda mean, each: mean**2 + (each**2).mean(0), centre, noise)
+    noise = jax.tree.map(lambda leaf, mean: (leaf - mean[:, None]) * stretch, grouped, centre)
+    if steps > 1:
+        centre = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf.mean(0), leaf.shape), centre)
+    second = jax.tree.map(lambda mean, each: mean[0] ** 2 + (each**2).mean((0, 1)), centre, noise)
 
-    def sample(key: jax.Array, member: jax.Array) -> Any:
+    def sample(key: jax.Array, index: jax.Array) -> Any:
+        group = index % GROUPS
         start = _stationary(transform.init(params), second)
-        members = member[None] if steps == 1 else jax.random.randint(key, (steps,), 0, pool_size)
+        # Without memory each direction has a batch of its own, as far as the pool goes.
+        one = (index // GROUPS % members)[None]
+        picks = one if steps == 1 else jax.random.randint(key, (steps,), 0, members)
 
-        def step(carry: tuple[Any, Any], member: jax.Array) -> tuple[tuple[Any, Any], None]:
-            grads = jax.tree.map(lambda mean, each: mean + each[member], centre, noise)
+        def step(carry: tuple[Any, Any], pick: jax.Array) -> tuple[tuple[Any, Any], None]:
+            grads = jax.tree.map(lambda mean, each: mean[group] + each[group, pick], centre, noise)
             updates, state = transform.update(grads, carry[0], params)
             return (state, updates), None
 
-        (_, updates), _ = jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, params)), members)
+        (_, updates), _ = jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, params)), picks)
         return jax.tree.map(jnp.negative, updates)
 
-    return jax.lax.map(
-        lambda pair: sample(*pair), (jax.random.split(run_key, count), jnp.arange(count)), batch_size=16
-    )
+    keys = jax.random.split(run_key, count)
+    return jax.lax.map(lambda pair: sample(*pair), (keys, jnp.arange(count)), batch_size=16)
 
 
 def _stationary(state: Any, second: Any) -> Any:
@@ -200,18 +209,21 @@ def _stationary(state: Any, second: Any) -> Any:
 
 
 class StepSample(NamedTuple):
-    """What a set of directions says at one batch size: a_k and q_k [k], and the true mean loss after the step."""
+    """What directions say at one batch size: a_k and q_k [k], and the true loss; k belongs to group k % GROUPS."""
 
     drift: np.ndarray
     curvature: np.ndarray
+    start: np.ndarray  # loss before the step
     rates: np.ndarray  # [e] learning rates of the oracle
     loss: np.ndarray  # [e, k] true loss at each
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "draw", "optimizer", "count", "steps"))
-def _sample(loss_fn, draw, optimizer, count, steps, params, data, evaluation, batch_size, key):
+@partial(jax.jit, static_argnames=("loss_fn", "draw", "optimizer", "count", "members", "steps"))
+def _sample(loss_fn, draw, optimizer, count, members, steps, params, data, evaluation, batch_size, key):
     transform = optimizer(1.0, batch_size, 1)
-    found = directions(loss_fn, params, partial(draw, data), transform, batch_size, key, count=count, steps=steps)
+    found = directions(
+        loss_fn, params, partial(draw, data), transform, batch_size, key, count=count, members=members, steps=steps
+    )
     descent = jax.tree.map(jnp.negative, found)
     slopes = jax.lax.map(lambda u: along(loss_fn, params, evaluation, u), descent, batch_size=8)
     a, q = -slopes.slope.mean(), slopes.bend.mean()
@@ -223,7 +235,7 @@ def _sample(loss_fn, draw, optimizer, count, steps, params, data, evaluation, ba
         step = lambda u: after(jax.tree.map(lambda leaf, each: leaf + rate * each, params, u))  # noqa: E731
         return jax.lax.map(step, descent, batch_size=8)
 
-    return -slopes.slope, slopes.bend, rates, jax.lax.map(losses, rates)
+    return -slopes.slope, slopes.bend, slopes.loss, rates, jax.lax.map(losses, rates)
 
 
 def sample_steps(
@@ -255,44 +267,68 @@ def sample_steps(
 
     Returns:
       A StepSample for each batch size.
+
+    Raises:
+      ValueError: count is not a multiple of GROUPS.
     """
+    if count % GROUPS:
+        raise ValueError(f"count must be a multiple of {GROUPS}, got {count}")
+    members = max(count // GROUPS, -(-max(batch_sizes) // POOL_BATCH), 2)
     samples = []
     for size in batch_sizes:
-        out = _sample(loss_fn, draw, optimizer, count, steps, params, data, evaluation, jnp.asarray(size), key)
+        out = _sample(
+            loss_fn, draw, optimizer, count, members, steps, params, data, evaluation, jnp.asarray(size), key
+        )
         samples.append(StepSample(*(np.asarray(each, float) for each in out)))
     return samples
 
 
-def measured_law(samples: Sequence[StepSample], *, resamples: int = 400, rng_seed: int = 0) -> OneStepLR:
-    """ε_opt = mean a_k / mean q_k at each B, with a bootstrap over directions: no Gaussian, no independence."""
-    a = np.stack([each.drift for each in samples], -1)  # [k, b]
-    q = np.stack([each.curvature for each in samples], -1)
-    picks = np.random.default_rng(rng_seed).integers(0, len(a), (resamples, len(a)))
-    return _from_parts(a.mean(0), q.mean(0), (a[picks].mean(1), q[picks].mean(1)), len(a))
+def _by_group(values: np.ndarray) -> np.ndarray:
+    """Means over all directions, then with each group left out: [..., k] -> [1 + GROUPS, ...]."""
+    grouped = values.reshape(*values.shape[:-1], -1, GROUPS).mean(-2)
+    total = grouped.mean(-1, keepdims=True)
+    return np.moveaxis(np.concatenate([total, (total * GROUPS - grouped) / (GROUPS - 1)], -1), -1, 0)
 
 
-def one_step_oracle(samples: Sequence[StepSample], *, resamples: int = 400, rng_seed: int = 0) -> OneStepLR:
-    """argmin over ε of the true mean loss after one step, with a bootstrap over directions.
+def _jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% interval of the first row from the rows with one group left out [1 + GROUPS, b], in the logarithm."""
+    logs = np.log(np.where(values > 0, values, np.nan))
+    spread = np.sqrt((GROUPS - 1) / GROUPS * ((logs[1:] - logs[1:].mean(0)) ** 2).sum(0))
+    reach = stats.t.ppf(0.975, GROUPS - 1) * spread
+    # A group whose removal turns the sign says nothing of the size: the interval is open.
+    known = np.isfinite(reach)
+    return (
+        np.where(known, values[0] * np.exp(-np.where(known, reach, 0)), 0.0),
+        np.where(known, values[0] * np.exp(np.where(known, reach, 0)), np.inf),
+    )
+
+
+def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
+    """ε_opt = mean a_k / mean q_k at each B, with a jackknife over groups: no Gaussian, no independent coordinates."""
+    a, q = (_by_group(np.stack(each)) for each in zip(*((one.drift, one.curvature) for one in samples), strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = _jackknifed(a / q)
+    return _result(a[0], q[0], low, high, len(samples[0].drift))
+
+
+def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:
+    """argmin over ε of the true mean loss after one step, with a jackknife over groups of directions.
 
     The lowest point of a grid of ratio 2^0.4 around a/q, refined by a parabola in log ε; nan with a reason where
     it lies on the grid's edge, a factor 5.3 from a/q.
     """
-    picks = None
-    lr, low, high, gain, why = [], [], [], [], []
+    rates, heights, why = [], [], []
     for each in samples:
-        count = each.loss.shape[1]
-        if picks is None:
-            picks = np.random.default_rng(rng_seed).integers(0, count, (resamples, count))
-        best, height = _lowest(each.rates, each.loss.mean(1)[None])
-        draws, _ = _lowest(each.rates, each.loss[:, picks].mean(2).T)
-        inside = each.rates[0] < best[0] < each.rates[-1]
-        lr.append(best[0] if inside else math.nan)
-        bounds = np.quantile(draws, (0.025, 0.975)) if inside else (math.nan, math.nan)
-        low.append(min(bounds[0], lr[-1]))
-        high.append(max(bounds[1], lr[-1]))
-        gain.append(height[0])
+        rate, height = _lowest(each.rates, _by_group(each.loss))
+        inside = each.rates[0] < rate[0] < each.rates[-1]
+        rates.append(rate if inside else np.full_like(rate, np.nan))
+        heights.append(float(each.start.mean()) - height[0])
         why.append("" if inside else "the lowest loss is on the edge of the grid around a/q")
-    return OneStepLR(np.array(lr), np.array(low), np.array(high), np.array(gain), count, why)
+    found = np.stack(rates, -1)
+    low, high = _jackknifed(found)
+    undefined = ~np.isfinite(found[0])
+    low, high = (np.where(undefined, np.nan, each) for each in (low, high))
+    return OneStepLR(found[0], low, high, np.array(heights), len(samples[0].drift), why)
 
 
 def _lowest(rates: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

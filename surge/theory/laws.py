@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfinv
 
-
 NODES = 48  # of Gauss-Legendre quadrature
 
 

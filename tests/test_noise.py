@@ -1,0 +1,101 @@
+"""Noise scales: their parts are unbiased, and their intervals cover the truth."""
+
+import numpy as np
+import pytest
+
+from surge.theory import noise
+
+SIZE, TRUTH = 2000, 469.0  # parameters; tr Σ/|μ|²
+
+
+def gradients(n, rng):
+    """Gaussian gradients with |μ|² = 1 and tr Σ = TRUTH, as their |g|², ⟨g, ḡ⟩ and |ḡ|²."""
+    mu = np.full(SIZE, 1 / np.sqrt(SIZE))
+    rows = mu + rng.normal(size=(n, SIZE)) * np.sqrt(TRUTH / SIZE)
+    mean = rows.mean(0)
+    return (rows**2).sum(1), rows @ mean, float(mean @ mean)
+
+
+@pytest.mark.parametrize("n", [256, pytest.param(4096, marks=pytest.mark.slow)])
+def test_b_simple_covers_the_truth_and_the_plug_in_does_not(n):
+    rng, covered, plugged = np.random.default_rng(0), [], []
+    for _ in range(200):
+        norms, alignments, square = gradients(n, rng)
+        estimate = noise.b_simple(norms, alignments, square)
+        covered.append(estimate.low <= TRUTH <= estimate.high)
+        plugged.append((norms.mean() - square) / square)
+    assert 0.9 <= np.mean(covered) <= 0.99
+    assert np.median(plugged) < 0.95 * TRUTH
+
+
+def test_the_jackknife_is_exact():
+    rng = np.random.default_rng(1)
+    rows = rng.normal(3.0, 1.0, (9, 5))
+    mean = rows.mean(0)
+
+    def parts(rows):
+        n = len(rows)
+        signal = ((rows.sum(0) ** 2).sum() - (rows**2).sum()) / (n * (n - 1))
+        return np.array([(rows**2).sum(1).mean() - signal, signal])
+
+    estimate = noise.b_simple((rows**2).sum(1), rows @ mean, mean @ mean)
+    assert [estimate.numerator, estimate.denominator] == pytest.approx(parts(rows))
+    left_out = np.stack([parts(np.delete(rows, i, 0)) for i in range(9)], 1)
+    by_hand = noise.ratio(*parts(rows), np.cov(left_out, ddof=0) * 8, 9)
+    assert (estimate.low, estimate.high) == pytest.approx((by_hand.low, by_hand.high))
+
+
+def test_numerator_and_denominator_are_unbiased():
+    rng = np.random.default_rng(2)
+    found = [noise.b_simple(*gradients(32, rng)) for _ in range(300)]
+    for name, truth in (("numerator", TRUTH), ("denominator", 1.0)):
+        values = np.array([getattr(each, name) for each in found])
+        assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(len(values))
+
+
+def test_undefined_has_a_reason():
+    no_signal = noise.b_simple(np.ones(4), np.zeros(4), 0.0)
+    assert np.isnan(no_signal.value) and "take more examples" in no_signal.why
+    broken = noise.b_simple(np.array([1, np.nan, 1, 1]), np.ones(4), 1.0)
+    assert np.isnan(broken.value) and "example 1 " in broken.why
+    assert "too few" in noise.b_simple(np.ones(2), np.ones(2), 1.0).why
+
+
+def test_an_insignificant_denominator_leaves_the_interval_open():
+    estimate = noise.ratio(10.0, 1.0, np.diag([1.0, 1.0]), 100)
+    assert np.isinf(estimate.high) and 0 < estimate.low < 10
+
+
+def test_two_batch_estimator():
+    rng = np.random.default_rng(3)
+    mu = np.full(SIZE, 1 / np.sqrt(SIZE))
+
+    def norms(size, count):
+        return ((mu + rng.normal(size=(count, SIZE)) * np.sqrt(TRUTH / SIZE / size)) ** 2).sum(1)
+
+    covered = []
+    for _ in range(100):
+        estimate = noise.two_batch(norms(8, 40), norms(512, 40), 8, 512)
+        covered.append(estimate.low <= TRUTH <= estimate.high)
+    assert 0.88 <= np.mean(covered) <= 1
+    with pytest.raises(ValueError, match="big_size > small_size"):
+        noise.two_batch(np.ones(3), np.ones(3), 8, 8)
+
+
+def test_sign_noise_scale_covers_the_truth_where_signal_is_clear():
+    rng = np.random.default_rng(4)
+    mu, sigma, n = rng.normal(size=500), rng.uniform(1, 3, 500), 20_000
+    truth = (sigma.sum() / np.abs(mu).sum()) ** 2
+    covered = []
+    for _ in range(100):
+        halves = [mu + rng.normal(size=500) * sigma / np.sqrt(n / 2) for _ in range(2)]
+        estimate = noise.sign_noise_scale(*halves, sigma, n)
+        covered.append(estimate.low <= truth <= estimate.high)
+    assert np.mean(covered) >= 0.85
+    opposed = noise.sign_noise_scale(np.ones(3), -np.ones(3), np.ones(3), 10)
+    assert np.isnan(opposed.value) and opposed.why
+
+
+def test_validity_quantiles_leave_out_dead_parameters():
+    found = noise.validity_quantiles(np.array([1.0, 0.0, 2.0]), np.array([1.0, 0.0, 2.0]), np.array([0.0, 1.0]))
+    assert found == pytest.approx([np.pi / 2, np.pi / 2])

@@ -1,0 +1,107 @@
+"""One-step optima from a checkpoint, on quadratics whose answers are known."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from surge.gradients import one_step
+from surge.gradients.moments import per_example_moments
+from surge.optimizers import make_optimizer
+from surge.tasks.quadratic import problem, quadratic
+from surge.theory import laws
+from surge.theory.laws import Hessian
+
+SIZES = (1, 8, 64, 512, 4096)
+
+
+def exact(kind, correlation, sizes=SIZES):
+    """The law in closed form: sign descent or SGD on the exact μ, Σ, H."""
+    known = problem(**kind, correlation=correlation)
+    mu, sigma, matrix = (jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian))
+    rho = jnp.asarray(known.noise_root @ known.noise_root.T / np.outer(known.sigma, known.sigma), jnp.float32)
+    trace = float(np.trace(known.hessian @ known.noise_root @ known.noise_root.T))
+    return {
+        "sign_sgd": np.asarray(
+            laws.sign_descent_correlated(np.array(sizes, float), mu, sigma, matrix, rho).optimal_lr
+        ),
+        "sgd": np.asarray(laws.sgd(np.array(sizes, float), mu, Hessian.dense(matrix), trace).optimal_lr),
+    }
+
+
+def sample(task, spec, key, count=256, sizes=SIZES, steps=1):
+    params = task.init(jax.random.key(0))
+    optimizer = OPTIMIZERS[spec]
+    return one_step.sample_steps(
+        task.loss, params, task.draw, task.data, task.evaluation, optimizer, sizes, key, count=count, steps=steps
+    )
+
+
+OPTIMIZERS = {spec: make_optimizer(spec) for spec in ("sign_sgd", "sgd", "adam", "lion")}
+KIND = {"hessian": "rank_one", "size": 40, "noise": 8.0}
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3])
+@pytest.mark.parametrize("spec", ["sign_sgd", "sgd"])
+def test_measured_law_covers_the_exact_optimum(spec, correlation):
+    task, truth = quadratic(**KIND, correlation=correlation), exact(KIND, correlation)[spec]
+    covered = []
+    for repetition in range(12):
+        law = one_step.measured_law(sample(task, spec, jax.random.key(repetition)))
+        rounding = 1e-4 * truth  # where every sign is certain the interval has no width
+        covered.append((law.low <= truth + rounding) & (truth - rounding <= law.high) | ~np.isfinite(law.lr))
+    assert np.mean(covered) >= 0.9 - 3 * np.sqrt(0.09 / (12 * len(SIZES)))
+
+
+@pytest.mark.parametrize("spec", ["sign_sgd", "adam"])
+def test_measured_law_agrees_with_the_oracle(spec):
+    samples = sample(
+        quadratic(**KIND, correlation=0.3),
+        spec,
+        jax.random.key(0),
+        sizes=SIZES[1:],
+        steps=1 if spec == "sign_sgd" else 64,
+    )
+    ratio = one_step.measured_law(samples).lr / one_step.one_step_oracle(samples).lr
+    np.testing.assert_array_less(np.abs(np.log(ratio)), np.log(1.1))
+
+
+def test_adam_directions_match_the_mean_field():
+    known = problem(**KIND)
+    task = quadratic(**KIND)
+    samples = sample(task, "adam", jax.random.key(1), count=512, sizes=(16, 1024), steps=64)
+    mu, sigma = jnp.asarray(known.mu, jnp.float32), jnp.asarray(known.sigma, jnp.float32)
+    hessian = Hessian.dense(jnp.asarray(known.hessian, jnp.float32))
+    law = laws.adam_mean_field(jnp.asarray([16.0, 1024.0]), mu, sigma, hessian)
+    for each, drift, curvature in zip(samples, law.drift, law.curvature, strict=True):
+        for values, expected in ((each.drift, drift), (each.curvature, curvature)):
+            assert abs(values.mean() - float(expected)) < 4 * values.std() / np.sqrt(512) + 0.05 * float(expected)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3])
+def test_independent_law_holds_where_its_assumption_does_and_fails_where_not(correlation):
+    task = quadratic(**KIND, correlation=correlation)
+    params = task.init(jax.random.key(0))
+    draw = jax.vmap(partial(task.draw, task.data))
+    groups = [
+        per_example_moments(task.loss, params, draw(jax.random.split(key, 512)))
+        for key in jax.random.split(jax.random.key(3), 8)
+    ]
+    law = one_step.independent_law(task.loss, params, task.evaluation, groups, SIZES[:4], jax.random.key(4))
+    ratio = law.lr / exact(KIND, correlation, SIZES[:4])["sign_sgd"]
+    if correlation:
+        assert ratio[0] > 2  # sees none of the noise that the coordinates share
+    else:
+        np.testing.assert_array_less(np.abs(np.log(ratio)), np.log(1.15))
+
+
+def test_no_curvature_is_nan_with_a_reason():
+    flat = one_step.StepSample(np.ones(8), -np.ones(8), np.ones(8), np.ones(3), np.ones((3, 8)))
+    law = one_step.measured_law([flat])
+    assert np.isnan(law.lr[0]) and "q <= 0" in law.why[0]
+    losses = np.array([[3.0], [2.0], [1.0]]) * np.ones(8)
+    edge = one_step.StepSample(np.ones(8), np.ones(8), np.ones(8), np.array([1.0, 2.0, 4.0]), losses)
+    oracle = one_step.one_step_oracle([edge])
+    assert np.isnan(oracle.lr[0]) and "edge" in oracle.why[0]
