@@ -110,7 +110,7 @@ def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
         (["--config=configs/mnist1d.py", "--config.sedes=3"], "did you mean seeds"),
         (["--config=configs/mnist1d.py", "--config.seeds=many"], "seeds"),
         (["--config=configs/mnist1d.py", "--config.batch_sizes=(8,-16)"], "batch_sizes"),
-        (["--config=configs/mnist1d.py", "--config.batch_sizes=8"], "batch_sizes"),
+        (["--config=configs/mnist1d.py", "--config.batch_sizes=(8,x)"], "batch_sizes"),
         (["--config=configs/mnist1d.py", "--config.optimizers.adam.spec=adma"], "adam"),
         (["--config=configs/mnist1d.py", "--config.optimizers.adam.learning_rates=(1,0.1)"], "learning_rates"),
         (["--config=configs/mnist1d.py", "--config.measure.optimizer=lion"], "measure.optimizer"),

@@ -48,7 +48,7 @@ def problem(name, n=11, dtype=jnp.float32):
 def loop(loss, params, batch):
     """The second implementation: one example at a time, sums in float64."""
     n = len(batch[0])
-    rows = [jax.grad(loss)(params, jax.tree.map(lambda leaf: leaf[i], batch)) for i in range(n)]
+    rows = [jax.grad(loss)(params, jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for i in range(n)]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float64) for leaf in leaves]), *rows)
 
 
