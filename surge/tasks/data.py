@@ -2,7 +2,9 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -11,6 +13,39 @@ def cache_directory() -> Path:
     """Where generated data is kept: $SURGE_CACHE, or surge/ in the user's cache directory."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("SURGE_CACHE") or Path(root) / "surge")
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with open(handle, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise
+
+
+def load_rows(source: str, split: str, how: str) -> Any:
+    """Rows of a `datasets` data set: a name on the hub, or a directory that holds it in one of its formats.
+
+    Raises:
+      ValueError: `datasets` is not installed, or the data is not there; the message ends with `how` to get it.
+    """
+    looks_local = source.startswith(("/", ".", "~"))
+    if looks_local and not Path(source).expanduser().exists():
+        raise ValueError(f"no data at {source}: {how}")
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{source} needs Hugging Face datasets: pip install 'surge[data]'") from None
+    try:
+        return datasets.load_dataset(str(Path(source).expanduser()) if looks_local else source, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        first = str(error).strip().splitlines()[:1]
+        raise ValueError(f"cannot load {split} of {source} ({' '.join(first)}): {how}") from None
 
 
 def mnist1d_arrays(examples: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -28,11 +63,8 @@ def mnist1d_arrays(examples: int, seed: int) -> tuple[dict[str, np.ndarray], dic
         recipe = get_dataset_args()
         recipe.num_samples, recipe.seed = examples, seed
         made = make_dataset(recipe)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with open(handle, "wb") as file:
-            np.savez(file, **{name: made[name] for name in ("x", "y", "x_test", "y_test")})
-        os.replace(temporary, path)
+        arrays = {name: made[name] for name in ("x", "y", "x_test", "y_test")}
+        write_whole(path, lambda file: np.savez(file, **arrays))
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     return tuple(

@@ -1,0 +1,68 @@
+"""Fashion-MNIST, a 5-layer CNN: the first row of arXiv 2405.14578's Table 1, and its Figure 1.
+
+    python -m surge.main --config=configs/fashion_mnist.py          # full on an accelerator, quick on a CPU
+    python -m surge.main --config=configs/fashion_mnist.py:quick    # two cores
+    python -m surge.main --config=configs/fashion_mnist.py:full     # every batch size of the paper, 100 seeds
+
+The paper's claims: for B = 1...12 the optimum falls as B grows; for B = 64...1,164 it saturates.
+Data: Debian's `dataset-fashion-mnist` (60,000 real images); else --config.task_args.source=DIRECTORY or a hub name.
+"""
+
+import jax
+import ml_collections
+from absl import logging
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in ("", "quick", "full"):
+        raise ValueError(f"configs/fashion_mnist.py has no variant {variant!r}: choose quick, full, or none")
+    if not variant:
+        variant = "quick" if jax.default_backend() == "cpu" else "full"
+        logging.info("configs/fashion_mnist.py: %s scale, by the devices found", variant)
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "surge.tasks.cnn:fashion_mnist"
+    config.task_args = {
+        "channels": (16, 32, 64),
+        "hidden": 128,
+        "source": "/usr/share/datasets/fashion-mnist",
+        "evaluation_examples": 4_096,
+        "dtype": "float32",
+    }
+    config.optimizers = {"adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (6e-5, 4e-3)}}
+    config.learning_rate_ratio = 2**0.5
+    config.batch_sizes = (*range(1, 13), *range(64, 1165, 100))
+    config.seeds = 100
+    config.max_steps = 20_000
+    config.max_examples = 600_000
+    config.evals = 64
+    config.stop_loss = 0.4
+    config.measure = {
+        "optimizer": "adam",
+        "learning_rate": 5e-4,
+        "batch_size": 64,
+        "max_steps": 4_000,
+        "losses": (0.8, 0.6, 0.4),
+        "examples": 4_096,
+        "directions": 32,
+    }
+    config.fit = {"objective": "steps", "target_losses": (0.8, 0.6, 0.4)}
+
+    if variant == "quick":
+        config.task_args.channels = (4, 8, 16)
+        config.task_args.hidden = 32
+        config.task_args.evaluation_examples = 256
+        config.optimizers.adam.learning_rates = (2.5e-4, 2e-2)
+        config.learning_rate_ratio = 2.0
+        config.batch_sizes = (1, 2, 4, 8, 64, 256)
+        config.seeds = 2
+        config.max_steps = 4_000
+        config.max_examples = 60_000
+        config.evals = 32
+        config.stop_loss = 0.8
+        config.measure.max_steps = 1_000
+        config.measure.losses = (0.8,)
+        config.measure.examples = 512
+        config.measure.directions = 8
+        config.fit.target_losses = (1.0, 0.8)
+    return config

@@ -1,0 +1,58 @@
+"""The convolution against Flax's own, and the CNN on the real images where they are installed."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from surge.tasks import cnn, images
+from surge.training.run import make_train
+
+real = pytest.mark.skipif(not Path(images.FASHION_MNIST).exists(), reason="needs dataset-fashion-mnist")
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2), (5, 1)])
+def test_both_forms_of_convolution_equal_flax(size, stride):
+    inputs = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
+    ours = cnn.Conv(4, size, stride)
+    margin = (size - 1) // 2
+    theirs = nn.Conv(4, (size, size), stride, padding=((margin, margin), (margin, margin)))
+    params = theirs.init(jax.random.key(1), inputs)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, ours.init(jax.random.key(1), inputs))
+    expected, kernel = theirs.apply(params, inputs), params["params"]["kernel"]
+    np.testing.assert_allclose(ours.apply(params, inputs), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.native(inputs, kernel), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.apply(params, inputs[0]), expected[0], atol=1e-5)
+
+
+def test_pooling_takes_the_maximum_of_each_square():
+    inputs = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+    np.testing.assert_array_equal(cnn.max_pool(inputs), nn.max_pool(inputs, (2, 2), (2, 2)))
+
+
+@real
+def test_loss_falls_on_fashion_mnist():
+    task = cnn.fashion_mnist(channels=(4, 8), hidden=16, evaluation_examples=64)
+    assert task.data["x"].shape == (60_000, 28, 28, 1)
+    train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
+    result = train(3e-3, jax.random.key(0), 8, np.array([1, 200]), 0.0, task.data, task.evaluation)
+    assert result.loss[0] > 1.5 > 1.2 > result.loss[1]
+
+
+@pytest.mark.slow
+@real
+def test_cnn_reaches_ninety_percent_of_the_test_images():
+    task = cnn.fashion_mnist()
+    train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=64))
+    result = train(1e-3, jax.random.key(0), 64, np.array([4_000]), 0.0, task.data, task.evaluation)
+    test = images.fashion_mnist_arrays(split="test")
+    model, params = cnn.CNN(), result.state.params
+    pixels = (jnp.asarray(test["x"], jnp.float32) / 255 - 0.2860) / 0.3530
+    guesses = jnp.concatenate([model.apply(params, part).argmax(-1) for part in jnp.split(pixels, 10)])
+    accuracy = float((guesses == test["y"]).mean())
+    print(f"accuracy {accuracy:.4f}")
+    assert accuracy >= 0.9

@@ -1,0 +1,76 @@
+"""Data in its own formats through the very loaders that real data goes through, and a sentence for each mistake."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from surge.tasks import images
+
+
+def write_idx(path: Path, array: np.ndarray, zipped: bool = True) -> None:
+    content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if zipped else content)
+
+
+def write_fashion(directory: Path, pixels: np.ndarray, labels: np.ndarray, zipped: bool = True) -> str:
+    end = ".gz" if zipped else ""
+    write_idx(directory / f"train-images-idx3-ubyte{end}", pixels, zipped)
+    write_idx(directory / f"train-labels-idx1-ubyte{end}", labels, zipped)
+    return str(directory)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_idx_files_come_back_as_written(tmp_path, pixels, zipped):
+    source = write_fashion(tmp_path, pixels, np.arange(6), zipped)
+    arrays = images.fashion_mnist_arrays(source)
+    np.testing.assert_array_equal(arrays["x"][..., 0], pixels)
+    np.testing.assert_array_equal(arrays["y"], np.arange(6))
+
+
+def test_each_mistake_in_idx_files_is_one_sentence(tmp_path, pixels):
+    def refused(match, *arguments):
+        with pytest.raises(ValueError, match=match):
+            images.fashion_mnist_arrays(write_fashion(tmp_path, *arguments))
+
+    refused("shape .28, 28, 1., got .27, 28, 1", pixels[:, 1:], np.arange(6))
+    refused("labels must be 0 to 9, got 5 to 10", pixels, np.arange(5, 11))
+    refused("6 images but 5 labels", pixels, np.arange(5))
+    refused("holds no images", pixels[:0], np.arange(0))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x09abc"))
+    with pytest.raises(ValueError, match="file is incomplete"):
+        images.fashion_mnist_arrays(str(tmp_path))
+    with pytest.raises(ValueError, match="install Debian's dataset-fashion-mnist"):
+        images.fashion_mnist_arrays("/nowhere")
+
+
+def write_parquet(directory: Path, pixels: np.ndarray, labels: list[int]) -> str:
+    datasets, image = pytest.importorskip("datasets"), pytest.importorskip("PIL.Image")
+    columns = {"image": [image.fromarray(each) for each in pixels], "label": labels}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    directory.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(directory / "train-00000-of-00001.parquet")
+    return str(directory)
+
+
+@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+def test_local_copy_of_a_hub_data_set_loads_as_the_hub_does(tmp_path, pixels, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = write_parquet(tmp_path / "grey", pixels, list(range(6)))
+    np.testing.assert_array_equal(images.fashion_mnist_arrays(source)["x"][..., 0], pixels)
+    coloured = images.image_rows(source, "train", (28, 28, 3), 10, "how")
+    np.testing.assert_array_equal(coloured["x"], np.repeat(pixels[..., None], 3, -1))
+    with pytest.raises(ValueError, match=r"must have shape .64, 64., got .28, 28"):
+        images.image_rows(source, "train", (64, 64, 3), 10, "how")
+    with pytest.raises(ValueError, match="labels must be 0 to 4, got 0 to 5"):
+        images.image_rows(source, "train", (28, 28, 1), 5, "how")
+    with pytest.raises(ValueError, match="cannot load nosplit"):
+        images.image_rows(source, "nosplit", (28, 28, 1), 10, "how")
