@@ -1,0 +1,253 @@
+"""GPT-2 (Radford et al. 2019): pre-LN, tied embeddings, learned positions; parameters named as in transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from surge.tasks import Task
+from surge.tasks.text import STDLIB, text_tokens
+
+HELD_OUT = 20  # the last twentieth of a text is never trained on
+
+
+class Size(NamedTuple):
+    """Shape of a GPT."""
+
+    vocabulary: int = 50_257
+    context: int = 1_024
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+
+
+SIZES = {
+    "gpt2": Size(),
+    "distilgpt2": Size(depth=6),
+    "small": Size(256, 128, 128, 4, 4),
+    "tiny": Size(256, 64, 32, 2, 2),
+}
+
+
+def dense(features: int, name: str, dtype: Any, scale: float = 1.0) -> nn.Dense:
+    """A dense layer with GPT-2's initialisation."""
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(0.02 * scale), name=name)
+
+
+class Attention(nn.Module):
+    """Causal self-attention [T, width] -> [T, width]."""
+
+    size: Size
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        length, width = inputs.shape
+        qkv = dense(3 * width, "c_attn", self.dtype)(inputs)
+        query, key, value = (each.reshape(length, self.size.heads, -1) for each in jnp.split(qkv, 3, -1))
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation=self.attention)
+        return dense(width, "c_proj", self.dtype, (2 * self.size.depth) ** -0.5)(mixed.reshape(length, width))
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with GELU between them; also returns a zero, where experts return their balance loss."""
+
+    size: Size
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = nn.gelu(dense(4 * self.size.width, "c_fc", self.dtype)(inputs), approximate=True)
+        outputs = dense(self.size.width, "c_proj", self.dtype, (2 * self.size.depth) ** -0.5)(hidden)
+        return outputs, jnp.zeros(())
+
+
+class Block(nn.Module):
+    """One pre-LN layer; statistics of the normalisations are float32 whatever the dtype."""
+
+    size: Size
+    dtype: Any
+    attention: str
+    feed_forward: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        normed = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln_1")(inputs)
+        inputs = inputs + Attention(self.size, self.dtype, self.attention, name="attn")(normed)
+        normed = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln_2")(inputs)
+        outputs, extra = self.feed_forward(self.size, self.dtype, name="mlp")(normed)
+        return inputs + outputs, extra
+
+
+class GPT(nn.Module):
+    """Tokens [T] -> (logits [T, vocabulary] in float32, sum of the layers' auxiliary losses).
+
+    Attributes:
+      size: shape.
+      dtype: of the computation; parameters and softmax stay float32.
+      attention: "xla", or "cudnn" for FlashAttention on NVIDIA (bfloat16 only; no forward-mode derivatives, so for
+        sweeps and not for curvature).
+      remat: recompute each layer in the backward pass, to save memory.
+      feed_forward: module class (size, dtype) of each layer.
+    """
+
+    size: Size
+    dtype: Any = jnp.float32
+    attention: str = "xla"
+    remat: bool = False
+    feed_forward: Callable[..., nn.Module] = FeedForward
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        normal = nn.initializers.normal
+        embed = nn.Embed(self.size.vocabulary, self.size.width, embedding_init=normal(0.02), name="wte")
+        positions = self.param("wpe", normal(0.02), (self.size.context, self.size.width))
+        states = (embed(tokens) + positions[: len(tokens)]).astype(self.dtype)
+        layer, extra = nn.remat(Block) if self.remat else Block, jnp.zeros(())
+        for index in range(self.size.depth):
+            block = layer(self.size, self.dtype, self.attention, self.feed_forward, name=f"h_{index}")
+            states, more = block(states)
+            extra = extra + more
+        states = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln_f")(states)
+        weight = embed.embedding.astype(self.dtype)
+        return jnp.dot(states, weight.T, preferred_element_type=jnp.float32), extra
+
+
+def convert(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Parameters of `GPT` from tensors named as transformers names GPT-2's.
+
+    Raises:
+      ValueError: a tensor is missing.
+    """
+    tensors = {name.removeprefix("transformer."): jnp.asarray(tensor) for name, tensor in tensors.items()}
+    params: dict[str, Any] = {}
+
+    def put(path: str, tensor: str) -> None:
+        if tensor not in tensors:
+            raise ValueError(f"not the weights of a GPT-2: tensor {tensor} is missing")
+        *parents, last = path.split("/")
+        place = params
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = tensors[tensor]
+
+    put("wte/embedding", "wte.weight")
+    put("wpe", "wpe.weight")
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
+    norms = ["ln_f", *(f"h_{index}/{name}" for index in range(depth) for name in ("ln_1", "ln_2"))]
+    parts = ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")
+    layers = [f"h_{index}/{name}" for index in range(depth) for name in parts]
+    for path in (*norms, *layers):
+        theirs = path.replace("h_", "h.", 1).replace("/", ".")
+        put(f"{path}/{'scale' if path in norms else 'kernel'}", f"{theirs}.weight")
+        put(f"{path}/bias", f"{theirs}.bias")
+    return {"params": params}
+
+
+def load_safetensors(path: str) -> dict[str, Any]:
+    """Parameters of `GPT` from a published checkpoint's model.safetensors.
+
+    Raises:
+      ValueError: no such file, `safetensors` is not installed, or not a GPT-2.
+    """
+    try:
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise ValueError(f"{path} needs safetensors: pip install safetensors") from None
+    if not Path(path).is_file():
+        raise ValueError(f"no weights at {path}: give the path of a GPT-2's model.safetensors")
+    return convert(load_file(path))
+
+
+def draw_window(data: dict[str, Any], key: jax.Array) -> jax.Array:
+    """A uniformly drawn window of tokens; data is {"tokens": [n], "window": [length] of anything}."""
+    tokens, length = data["tokens"], data["window"].shape[0]
+    start = jax.random.randint(key, (), 0, tokens.shape[0] - length + 1)
+    return jax.lax.dynamic_slice(jnp.asarray(tokens), (start,), (length,)).astype(jnp.int32)
+
+
+def windows(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
+    """`count` windows [count, length], evenly spaced through the tokens."""
+    starts = np.linspace(0, len(tokens) - length, count).astype(int)
+    return np.stack([tokens[start : start + length] for start in starts]).astype(np.int32)
+
+
+def split_held_out(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(training tokens, the last twentieth, held out)."""
+    cut = len(tokens) - len(tokens) // HELD_OUT
+    return tokens[:cut], tokens[cut:]
+
+
+def token_losses(model: nn.Module, params: Any, window: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of each next token of a window [T + 1] in nats, [T], and the auxiliary loss."""
+    logits, extra = model.apply(params, window[:-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]), extra
+
+
+def text_data(source: str, tokenizer: str, length: int, count: int, vocabulary: int) -> tuple[dict, np.ndarray]:
+    """(data for `draw_window`, evaluation windows of the training text); `length` tokens are predicted.
+
+    Raises:
+      ValueError: the text is missing, shorter than one window, or has tokens outside the vocabulary.
+    """
+    tokens, _ = split_held_out(text_tokens(source, tokenizer))
+    if len(tokens) < length + 1:
+        raise ValueError(
+            f"the text of {source} has {len(tokens)} training tokens, shorter than a window of {length + 1}"
+        )
+    if int(tokens.max()) >= vocabulary:
+        raise ValueError(
+            f"the text of {source} has token {tokens.max()}, outside the model's vocabulary of {vocabulary}"
+        )
+    return {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)}, windows(tokens, count, length + 1)
+
+
+def text(
+    size: str = "small",
+    source: str = STDLIB,
+    tokenizer: str = "bytes",
+    vocabulary: int | None = None,
+    context: int | None = None,
+    evaluation_examples: int = 64,
+    weights: str | None = None,
+    dtype: str = "float32",
+    attention: str = "xla",
+    remat: bool = False,
+) -> Task:
+    """A GPT on any text; one example is one window, its loss the mean over its tokens in nats.
+
+    Args:
+      size: name in SIZES: gpt2, distilgpt2, small, tiny.
+      source: see `text.text_tokens`.
+      tokenizer: "bytes" or a tokenizer.json.
+      vocabulary: where it differs from the named size's.
+      context: tokens predicted per example, where it differs from the named size's.
+      evaluation_examples: windows that losses are reported on.
+      weights: a model.safetensors to start from instead of a random initialisation.
+      dtype: of the computation.
+      attention: see `GPT`.
+      remat: see `GPT`.
+
+    Raises:
+      ValueError: unknown size, or text or weights that cannot be used.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    shape = SIZES[size]
+    shape = shape._replace(vocabulary=vocabulary or shape.vocabulary, context=context or shape.context)
+    model = GPT(shape, jnp.dtype(dtype), attention, remat)
+    data, evaluation = text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary)
+    loaded = load_safetensors(weights) if weights else None
+    return Task(
+        init=lambda key: loaded or model.init(key, jnp.zeros(shape.context, jnp.int32)),
+        loss=lambda params, window: token_losses(model, params, window)[0].mean(),
+        data=data,
+        draw=draw_window,
+        evaluation=evaluation,
+    )
