@@ -4,7 +4,6 @@ python -m surge.main --config=configs/mnist1d.py [--workdir=DIR] [--stages=measu
 """
 
 import difflib
-import os
 import sys
 from collections.abc import Sequence
 from logging import WARNING, Formatter
@@ -63,23 +62,16 @@ def _unknown_field(argv: Sequence[str]) -> str:
     return "a --config.FIELD flag names a field that the config does not have"
 
 
-def _use_every_core() -> None:
-    """On a CPU one host device for each core, unless the user has chosen: XLA alone leaves cores idle."""
-    import jax
-
-    if jax.config.jax_num_cpu_devices < 0:
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-
-
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
     from surge import pipeline  # after the flags are parsed, so that a typo is answered before jax is loaded
+    from surge.training import sweep
 
     handler, package = logging.get_absl_handler(), str(Path(__file__).parent)
     handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(lambda record: record.levelno >= WARNING or record.pathname.startswith(package))
-    _use_every_core()
+    sweep.one_device_per_core()
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     path, _, variant = name.partition(":")
     default = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))

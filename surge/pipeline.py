@@ -81,14 +81,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str])
     results.claim_workdir(workdir, plain)
     sweep.enable_compilation_cache()
     started = time.monotonic()
-    task = None
     if {"measure", "sweep"} & set(stages):
         task = _task(config)
         logging.info("%s on %d %s device(s)", config.task, jax.local_device_count(), jax.default_backend())
-    if "measure" in stages:
-        _measure(config, task, workdir)
-    if "sweep" in stages:
-        _sweep(config, task, workdir)
+        if "measure" in stages:
+            _measure(config, task, workdir)
+        if "sweep" in stages:
+            _sweep(config, task, workdir)
     if "fit" in stages:
         _fit(config, workdir)
     if "report" in stages:

@@ -78,7 +78,8 @@ def independent_law(
     halves = [(groups[index::2]) for index in (0, 1)]
     pairs = [(halves[0], halves[1])]
     for left_out in range(len(halves[0])):
-        pairs.append(tuple([each for index, each in enumerate(half) if index != left_out] for half in halves))
+        one, other = ([*half[:left_out], *half[left_out + 1 :]] for half in halves)
+        pairs.append((one, other))
     parts = np.array([_independent_parts(hessian, *pair, batch_sizes) for pair in pairs])  # [1 + g, 2, b]
     g = len(parts) - 1
     ratios = parts[:, 0] / parts[:, 1]
@@ -94,8 +95,9 @@ def _independent_parts(
     """a and q [2, b] with every product of means taken between two disjoint sets of examples."""
     first, second = (_merged(each) for each in (one, other))
     both = merge(first, second)
-    flat = [ravel_pytree(each)[0] for each in (first.mean, second.mean, both.variance)]
-    return np.asarray(_cross_parts(hessian.product, hessian.diagonal, *flat, jnp.asarray(batch_sizes, float)))
+    mu_a, mu_b, variance = (ravel_pytree(each)[0] for each in (first.mean, second.mean, both.variance))
+    sizes = jnp.asarray(batch_sizes, float)
+    return np.asarray(_cross_parts(hessian.product, hessian.diagonal, mu_a, mu_b, variance, sizes))
 
 
 def _cross_parts(product: Callable, diagonal: Any, mu_a: Any, mu_b: Any, variance: Any, sizes: Any) -> jax.Array:

@@ -90,7 +90,9 @@ def heat_map(axes: Axes, loss: xr.DataArray, entry: dict[str, Any]) -> Any:
     rate_edges = np.append(rates / half, rates[-1] * half)
     size_edges = np.arange(len(sizes) + 1) - 0.5
     values = np.ma.masked_invalid(loss.transpose("learning_rate", "batch_size").values)
-    mesh = axes.pcolormesh(size_edges, rate_edges, values, cmap="viridis_r", rasterized=True)
+    # Losses far above the rest, of runs about to diverge, would leave one color to all others.
+    top = float(np.quantile(values.compressed(), 0.75)) if values.count() else None
+    mesh = axes.pcolormesh(size_edges, rate_edges, values, cmap="viridis_r", vmax=top, rasterized=True)
     axes.set_yscale("log")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_xlabel("batch size B")

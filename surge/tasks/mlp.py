@@ -37,7 +37,8 @@ def mnist1d(
     features = train["x"].shape[1]
 
     def loss(params, example):
-        return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, example["x"]), example["y"])
+        logits = jnp.asarray(model.apply(params, example["x"]))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, example["y"])
 
     return Task(
         init=lambda key: model.init(key, jnp.zeros(features)),

@@ -1,7 +1,7 @@
 """Noise scales from gradient moments: unbiased numerators and denominators, with 95% intervals over examples."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -52,7 +52,7 @@ def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm:
     total = square_norms.sum()
     squares = n**2 * mean_square_norm
 
-    def parts(squares: np.ndarray, total: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def parts(squares: Any, total: Any, n: int) -> tuple[Any, Any]:
         signal = (squares - total) / (n * (n - 1))
         return total / n - signal, signal
 
@@ -126,7 +126,7 @@ def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n:
     signal = 0.5 * float(np.sign(mean_a) @ mean_b + np.sign(mean_b) @ mean_a)
     spread = float(np.abs(std).sum())
     noise = math.sqrt(float((std**2).sum()) / n)
-    quantile = stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    quantile = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
     if signal <= 0:
         return undefined(n, spread, signal, "the l1 norm of the mean gradient reads as not positive: more examples")
     low, high = (spread / (signal + quantile * noise)) ** 2, math.inf
