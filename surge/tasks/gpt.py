@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with GELU between them; also returns a zero, where experts return their balance loss."""
+    """Two dense layers with GELU between them; also returns nothing, where experts return their loads."""
 
     size: Size
     dtype: Any = jnp.float32
@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
     def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden = nn.gelu(dense(4 * self.size.width, "c_fc", self.dtype)(inputs), approximate=True)
         outputs = dense(self.size.width, "c_proj", self.dtype, (2 * self.size.depth) ** -0.5)(hidden)
-        return outputs, jnp.zeros(())
+        return outputs, jnp.zeros(0)
 
 
 class Block(nn.Module):
@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens [T] -> (logits [T, vocabulary] in float32, sum of the layers' auxiliary losses).
+    """Tokens [T] -> (logits [T, vocabulary] in float32, what the feed-forward layers say besides [depth, ...]).
 
     Attributes:
       size: shape.
@@ -109,14 +109,14 @@ class GPT(nn.Module):
         embed = nn.Embed(self.size.vocabulary, self.size.width, embedding_init=normal(0.02), name="wte")
         positions = self.param("wpe", normal(0.02), (self.size.context, self.size.width))
         states = (embed(tokens) + positions[: len(tokens)]).astype(self.dtype)
-        layer, extra = nn.remat(Block) if self.remat else Block, jnp.zeros(())
+        layer, extras = nn.remat(Block) if self.remat else Block, []
         for index in range(self.size.depth):
             block = layer(self.size, self.dtype, self.attention, self.feed_forward, name=f"h_{index}")
-            states, more = block(states)
-            extra = extra + more
+            states, extra = block(states)
+            extras.append(extra)
         states = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln_f")(states)
         weight = embed.embedding.astype(self.dtype)
-        return jnp.dot(states, weight.T, preferred_element_type=jnp.float32), extra
+        return jnp.dot(states, weight.T, preferred_element_type=jnp.float32), jnp.stack(extras)
 
 
 def convert(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def split_held_out(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def token_losses(model: nn.Module, params: Any, window: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of each next token of a window [T + 1] in nats, [T], and the auxiliary loss."""
+    """Cross-entropy of each next token of a window [T + 1] in nats, [T], and what else the model says."""
     logits, extra = model.apply(params, window[:-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]), extra
 

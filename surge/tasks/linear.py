@@ -1,0 +1,44 @@
+"""Linear regression on real data: moments and Hessian in closed form (THEORY section 9)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from surge.tasks import Task, draw_from_arrays
+from surge.tasks.data import mnist1d_arrays
+
+
+class Exact(NamedTuple):
+    """At one θ, over the whole data set: mean gradient mu [P], gradient covariance [P, P], hessian [P, P]."""
+
+    mu: np.ndarray
+    covariance: np.ndarray
+    hessian: np.ndarray
+
+
+def exact(data: dict[str, np.ndarray], theta: np.ndarray) -> Exact:
+    """What drawing with replacement from data {"x": [n, P], "y": [n]} has as its population, in float64."""
+    x, y = np.asarray(data["x"], float), np.asarray(data["y"], float)
+    gradients = (x @ np.asarray(theta, float) - y)[:, None] * x
+    return Exact(gradients.mean(0), np.cov(gradients.T, bias=True), x.T @ x / len(x))
+
+
+def mnist1d(examples: int = 20_000, evaluation_examples: int = 1_024, seed: int = 42) -> Task:
+    """Least squares for the standardised label of MNIST-1D from its signal and a constant; starts at 0.
+
+    Raises:
+      ValueError: too few examples, see `data.mnist1d_arrays`.
+    """
+    train, _ = mnist1d_arrays(examples, seed)
+    x = np.concatenate([train["x"], np.ones((len(train["x"]), 1), np.float32)], 1)
+    y = ((train["y"] - train["y"].mean()) / train["y"].std()).astype(np.float32)
+    data = {"x": x, "y": y}
+    return Task(
+        init=lambda key: jnp.zeros(x.shape[1]),
+        loss=lambda theta, example: 0.5 * (example["x"] @ theta - example["y"]) ** 2,
+        data=data,
+        draw=draw_from_arrays,
+        evaluation=jax.tree.map(lambda array: array[:evaluation_examples], data),
+    )
