@@ -48,7 +48,7 @@ def test_loss_falls_on_fashion_mnist():
 def test_cnn_reaches_ninety_percent_of_the_test_images():
     task = cnn.fashion_mnist()
     train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=64))
-    result = train(1e-3, jax.random.key(0), 64, np.array([4_000]), 0.0, task.data, task.evaluation)
+    result = train(1e-3, jax.random.key(0), 64, np.array([8_000]), 0.0, task.data, task.evaluation)
     test = images.fashion_mnist_arrays(split="test")
     model, params = cnn.CNN(), result.state.params
     pixels = (jnp.asarray(test["x"], jnp.float32) / 255 - 0.2860) / 0.3530

@@ -215,7 +215,7 @@ def text(
     vocabulary: int | None = None,
     context: int | None = None,
     evaluation_examples: int = 64,
-    weights: str | None = None,
+    weights: str = "",
     dtype: str = "float32",
     attention: str = "xla",
     remat: bool = False,
@@ -229,7 +229,7 @@ def text(
       vocabulary: where it differs from the named size's.
       context: tokens predicted per example, where it differs from the named size's.
       evaluation_examples: windows that losses are reported on.
-      weights: a model.safetensors to start from instead of a random initialisation.
+      weights: a model.safetensors to start from instead of a random initialisation; "" for none.
       dtype: of the computation.
       attention: see `GPT`.
       remat: see `GPT`.

@@ -1,0 +1,82 @@
+"""DistilGPT2 on text, β = (0, 0) and (.9, .999): the third and fourth rows of arXiv 2405.14578's Table 1.
+
+    python -m surge.main --config=configs/distilgpt2.py          # full on an accelerator, quick on a CPU
+    python -m surge.main --config=configs/distilgpt2.py:quick    # two cores
+    python -m surge.main --config=configs/distilgpt2.py:full     # the paper's batch sizes and seeds, ELI5-Category
+
+The paper's claims: both follow the surge form; McCandlish's law with α = 0.5 is also suitable.
+Full scale names a hub for ELI5-Category and reads bytes; the paper's tokens need GPT-2's tokenizer file, given by
+--config.task_args.tokenizer=tokenizer.json --config.task_args.vocabulary=50257.
+Quick scale: the Python standard library's own source as bytes, which is always there.
+"""
+
+import jax
+import ml_collections
+from absl import logging
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in ("", "quick", "full"):
+        raise ValueError(f"configs/distilgpt2.py has no variant {variant!r}: choose quick, full, or none")
+    if not variant:
+        variant = "quick" if jax.default_backend() == "cpu" else "full"
+        logging.info("configs/distilgpt2.py: %s scale, by the devices found", variant)
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "surge.tasks.gpt:text"
+    config.task_args = {
+        "size": "distilgpt2",
+        "source": "rexarski/eli5_category",
+        "tokenizer": "bytes",
+        "vocabulary": 256,
+        "context": 128,
+        "evaluation_examples": 1_024,
+        "dtype": "bfloat16",
+        "attention": "xla",
+        "remat": False,
+    }
+    config.optimizers = {
+        "sign": {"spec": "adam(b1=0, b2=0)", "learning_rates": (5e-6, 1.1e-3)},
+        "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (5e-6, 2.2e-3)},
+    }
+    config.learning_rate_ratio = 2**0.5
+    config.batch_sizes = tuple(range(4, 115, 10))
+    config.seeds = 30
+    config.max_steps = 20_000
+    config.max_examples = 1_000_000
+    config.evals = 64
+    config.stop_loss = 1.4
+    config.measure = {
+        "optimizer": "sign",
+        "learning_rate": 1e-4,
+        "batch_size": 64,
+        "max_steps": 10_000,
+        "losses": (2.0, 1.6, 1.4),
+        "examples": 1_024,
+        "directions": 32,
+    }
+    config.fit = {"objective": "steps", "target_losses": (2.0, 1.6, 1.4)}
+
+    if variant == "quick":
+        config.task_args.source = "stdlib"
+        config.task_args.dtype = "float32"
+        config.task_args.size = "tiny"
+        config.task_args.context = 32
+        config.task_args.evaluation_examples = 64
+        config.optimizers.adam.learning_rates = (1e-3, 6e-2)
+        config.optimizers.sign.learning_rates = (2e-4, 1.7e-2)
+        config.learning_rate_ratio = 2.0
+        config.batch_sizes = (1, 4, 16, 64)
+        config.seeds = 2
+        config.max_steps = 2_000
+        config.max_examples = 30_000
+        config.evals = 32
+        config.stop_loss = 2.8
+        config.measure.learning_rate = 2e-3
+        config.measure.batch_size = 16
+        config.measure.max_steps = 1_000
+        config.measure.losses = (2.8,)
+        config.measure.examples = 512
+        config.measure.directions = 8
+        config.fit.target_losses = (3.1, 2.8)
+    return config

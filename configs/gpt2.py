@@ -1,0 +1,82 @@
+"""GPT-2 124M on any text with Adam: the optimal learning rate at the scale where people ask for it.
+
+    python -m surge.main --config=configs/gpt2.py          # full on an accelerator, quick on a CPU
+    python -m surge.main --config=configs/gpt2.py:quick    # two cores
+    python -m surge.main --config=configs/gpt2.py:full     # 124M parameters
+
+Not a row of the paper's table: its text experiment (arXiv 2405.14578, section 3) on the full model.
+Data: the Python standard library's own source as bytes, which is always there; any text with
+--config.task_args.source=FILE, DIRECTORY or a hub name.
+A published checkpoint is measured with --config.task_args.weights=model.safetensors
+--config.task_args.vocabulary=50257 --config.task_args.tokenizer=tokenizer.json.
+"""
+
+import jax
+import ml_collections
+from absl import logging
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in ("", "quick", "full"):
+        raise ValueError(f"configs/gpt2.py has no variant {variant!r}: choose quick, full, or none")
+    if not variant:
+        variant = "quick" if jax.default_backend() == "cpu" else "full"
+        logging.info("configs/gpt2.py: %s scale, by the devices found", variant)
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "surge.tasks.gpt:text"
+    config.task_args = {
+        "size": "gpt2",
+        "source": "stdlib",
+        "tokenizer": "bytes",
+        "vocabulary": 256,
+        "context": 1_024,
+        "weights": "",
+        "evaluation_examples": 64,
+        "dtype": "bfloat16",
+        "attention": "xla",
+        "remat": True,
+    }
+    config.optimizers = {
+        "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (3e-5, 3e-3)},
+    }
+    config.learning_rate_ratio = 2**0.5
+    config.batch_sizes = tuple(2**k for k in range(10))
+    config.seeds = 3
+    config.max_steps = 10_000
+    config.max_examples = 200_000
+    config.evals = 64
+    config.stop_loss = 1.2
+    config.measure = {
+        "optimizer": "adam",
+        "learning_rate": 3e-4,
+        "batch_size": 64,
+        "max_steps": 5_000,
+        "losses": (2.0, 1.5, 1.2),
+        "examples": 512,
+        "directions": 32,
+    }
+    config.fit = {"objective": "steps", "target_losses": (2.0, 1.5, 1.2)}
+
+    if variant == "quick":
+        config.task_args.dtype = "float32"
+        config.task_args.remat = False
+        config.task_args.size = "tiny"
+        config.task_args.context = 32
+        config.task_args.evaluation_examples = 64
+        config.optimizers.adam.learning_rates = (1e-3, 6e-2)
+        config.learning_rate_ratio = 2.0
+        config.batch_sizes = (1, 4, 16, 64)
+        config.seeds = 2
+        config.max_steps = 2_000
+        config.max_examples = 30_000
+        config.evals = 32
+        config.stop_loss = 2.8
+        config.measure.learning_rate = 4e-3
+        config.measure.batch_size = 16
+        config.measure.max_steps = 1_000
+        config.measure.losses = (2.8,)
+        config.measure.examples = 512
+        config.measure.directions = 8
+        config.fit.target_losses = (3.1, 2.8)
+    return config

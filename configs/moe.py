@@ -1,0 +1,90 @@
+"""Fine-grained mixture of experts with shared experts: the last row of arXiv 2405.14578's Table 1, reduced.
+
+    python -m surge.main --config=configs/moe.py          # full on an accelerator, quick on a CPU
+    python -m surge.main --config=configs/moe.py:quick    # two cores
+    python -m surge.main --config=configs/moe.py:full     # GPT-2's width with 64 experts of which 6 are active
+
+Data: the Python standard library's own source as bytes, which is always there; any text with
+--config.task_args.source=FILE, DIRECTORY or a hub name.
+The paper trains on RedPajama-v2 at 192k to 12M tokens a batch: name it on the hub, or a local copy, as source.
+The balance loss is over each sequence, so per-example gradients are exact; --config.task_args.balance_over=batch
+couples examples as trainers do, and has no per-example gradients: --stages=sweep,fit,report.
+"""
+
+import jax
+import ml_collections
+from absl import logging
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in ("", "quick", "full"):
+        raise ValueError(f"configs/moe.py has no variant {variant!r}: choose quick, full, or none")
+    if not variant:
+        variant = "quick" if jax.default_backend() == "cpu" else "full"
+        logging.info("configs/moe.py: %s scale, by the devices found", variant)
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "surge.tasks.moe:text"
+    config.task_args = {
+        "size": "gpt2",
+        "source": "stdlib",
+        "tokenizer": "bytes",
+        "vocabulary": 256,
+        "context": 1_024,
+        "routed": 64,
+        "active": 6,
+        "shared": 2,
+        "hidden": 384,
+        "balance": 0.01,
+        "balance_over": "sequence",
+        "evaluation_examples": 64,
+        "dtype": "bfloat16",
+        "remat": True,
+    }
+    config.optimizers = {
+        "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (2e-6, 6e-4)},
+    }
+    config.learning_rate_ratio = 2**0.5
+    config.batch_sizes = tuple(2**k for k in range(10))
+    config.seeds = 3
+    config.max_steps = 10_000
+    config.max_examples = 200_000
+    config.evals = 64
+    config.stop_loss = 1.2
+    config.measure = {
+        "optimizer": "adam",
+        "learning_rate": 1e-4,
+        "batch_size": 64,
+        "max_steps": 5_000,
+        "losses": (2.0, 1.5, 1.2),
+        "examples": 512,
+        "directions": 32,
+    }
+    config.fit = {"objective": "steps", "target_losses": (2.0, 1.5, 1.2)}
+
+    if variant == "quick":
+        config.task_args.dtype = "float32"
+        config.task_args.remat = False
+        config.task_args.routed = 8
+        config.task_args.active = 2
+        config.task_args.shared = 1
+        config.task_args.hidden = 32
+        config.task_args.size = "tiny"
+        config.task_args.context = 32
+        config.task_args.evaluation_examples = 64
+        config.optimizers.adam.learning_rates = (1e-3, 6e-2)
+        config.learning_rate_ratio = 2.0
+        config.batch_sizes = (1, 4, 16, 64)
+        config.seeds = 2
+        config.max_steps = 2_000
+        config.max_examples = 30_000
+        config.evals = 32
+        config.stop_loss = 2.8
+        config.measure.learning_rate = 4e-3
+        config.measure.batch_size = 16
+        config.measure.max_steps = 1_000
+        config.measure.losses = (2.8,)
+        config.measure.examples = 512
+        config.measure.directions = 8
+        config.fit.target_losses = (3.1, 2.8)
+    return config

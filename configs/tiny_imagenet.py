@@ -1,0 +1,75 @@
+"""ResNet-18 on Tiny-ImageNet, Adam with β = (0, 0): the second row of arXiv 2405.14578's Table 1.
+
+    python -m surge.main --config=configs/tiny_imagenet.py          # full on an accelerator, quick on a CPU
+    python -m surge.main --config=configs/tiny_imagenet.py:quick    # two cores
+    python -m surge.main --config=configs/tiny_imagenet.py:full     # every batch size of the paper, 100 seeds
+
+The paper's claim: at lower target losses B_noise, and the peak with it, lies further right.
+Data: the hub data set that `source` names, or --config.task_args.source=DIRECTORY of a local copy; without either a
+sentence says how to get it. Quick scale narrows the network, not the data.
+The BatchNorm variant, --config.task_args.norm=batch, has no per-example gradients: --stages=sweep,fit,report.
+"""
+
+import jax
+import ml_collections
+from absl import logging
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in ("", "quick", "full"):
+        raise ValueError(f"configs/tiny_imagenet.py has no variant {variant!r}: choose quick, full, or none")
+    if not variant:
+        variant = "quick" if jax.default_backend() == "cpu" else "full"
+        logging.info("configs/tiny_imagenet.py: %s scale, by the devices found", variant)
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.task = "surge.tasks.resnet:tiny_imagenet"
+    config.task_args = {
+        "source": "zh-plus/tiny-imagenet",
+        "norm": "group",
+        "widths": (64, 128, 256, 512),
+        "blocks": (2, 2, 2, 2),
+        "shape": (64, 64, 3),
+        "classes": 200,
+        "evaluation_examples": 2_048,
+        "dtype": "bfloat16",
+    }
+    config.optimizers = {
+        "sign": {"spec": "adam(b1=0, b2=0)", "learning_rates": (5e-5, 1.6e-3)},
+    }
+    config.learning_rate_ratio = 2**0.5
+    config.batch_sizes = tuple(range(16, 377, 33))
+    config.seeds = 100
+    config.max_steps = 20_000
+    config.max_examples = 1_000_000
+    config.evals = 64
+    config.stop_loss = 3.5
+    config.measure = {
+        "optimizer": "sign",
+        "learning_rate": 3e-4,
+        "batch_size": 64,
+        "max_steps": 10_000,
+        "losses": (4.5, 4.0, 3.5),
+        "examples": 1_024,
+        "directions": 32,
+    }
+    config.fit = {"objective": "steps", "target_losses": (4.5, 4.0, 3.5)}
+
+    if variant == "quick":
+        config.task_args.widths = (8, 16, 32, 64)
+        config.task_args.blocks = (1, 1, 1, 1)
+        config.task_args.dtype = "float32"
+        config.task_args.evaluation_examples = 256
+        config.learning_rate_ratio = 2.0
+        config.batch_sizes = (16, 64, 256)
+        config.seeds = 2
+        config.max_steps = 500
+        config.max_examples = 10_000
+        config.evals = 16
+        config.stop_loss = 4.8
+        config.measure.max_steps = 200
+        config.measure.losses = (5.0,)
+        config.measure.examples = 128
+        config.measure.directions = 8
+        config.fit.target_losses = (5.0, 4.8)
+    return config

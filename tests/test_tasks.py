@@ -1,0 +1,158 @@
+"""Tasks with known answers, the mixture of experts, a user's own model, and the configs."""
+
+import importlib.util
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from surge.gradients.moments import per_example_moments
+from surge.tasks import linear, make_task, mlp, moe
+from surge.tasks.quadratic import problem, quadratic
+from surge.training.run import evaluate, make_train
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def gradients(task, params, count):
+    keys = jax.random.split(jax.random.key(7), count)
+    examples = jax.vmap(task.draw, (None, 0))(task.data, keys)
+    return jax.vmap(jax.grad(task.loss), (None, 0))(params, examples)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_quadratic_has_the_moments_it_says(correlation):
+    options = {"hessian": "random", "size": 6, "noise": 2.0, "correlation": correlation}
+    known, task = problem(**options), quadratic(**options)
+    params = task.init(jax.random.key(0))
+    drawn = gradients(task, params, 20_000)
+    covariance = known.noise_root @ known.noise_root.T
+    np.testing.assert_allclose(drawn.mean(0), known.mu, atol=5 * 2 / 20_000**0.5)
+    np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=5 * 4 * (2 / 20_000) ** 0.5)
+    np.testing.assert_allclose(np.diag(covariance) ** 0.5, known.sigma, rtol=1e-6)
+    np.testing.assert_allclose(jax.hessian(task.loss)(params, task.evaluation[0]), known.hessian, atol=1e-5)
+
+
+def test_linear_regression_has_the_moments_it_says():
+    task = linear.mnist1d(examples=200)
+    theta = 0.1 * jax.random.normal(jax.random.key(0), (41,))
+    known = linear.exact(task.data, theta)
+    moments = per_example_moments(task.loss, theta, task.data)
+    np.testing.assert_allclose(moments.mean, known.mu, atol=1e-4)
+    np.testing.assert_allclose(moments.square / moments.n, np.diag(known.covariance), rtol=1e-3, atol=1e-5)
+    hessian = jax.hessian(lambda theta: jax.vmap(task.loss, (None, 0))(theta, task.data).mean())(theta)
+    np.testing.assert_allclose(hessian, known.hessian, atol=1e-3)
+
+
+def test_draws_with_a_key_are_reproducible_and_cover_the_data():
+    task = mlp.mnist1d(widths=(4,), examples=20)
+    labels = jax.vmap(lambda key: task.draw(task.data, key)["x"][0])(jax.random.split(jax.random.key(0), 400))
+    assert set(np.asarray(labels)) == set(task.data["x"][:, 0])
+
+
+def naive_experts(params, inputs, active, shared):
+    """One token and one expert at a time."""
+    outputs = []
+    for token in np.asarray(inputs):
+        scores = np.exp(token @ params["router"])
+        scores /= scores.sum()
+        total = 0
+        for expert in range(len(params["up"])):
+            gate = 1.0 if expert < shared else scores[expert - shared]
+            if expert >= shared and gate < np.sort(scores)[-active]:
+                continue
+            total = total + gate * np.asarray(jax.nn.gelu(token @ params["up"][expert])) @ params["down"][expert]
+        outputs.append(total)
+    return np.stack(outputs)
+
+
+def test_experts_equal_a_loop_over_tokens_and_experts():
+    inputs = jax.random.normal(jax.random.key(0), (5, 6))
+    model = moe.Experts(moe.SIZES["tiny"], routed=4, active=2, shared=1, hidden=3)
+    params = jax.tree.map(lambda leaf: 20 * leaf, model.init(jax.random.key(1), inputs))
+    outputs, (load, probability) = model.apply(params, inputs)
+    numpy_params = jax.tree.map(np.asarray, params["params"])
+    np.testing.assert_allclose(outputs, naive_experts(numpy_params, inputs, 2, 1), atol=1e-5)
+    np.testing.assert_allclose([load.sum(), probability.sum()], [4, 1], rtol=1e-5)
+
+
+@pytest.fixture
+def prose(tmp_path, monkeypatch):
+    monkeypatch.setenv("SURGE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "prose.txt"
+    path.write_text("what is measured need not be assumed. " * 50)
+    return str(path)
+
+
+def test_balance_over_a_batch_couples_its_examples(prose):
+    options = {"source": prose, "context": 8, "evaluation_examples": 4, "balance": 1.0}
+    single, coupled = moe.text(**options), moe.text(**options, balance_over="batch")
+    params = single.init(jax.random.key(0))
+    windows = single.evaluation
+    one_by_one = evaluate(single, params, windows)
+    np.testing.assert_allclose(coupled.batch_loss(params, windows[:1]), single.loss(params, windows[0]), rtol=1e-6)
+    assert abs(coupled.batch_loss(params, windows) - one_by_one) > 1e-6
+    with pytest.raises(ValueError, match="balance couples the examples"):
+        coupled.loss(params, windows[0])
+    train = jax.jit(make_train(single, lambda rate, *_: optax.adam(rate), microbatch_size=4))
+    result = train(1e-2, jax.random.key(0), 4, np.array([1, 40]), 0.0, single.data, single.evaluation)
+    assert result.loss[1] < result.loss[0] - 1
+    for wrong, sentence in (({"active": 9}, "active must be"), ({"balance_over": "x"}, "balance_over must be")):
+        with pytest.raises(ValueError, match=sentence):
+            moe.text(**options, **wrong)
+
+
+def test_a_users_own_model_is_one_function(tmp_path, monkeypatch):
+    (tmp_path / "my_task.py").write_text(
+        textwrap.dedent(
+            """
+            import jax, jax.numpy as jnp, numpy as np
+            from surge.tasks import Task, draw_from_arrays
+
+            def task(examples=64):
+                x = np.random.default_rng(0).normal(size=(examples, 3)).astype(np.float32)
+                data = {"x": x, "y": x @ np.array([1.0, -2.0, 0.5], np.float32)}
+                return Task(
+                    init=lambda key: jnp.zeros(3),
+                    loss=lambda w, example: (example["x"] @ w - example["y"]) ** 2,
+                    data=data,
+                    draw=draw_from_arrays,
+                    evaluation=jax.tree.map(lambda a: a[:32], data),
+                )
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    task = make_task("my_task:task", examples=40)
+    train = jax.jit(make_train(task, lambda rate, *_: optax.sgd(rate), microbatch_size=4))
+    result = train(0.05, jax.random.key(0), 4, jnp.array([1, 100]), 0.0, task.data, task.evaluation)
+    assert result.loss[1] < 1e-3 < result.loss[0]
+
+
+def test_a_task_that_cannot_be_found_is_one_sentence():
+    for name, sentence in (
+        ("surge.tasks.mlp", "must read module:function"),
+        ("nowhere:task", "must be importable from here"),
+        ("surge.tasks.mlp:nothing", "has no function nothing"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            make_task(name)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "tiny_imagenet", "distilgpt2", "gpt2", "moe"])
+def test_configs_are_complete_at_every_scale(name):
+    from surge import pipeline
+
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(ValueError, match="no variant 'big'"):
+        module.get_config("big")
+    for variant in ("", "quick", "full"):
+        config = module.get_config(variant)
+        pipeline.check(config)
+        assert pipeline.plan(config)
