@@ -4,14 +4,14 @@ python -m surge.main --config=configs/mnist1d.py [--workdir=DIR] [--stages=measu
 """
 
 import difflib
-import sys
 from collections.abc import Sequence
 from logging import WARNING, Formatter
 from pathlib import Path
-from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+
+from surge.cli import fail
 
 STAGES = ("measure", "sweep", "fit", "report")
 
@@ -20,15 +20,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; default runs/NAME-VARIANT of the config.")
 _STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run, in order, each from the workdir alone.")
-
-
-def fail(sentence: object) -> NoReturn:
-    """Ends the program with one sentence and exit code 2."""
-    text = str(sentence).strip()
-    if "Traceback" in text:  # raised inside a config file: its last line is the reason
-        text = text.splitlines()[-1].partition(": ")[2]
-    print("surge: " + " ".join(text.split()), file=sys.stderr)
-    sys.exit(2)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

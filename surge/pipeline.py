@@ -167,7 +167,7 @@ def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
         targets = config.fit.target_losses if config.fit.objective == "steps" else (None,)
         for target in targets:
             rows = results.rows(dataset, str(optimizer), target)
-            fits.append(fit_table(rows, optimizer=str(optimizer), target_loss=target))
+            fits.append(fit_table(rows, config.fit.objective, optimizer=str(optimizer), target_loss=target))
     results.write_json(workdir / "fit.json", {"fits": fits})
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
 

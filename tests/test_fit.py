@@ -36,7 +36,7 @@ def covers(low, high, truth):
 @pytest.mark.parametrize("repetitions", [30, pytest.param(200, marks=pytest.mark.slow)])
 def test_planted_surge_is_recovered(noise, repetitions):
     rng = np.random.default_rng(1)
-    fits = [fit_table(sweep("surge", noise, rng), target_loss=1.0) for _ in range(repetitions)]
+    fits = [fit_table(sweep("surge", noise, rng), "steps") for _ in range(repetitions)]
     found = {
         "b_peak": [covers(each["b_peak"]["low"], each["b_peak"]["high"], B_PEAK) for each in fits],
         "b_noise": [covers(each["noise_scale"]["low"], each["noise_scale"]["high"], B_NOISE) for each in fits],
@@ -58,7 +58,7 @@ def test_planted_surge_is_recovered(noise, repetitions):
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 def test_no_peak_is_seen_where_there_is_none(kind, noise):
     rng = np.random.default_rng(2)
-    fits = [fit_table(sweep(kind, noise, rng), target_loss=1.0) for _ in range(20)]
+    fits = [fit_table(sweep(kind, noise, rng), "steps") for _ in range(20)]
     assert all(each["b_peak"]["high"] is None and each["b_peak"]["why"] for each in fits)
     assert sum(each["best_law"] not in (kind, None) for each in fits) <= 1
 
@@ -66,7 +66,7 @@ def test_no_peak_is_seen_where_there_is_none(kind, noise):
 def test_a_sweep_that_stops_short_has_an_open_peak():
     rng = np.random.default_rng(3)
     for _ in range(20):
-        peak = fit_table(sweep("surge", 0.05, rng, sizes=SIZES[:5]), target_loss=1.0)["b_peak"]
+        peak = fit_table(sweep("surge", 0.05, rng, sizes=SIZES[:5]), "steps")["b_peak"]
         assert peak["value"] is None and peak["high"] is None and "no significant fall" in peak["why"]
 
 
@@ -132,9 +132,9 @@ def test_order_and_units_do_not_matter():
     rng = np.random.default_rng(5)
     rows = sweep("surge", 0.1, rng)
     shuffled = rng.permutation(len(rows["value"]))
-    one, other = (fit_table(each, target_loss=1.0) for each in (rows, {k: v[shuffled] for k, v in rows.items()}))
+    one, other = (fit_table(each, "steps") for each in (rows, {k: v[shuffled] for k, v in rows.items()}))
     assert one == other
-    scaled = fit_table(rows | {"learning_rate": rows["learning_rate"] * 4}, target_loss=1.0)
+    scaled = fit_table(rows | {"learning_rate": rows["learning_rate"] * 4}, "steps")
     ratio = [b["lr"] / a["lr"] for a, b in zip(one["optimal_lr"], scaled["optimal_lr"], strict=True)]
     assert ratio == pytest.approx([4] * len(ratio), rel=1e-6)
 

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from surge.report.summary import goal
 from surge.theory.laws import LAWS
 
 LAW_COLORS = {
@@ -79,7 +80,7 @@ def optimal_lr_by_target(axes: Axes, entries: list[dict[str, Any]]) -> None:
         color = f"C{index}"
         optima = _optima(entry)
         axes.plot([point["batch_size"] for point in optima], [point["lr"] for point in optima], color=color)
-        _error_bars(axes, optima, color, f"to loss {entry['target_loss']}")
+        _error_bars(axes, optima, color, f"to {goal(entry)}")
     axes.legend(fontsize=7)
 
 
@@ -123,7 +124,7 @@ def data_against_time(axes: Axes, entries: list[dict[str, Any]]) -> None:
             sizes = np.geomspace(1, 1e5, 200)
             steps = noise["s_min"] * (1 + noise["b_noise"] / sizes)
             examples = noise["e_min"] * (1 + sizes / noise["b_noise"])
-            label = f"loss {entry['target_loss']}: B_noise {noise['b_noise']:.3g}"
+            label = f"{goal(entry)}: B_noise {noise['b_noise']:.3g}"
             axes.plot(examples, steps, color=color, lw=1, label=label)
     axes.legend(fontsize=7)
 

@@ -14,7 +14,7 @@ import xarray as xr
 
 from surge import results
 from surge.report import figures
-from surge.report.summary import interval, number, representative, verdict
+from surge.report.summary import goal, interval, number, representative, verdict
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -55,7 +55,8 @@ class _Page:
             panel.set_title(title, fontsize=10)
         buffer = io.BytesIO()
         canvas.savefig(buffer, format="png", dpi=130)
-        results.write_bytes(self.workdir / "figures" / f"{name}.png", buffer.getvalue())
+        file = "".join(each if each.isalnum() or each in "._-" else "_" for each in name)
+        results.write_bytes(self.workdir / "figures" / f"{file}.png", buffer.getvalue())
         data = base64.b64encode(buffer.getvalue()).decode()
         self.add(
             f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
@@ -102,7 +103,7 @@ def _optimizer_section(
     page: _Page, optimizer: str, entry: dict[str, Any], group: list[dict[str, Any]], sweep: xr.Dataset | None
 ) -> None:
     target = entry["target_loss"]
-    judged = "loss at the end of the run" if target is None else f"steps to training loss {target}"
+    judged = "loss at the end of the run" if entry["judged_by"] == "loss" else f"steps to {goal(entry)}"
     page.add(f"<h2>{html.escape(optimizer)}</h2>")
     panels: list[Callable[[Any], Any]] = [lambda axes: figures.optimal_lr(axes, entry)]
     titles = ["optimal learning rate and fitted laws"]
@@ -113,7 +114,7 @@ def _optimizer_section(
     caption = f"Judged by {judged}. Rings and points: optimum for each batch size, hollow on the grid's edge."
     page.figure(f"{optimizer}-optimal-lr", caption, *panels, titles=titles)
     page.add(_optima_table(entry) + _laws_table(entry))
-    if target is not None:
+    if entry["judged_by"] == "steps":
         page.figure(
             f"{optimizer}-data-against-time",
             "Steps and examples to each target loss at the best learning rate of each batch size; and the optimum "
@@ -158,10 +159,10 @@ def _laws_table(entry: dict[str, Any]) -> str:
 
 def _noise_table(group: list[dict[str, Any]]) -> str:
     return _table(
-        ("target loss", "B_noise from S(B)", "95% interval", "S_min", "E_min", "peak of the optimum"),
+        ("target", "B_noise from S(B)", "95% interval", "S_min", "E_min", "peak of the optimum"),
         (
             (
-                entry["target_loss"],
+                goal(entry),
                 number(entry["noise_scale"]["b_noise"]),
                 interval(entry["noise_scale"]["low"], entry["noise_scale"]["high"]),
                 number(entry["noise_scale"]["s_min"]),
@@ -183,6 +184,7 @@ def _checkpoint_section(page: _Page, measured: xr.Dataset, entries: list[dict[st
         "Noise scales from per-example gradients at checkpoints, with 95% intervals; each is its own quantity.",
         lambda axes: figures.noise_along_training(axes, measured, same),
     )
+    page.add(_noise_scales_table(measured))
     for optimizer in measured.optimizer.values:
         page.add(f"<h3>{html.escape(str(optimizer))}</h3>")
         for index in range(measured.sizes["checkpoint"]):
@@ -195,6 +197,23 @@ def _checkpoint_section(page: _Page, measured: xr.Dataset, entries: list[dict[st
                 titles=[title],
             )
             page.add(_one_step_table(checkpoint))
+
+
+def _noise_scales_table(measured: xr.Dataset) -> str:
+    def row(index: int) -> list[str]:
+        checkpoint = measured.isel(checkpoint=index)
+        cells = [str(int(checkpoint.step)), number(float(checkpoint.loss))]
+        for scale in measured.scale.values:
+            value, low, high = (float(each) for each in checkpoint.noise_scale.sel(scale=scale))
+            why = str(checkpoint.noise_scale_why.sel(scale=scale).values)
+            cells.append(why or f"{number(value)} {interval(low, high if np.isfinite(high) else None)}")
+        quantiles = checkpoint.validity.values
+        return [*cells, *(number(float(each)) for each in quantiles), number(float(checkpoint.zero_share))]
+
+    scales = [str(each) for each in measured.scale.values]
+    bounds = [f"πσ²/2μ², {quantile:.0%}" for quantile in measured["quantile"].values]
+    header = ("step", "loss", *scales, *bounds, "exact zeros")
+    return _table(header, (row(index) for index in range(measured.sizes["checkpoint"])))
 
 
 def _one_step_table(checkpoint: xr.Dataset) -> str:

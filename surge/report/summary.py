@@ -16,6 +16,11 @@ def interval(low: float | None, high: float | None) -> str:
     return f"[{number(low, 2)}, {'∞' if high is None else number(high, 2)}]"
 
 
+def goal(entry: dict[str, Any]) -> str:
+    """What the steps of a fit lead to."""
+    return "the target" if entry["target_loss"] is None else f"loss {entry['target_loss']}"
+
+
 def verdict(entry: dict[str, Any]) -> str:
     """One sentence on one fit: does the optimal learning rate rise and fall, and which law wins?"""
     peak = entry["b_peak"]
@@ -42,7 +47,7 @@ def lines(workdir: Path) -> list[str]:
     entries = results.read_json(workdir / "fit.json")["fits"]
     out = []
     for optimizer, entry in representative(entries).items():
-        target = "" if entry["target_loss"] is None else f" to loss {entry['target_loss']}"
+        target = f" to {goal(entry)}" if entry["judged_by"] == "steps" else ""
         optima = [
             f"{point['batch_size']}: {number(point['lr'])} {interval(point['low'], point['high'])}"
             + ("*" if point["at_edge"] else "")

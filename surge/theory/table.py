@@ -12,14 +12,15 @@ from surge.theory.optimum import OptimalLR, optimal_lr
 HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
 
 
-def fit_table(rows: Mapping[str, np.ndarray], **labels: Any) -> dict[str, Any]:
+def fit_table(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> dict[str, Any]:
     """Everything that fit.json says of one group of runs.
 
     Args:
       rows: columns of equal length: batch_size, learning_rate, seed, value (log of the steps to a target, or a loss;
         lower is better; nan where a run diverged or did not get there) and steps (nan where not known).
-      **labels: put first into the entry, such as optimizer and target_loss. With target_loss None the value is a
-        loss, and steps do not tell a noise scale.
+      judged_by: "steps" if the value is log(steps to a target), "loss" if it is a loss at a run's end; steps
+        tell a noise scale, a loss does not.
+      **labels: put first into the entry, such as optimizer and target_loss.
 
     Returns:
       Plain JSON types; None where undefined, with a `why` beside it.
@@ -29,7 +30,7 @@ def fit_table(rows: Mapping[str, np.ndarray], **labels: Any) -> dict[str, Any]:
     for size in sizes:
         chosen = rows["batch_size"] == size
         optima[int(size)] = optimal_lr(*(rows[name][chosen] for name in ("learning_rate", "value", "seed")))
-    steps_known = labels.get("target_loss") is not None
+    steps_known = judged_by == "steps"
     inside = {size: each for size, each in optima.items() if math.isfinite(each.lr) and not each.at_edge}
     size, lr = np.array(list(inside), float), np.array([each.lr for each in inside.values()])
     error = np.array([_log_error(each) for each in inside.values()])
@@ -38,6 +39,7 @@ def fit_table(rows: Mapping[str, np.ndarray], **labels: Any) -> dict[str, Any]:
     note = f"; batch sizes {', '.join(left_out)} have no optimum inside the grid" if left_out else ""
     peak = find_peak(size, lr, error, comparison)
     entry = dict(labels) | {
+        "judged_by": judged_by,
         "optimal_lr": [_optimum(size, each, steps_known) for size, each in optima.items()],
         "noise_scale": _noise_scale(optima, steps_known),
         "laws": {name: _law(fit, comparison) for name, fit in comparison.fits.items()},
