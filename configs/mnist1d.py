@@ -4,7 +4,7 @@
     python -m surge.main --config=configs/mnist1d.py:quick    # a minute: fewer batch sizes, shorter runs
     python -m surge.main --config=configs/mnist1d.py:full     # every power of two, ten seeds: for an accelerator
 
-Found here (two cores, 200 s): to a training loss of 1.2, sign descent's optimum rises from 2.3e-3 at B = 16 to 6.5e-3 at
+Found here (two cores, 200 s): to training loss 1.2 sign descent's optimum rises from 2.3e-3 at B = 16 to 6.5e-3 at
 B = 64 to 1024, and reads 3.0e-3 [2.1e-3, 9.2e-3] at 4096: the rise is certain, the fall is not. Adam's rises from
 2.2e-3 at B = 4 to 1.6e-2 at 1024 and stays; SGD's only rises, as McCandlish's law has it. From single checkpoints
 the measured law is within a factor 1.31 of the true one-step optimum everywhere (median 1.06), the formula for

@@ -133,8 +133,8 @@ def make_train(
         def segment(carry: tuple) -> tuple:
             index, state, ended, diverged, losses = carry
             since = jnp.where(index == 0, first_step, eval_steps[index - 1])
-            trained = jax.lax.fori_loop(since, eval_steps[index], step, (state.params, state.opt_state))
-            after = State(*trained, eval_steps[index])
+            params, opt_state = jax.lax.fori_loop(since, eval_steps[index], step, (state.params, state.opt_state))
+            after = State(params, opt_state, eval_steps[index])
             state = jax.tree.map(lambda old, new: jnp.where(ended, old, new), state, after)
             loss = evaluate(task, state.params, evaluation)
             losses = losses.at[index].set(jnp.where(ended, jnp.nan, loss))

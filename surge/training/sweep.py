@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,7 +124,7 @@ def fastest_form(task: Task) -> str:
     return "map" if jax.default_backend() == "cpu" and parameters > VMAP_PARAMETERS else "vmap"
 
 
-def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Callable[..., Any]:
+def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Any:
     """(rates [device, R], keys [S], shared...) -> loss [device, R, S, eval] and diverged [device, R, S]."""
     axes = ("learning_rate", "seed") if form == "vmap" else ()
     train = make_train(task, make_optimizer(spec), microbatch_size=microbatch_size, axis_name=axes)
@@ -222,7 +222,7 @@ class Engine:
             raise MemoryError(f"{needed / 2**30:.1f} GiB needed for {block[0]} learning rates x {block[1]} seeds")
         return program
 
-    def _arguments(self, piece: Piece, rates: np.ndarray, seeds: Sequence[int], limit: int) -> tuple:
+    def _arguments(self, piece: Piece, rates: np.ndarray, seeds: Sequence[int] | np.ndarray, limit: int) -> tuple:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray(seeds))
         steps = jnp.asarray(_padded(piece.eval_steps), jnp.int32)
         shared = jnp.int32(piece.batch_size), steps, jnp.float32(self.stop_loss), self.task.data, self.task.evaluation
