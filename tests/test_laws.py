@@ -133,8 +133,7 @@ def test_small_batch_coefficients_are_the_limit_of_the_exact_law():
     size = float(surge.b_noise) / 100
     exact = laws.sign_descent(size, jnp.asarray(mu), jnp.asarray(sigma), hessian)
     assert float(exact.optimal_lr) == pytest.approx(float(laws.surge(size, surge.max_lr, surge.b_noise)), rel=1e-2)
-    gain = surge.max_gain / (1 + surge.b_noise / size)
-    assert float(exact.gain) == pytest.approx(float(gain), rel=1e-2)
+    assert float(exact.gain) == pytest.approx(float(laws.gain(size, surge.max_gain, surge.b_noise)), rel=1e-2)
 
 
 def test_diagonal_hessian_has_no_peak():
@@ -148,6 +147,33 @@ def test_diagonal_hessian_has_no_peak():
 def test_no_minimum_is_nan():
     law = laws.sign_descent(10.0, jnp.asarray(MU), jnp.asarray(SIGMA), Hessian.dense(-jnp.eye(SIZE)))
     assert np.isnan(law.optimal_lr) and np.isnan(law.gain)
+
+
+def test_effective_batches_equal_simulation():
+    """The variance of what momentum and Lion take the sign of, of unit noise in every gradient."""
+    rng, steps, chains = np.random.default_rng(0), 400, 20_000
+    average, slow = np.zeros(chains), np.zeros(chains)
+    for _ in range(steps):
+        gradient = rng.normal(size=chains)
+        average = 0.9 * average + 0.1 * gradient
+        lion = 0.9 * slow + 0.1 * gradient
+        slow = 0.99 * slow + 0.01 * gradient
+    for values, batch in ((average, laws.momentum_batch(1.0, 0.9)), (lion, laws.lion_batch(1.0, 0.9, 0.99))):
+        assert 1 / values.var() == pytest.approx(batch, rel=4 * np.sqrt(2 / chains))
+
+
+def test_long_run_gain_of_momentum_equals_simulation():
+    """Drift² over the variance of a sum of signs, against plain sign descent, at a small μ."""
+    rng, mu, steps, chains = np.random.default_rng(1), 0.02, 500, 4000
+    average, total, plain = np.zeros(chains), np.zeros(chains), np.zeros(chains)
+    for step in range(steps + 100):
+        gradient = mu + rng.normal(size=chains)
+        average = 0.9 * average + 0.1 * gradient
+        if step >= 100:
+            total += np.sign(average)
+            plain += np.sign(gradient)
+    ratio = (total.mean() ** 2 / total.var()) / (plain.mean() ** 2 / plain.var())
+    assert float(laws.momentum_gain(0.9, "long_run")) == pytest.approx(ratio, rel=0.15)
 
 
 def test_effective_batches_have_the_known_values():

@@ -281,6 +281,11 @@ def large_batch_limit(mu: jax.Array, hessian: Hessian) -> OneStep:
     return OneStep(jnp.abs(mu).sum(), signs @ hessian.product(signs))
 
 
+def gain(batch_size: Any, max_gain: Any, b_noise: Any) -> Any:
+    """ΔL(B) = ΔL_max / (1 + B_noise/B), the fall of the loss in one step at the best rate: of SGD and of the surge."""
+    return max_gain / (1 + b_noise / batch_size)
+
+
 def steps_to_target(batch_size: Any, s_min: Any, b_noise: Any) -> Any:
     """S(B) = S_min (1 + B_noise/B), at the best rate of each B (McCandlish et al., equation 2.11)."""
     return s_min * (1 + b_noise / batch_size)
