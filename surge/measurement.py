@@ -103,7 +103,10 @@ def _checkpoint(
     examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
     dataset = _noise(task, params, examples, groups)
     estimates: dict[str, list[Any]] = {"independent": [], "measured": [], "oracle": []}
-    independent = one_step.independent_law(task.loss, params, task.evaluation, groups, config.batch_sizes, probe_key)
+    hessian = one_step.flat_hessian(task.loss, params, task.evaluation, probe_key)
+    independent = one_step.independent_law(hessian, groups, config.batch_sizes)
+    summary = one_step.sign_summary(hessian, groups)
+    dataset = dataset.assign(summary._asdict() | {"r": summary.r})
     for label, optimizer in optimizers.items():
         spec = config.optimizers[label].spec
         samples = one_step.sample_steps(

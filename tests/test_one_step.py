@@ -89,12 +89,31 @@ def test_independent_law_holds_where_its_assumption_does_and_fails_where_not(cor
         per_example_moments(task.loss, params, draw(jax.random.split(key, 512)))
         for key in jax.random.split(jax.random.key(3), 8)
     ]
-    law = one_step.independent_law(task.loss, params, task.evaluation, groups, SIZES[:4], jax.random.key(4))
+    hessian = one_step.flat_hessian(task.loss, params, task.evaluation, jax.random.key(4))
+    law = one_step.independent_law(hessian, groups, SIZES[:4])
     ratio = law.lr / exact(KIND, correlation, SIZES[:4])["sign_sgd"]
     if correlation:
         assert ratio[0] > 2  # sees none of the noise that the coordinates share
     else:
         np.testing.assert_array_less(np.abs(np.log(ratio)), np.log(1.15))
+
+
+def test_sign_summary_holds_the_known_coefficients():
+    task, known = quadratic(**KIND), problem(**KIND)
+    params = task.init(jax.random.key(0))
+    draw = jax.vmap(partial(task.draw, task.data))
+    groups = [
+        per_example_moments(task.loss, params, draw(jax.random.split(key, 4096)))
+        for key in jax.random.split(jax.random.key(5), 8)
+    ]
+    summary = one_step.sign_summary(
+        one_step.flat_hessian(task.loss, params, task.evaluation, jax.random.key(6)), groups
+    )
+    mu, sigma = jnp.asarray(known.mu), jnp.asarray(known.sigma)
+    exact = laws.surge_coefficients(mu, sigma, Hessian.dense(jnp.asarray(known.hessian)))
+    assert summary.mu_l1 == pytest.approx(np.abs(known.mu).sum(), rel=0.05)
+    assert summary.r == pytest.approx(known.hessian.trace() / (known.hessian.sum() - known.hessian.trace()), rel=0.1)
+    assert (summary.b_noise, summary.max_lr) == pytest.approx((float(exact.b_noise), float(exact.max_lr)), rel=0.15)
 
 
 def test_no_curvature_is_nan_with_a_reason():

@@ -44,39 +44,37 @@ def _result(drift: np.ndarray, curvature: np.ndarray, low: np.ndarray, high: np.
     return OneStepLR(lr, low, high, gain, n, why)
 
 
-def independent_law(
-    loss_fn: LossFn,
-    params: Any,
-    batch: Any,
-    groups: Sequence[GradientMoments],
-    batch_sizes: Sequence[int],
-    key: jax.Array,
-    *,
-    probes: int = 32,
-) -> OneStepLR:
+def flat_hessian(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, *, probes: int = 32) -> Hessian:
+    """Hessian of the mean loss over the raveled parameters [P]: Hutchinson's diagonal, products by autodiff.
+
+    Args:
+      loss_fn: (params, example) -> scalar.
+      params: where.
+      batch: examples that the loss is the mean over.
+      key: of the Hutchinson probes.
+      probes: how many.
+    """
+    unravel = ravel_pytree(params)[1]
+    diagonal = ravel_pytree(hutchinson(loss_fn, params, batch, key, probes).diagonal)[0]
+    return Hessian(diagonal, lambda vector: ravel_pytree(hvp(loss_fn, params, batch, unravel(vector)))[0])
+
+
+def independent_law(hessian: Hessian, groups: Sequence[GradientMoments], batch_sizes: Sequence[int]) -> OneStepLR:
     """Sign descent with independent coordinates (the paper, Theorem 2) from per-example moments.
 
     Quadratic forms in the noisy means take their two factors from disjoint halves of the examples; the interval is
     a jackknife over the groups. Gaussian gradients and independent coordinates are assumed: real ones are not.
 
     Args:
-      loss_fn: (params, example) -> scalar.
-      params: the checkpoint.
-      batch: examples that the Hessian is taken on.
+      hessian: over the raveled parameters, see `flat_hessian`.
       groups: moments of an even number, at least 4, of disjoint sets of examples.
       batch_sizes: B [b].
-      key: of the Hutchinson probes for diag H.
-      probes: how many.
 
     Returns:
       OneStepLR; n is the number of examples.
     """
-    diagonal = ravel_pytree(hutchinson(loss_fn, params, batch, key, probes).diagonal)[0]
-    unravel = ravel_pytree(params)[1]
-    product = lambda vector: ravel_pytree(hvp(loss_fn, params, batch, unravel(vector)))[0]  # noqa: E731
-    hessian = Hessian(diagonal, product)
-    halves = [(groups[index::2]) for index in (0, 1)]
-    pairs = [(halves[0], halves[1])]
+    halves = groups[0::2], groups[1::2]
+    pairs = [halves]
     for left_out in range(len(halves[0])):
         one, other = ([*half[:left_out], *half[left_out + 1 :]] for half in halves)
         pairs.append((one, other))
@@ -89,13 +87,59 @@ def independent_law(
     return _result(parts[0, 0], parts[0, 1], low, high, sum(int(each.n) for each in groups))
 
 
+class SignSummary(NamedTuple):
+    """What the closed forms of sign descent need of a checkpoint (THEORY section 4).
+
+    mu_l1 = Σ|μ|, trace D = Σ H_ii, off_diagonal O = s'Hs' − D, snr s, and b_noise and max_lr of the small-batch
+    surge, inf where its K is not positive. Products of means are taken between disjoint halves of the examples.
+    """
+
+    mu_l1: float
+    trace: float
+    off_diagonal: float
+    snr: float
+    b_noise: float
+    max_lr: float
+
+    @property
+    def r(self) -> float:
+        """D/O: below 1, and above 0, the law has a peak."""
+        return self.trace / self.off_diagonal
+
+
+def sign_summary(hessian: Hessian, groups: Sequence[GradientMoments]) -> SignSummary:
+    """The closed forms' coefficients from moments of disjoint sets of examples, as `independent_law` takes them."""
+    mu_a, mu_b, variance = _flat_halves(groups[0::2], groups[1::2])
+    sigma = jnp.sqrt(variance)
+    ratio_a, ratio_b = (jnp.where(sigma > 0, mu / jnp.where(sigma > 0, sigma, 1.0), 0.0) for mu in (mu_a, mu_b))
+
+    def off(one: jax.Array, other: jax.Array) -> float:
+        return float(one @ hessian.product(other) - (one * other * hessian.diagonal).sum())
+
+    mu_l1 = 0.5 * float(jnp.sign(mu_a) @ mu_b + jnp.sign(mu_b) @ mu_a)
+    aligned, trace, coupling = float(ratio_a @ mu_b), float(hessian.diagonal.sum()), off(ratio_a, ratio_b)
+    peaked = coupling > 0 and trace > 0
+    return SignSummary(
+        mu_l1=mu_l1,
+        trace=trace,
+        off_diagonal=off(jnp.sign(mu_a), jnp.sign(mu_b)),
+        snr=aligned / mu_l1,
+        b_noise=np.pi * trace / (2 * coupling) if peaked else np.inf,
+        max_lr=aligned / (2 * np.sqrt(trace * coupling)) if peaked else np.inf,
+    )
+
+
+def _flat_halves(one: Sequence[GradientMoments], other: Sequence[GradientMoments]) -> tuple[jax.Array, ...]:
+    """Mean [P] of either half and variance [P] of both."""
+    first, second = _merged(one), _merged(other)
+    return tuple(ravel_pytree(each)[0] for each in (first.mean, second.mean, merge(first, second).variance))
+
+
 def _independent_parts(
     hessian: Hessian, one: Sequence[GradientMoments], other: Sequence[GradientMoments], batch_sizes: Sequence[int]
 ) -> np.ndarray:
     """a and q [2, b] with every product of means taken between two disjoint sets of examples."""
-    first, second = (_merged(each) for each in (one, other))
-    both = merge(first, second)
-    mu_a, mu_b, variance = (ravel_pytree(each)[0] for each in (first.mean, second.mean, both.variance))
+    mu_a, mu_b, variance = _flat_halves(one, other)
     sizes = jnp.asarray(batch_sizes, float)
     return np.asarray(_cross_parts(hessian.product, hessian.diagonal, mu_a, mu_b, variance, sizes))
 

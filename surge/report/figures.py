@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from surge.report.summary import goal
-from surge.theory.laws import LAWS
+from surge.theory.laws import LAWS, homogeneous, surge
 
 LAW_COLORS = {
     "constant": "#7f7f7f",
@@ -145,6 +145,25 @@ def noise_along_training(axes: Axes, measured: xr.Dataset, entries: list[dict[st
     if points:
         axes.plot(*zip(*points, strict=True), "s--", color="#222222", label="B_noise from the sweep's S(B)")
     axes.invert_xaxis()
+    axes.legend(fontsize=7)
+
+
+def closed_forms(axes: Axes, checkpoint: xr.Dataset) -> None:
+    """Sign descent's closed forms at one checkpoint, all for independent coordinates, against the true optimum."""
+    _log_axes(axes, "batch size B", "one-step optimal learning rate")
+    sizes = checkpoint.batch_size.values
+    curve = np.geomspace(sizes.min(), sizes.max(), 200)
+    l1, trace, off, snr, b_noise, max_lr = (
+        float(checkpoint[name]) for name in ("mu_l1", "trace", "off_diagonal", "snr", "b_noise", "max_lr")
+    )
+    axes.plot(sizes, checkpoint.independent_lr.sel(bound="value"), "o-", color="#d55e00", label="exact, every μ and σ")
+    axes.plot(
+        curve, homogeneous(curve, l1, trace, off, snr), color="#cc79a7", label="one signal-to-noise ratio for all"
+    )
+    if np.isfinite(b_noise):
+        axes.plot(curve, surge(curve, max_lr, b_noise), color="#009e73", label="small batches: the surge")
+    axes.axhline(l1 / (trace + off), color="#7f7f7f", lw=1, ls=":", label="large batches")
+    axes.plot(sizes, checkpoint.oracle_lr.sel(bound="value"), "o-", color="#222222", label="true one-step optimum")
     axes.legend(fontsize=7)
 
 

@@ -190,12 +190,12 @@ def _checkpoint_section(page: _Page, measured: xr.Dataset, entries: list[dict[st
         for index in range(measured.sizes["checkpoint"]):
             checkpoint = measured.isel(checkpoint=index).sel(optimizer=optimizer)
             title = f"step {int(checkpoint.step)}, training loss {float(checkpoint.loss):.3g}"
-            page.figure(
-                f"{optimizer}-one-step-{index}",
-                "Three estimates of the learning rate that lowers the loss most in one step. Bands: 95%.",
-                lambda axes, checkpoint=checkpoint: figures.one_step(axes, checkpoint),
-                titles=[title],
-            )
+            panels = [lambda axes, checkpoint=checkpoint: figures.one_step(axes, checkpoint)]
+            caption = "Estimates of the learning rate that lowers the loss most in one step. Bands: 95%."
+            if np.isfinite(checkpoint.independent_lr.sel(bound="value")).any():
+                panels.append(lambda axes, checkpoint=checkpoint: figures.closed_forms(axes, checkpoint))
+                caption += f" Right: the closed forms for sign descent; r = D/O = {number(float(checkpoint.r))}."
+            page.figure(f"{optimizer}-one-step-{index}", caption, *panels, titles=[title, "closed forms"])
             page.add(_one_step_table(checkpoint))
 
 
