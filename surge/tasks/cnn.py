@@ -82,7 +82,7 @@ class CNN(nn.Module):
 
 
 def image_loss(
-    apply: Callable[[Any, jax.Array], jax.Array], mean: Sequence[float], std: Sequence[float]
+    apply: Callable[..., Any], mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Any, Any], jax.Array]:
     """Mean cross-entropy of images {"x": uint8 [..., H, W, C], "y": [...]}, standardised by channel mean and std."""
 

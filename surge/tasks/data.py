@@ -60,14 +60,15 @@ def mnist1d_arrays(examples: int, seed: int) -> tuple[dict[str, np.ndarray], dic
     if not path.exists():
         from mnist1d.data import get_dataset_args, make_dataset
 
-        recipe = get_dataset_args()
+        recipe: Any = get_dataset_args()
         recipe.num_samples, recipe.seed = examples, seed
         made = make_dataset(recipe)
-        arrays = {name: made[name] for name in ("x", "y", "x_test", "y_test")}
+        arrays: Any = {name: made[name] for name in ("x", "y", "x_test", "y_test")}
         write_whole(path, lambda file: np.savez(file, **arrays))
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    return tuple(
+    train, test = (
         {"x": arrays["x" + part].astype(np.float32), "y": arrays["y" + part].astype(np.int32)}
         for part in ("", "_test")
     )
+    return train, test

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
     size: Size
     dtype: Any = jnp.float32
-    attention: str = "xla"
+    attention: Literal["xla", "cudnn"] = "xla"
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
     size: Size
     dtype: Any
-    attention: str
+    attention: Literal["xla", "cudnn"]
     feed_forward: Callable[..., nn.Module]
 
     @nn.compact
@@ -99,7 +99,7 @@ class GPT(nn.Module):
 
     size: Size
     dtype: Any = jnp.float32
-    attention: str = "xla"
+    attention: Literal["xla", "cudnn"] = "xla"
     remat: bool = False
     feed_forward: Callable[..., nn.Module] = FeedForward
 
@@ -125,21 +125,21 @@ def convert(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       ValueError: a tensor is missing.
     """
-    tensors = {name.removeprefix("transformer."): jnp.asarray(tensor) for name, tensor in tensors.items()}
+    arrays = {name.removeprefix("transformer."): jnp.asarray(tensor) for name, tensor in tensors.items()}
     params: dict[str, Any] = {}
 
     def put(path: str, tensor: str) -> None:
-        if tensor not in tensors:
+        if tensor not in arrays:
             raise ValueError(f"not the weights of a GPT-2: tensor {tensor} is missing")
         *parents, last = path.split("/")
         place = params
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = tensors[tensor]
+        place[last] = arrays[tensor]
 
     put("wte/embedding", "wte.weight")
     put("wpe", "wpe.weight")
-    depth = len({name.split(".")[1] for name in tensors if name.startswith("h.")})
+    depth = len({name.split(".")[1] for name in arrays if name.startswith("h.")})
     norms = ["ln_f", *(f"h_{index}/{name}" for index in range(depth) for name in ("ln_1", "ln_2"))]
     parts = ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")
     layers = [f"h_{index}/{name}" for index in range(depth) for name in parts]
@@ -184,7 +184,7 @@ def split_held_out(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tokens[:cut], tokens[cut:]
 
 
-def token_losses(model: nn.Module, params: Any, window: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_losses(model: nn.Module, params: Any, window: jax.Array) -> tuple[jax.Array, Any]:
     """Cross-entropy of each next token of a window [T + 1] in nats, [T], and what else the model says."""
     logits, extra = model.apply(params, window[:-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]), extra
@@ -202,9 +202,7 @@ def text_data(source: str, tokenizer: str, length: int, count: int, vocabulary: 
             f"the text of {source} has {len(tokens)} training tokens, shorter than a window of {length + 1}"
         )
     if int(tokens.max()) >= vocabulary:
-        raise ValueError(
-            f"the text of {source} has token {tokens.max()}, outside the model's vocabulary of {vocabulary}"
-        )
+        raise ValueError(f"the text of {source} has token {tokens.max()}, outside the vocabulary of {vocabulary}")
     return {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)}, windows(tokens, count, length + 1)
 
 
@@ -217,7 +215,7 @@ def text(
     evaluation_examples: int = 64,
     weights: str = "",
     dtype: str = "float32",
-    attention: str = "xla",
+    attention: Literal["xla", "cudnn"] = "xla",
     remat: bool = False,
 ) -> Task:
     """A GPT on any text; one example is one window, its loss the mean over its tokens in nats.
