@@ -103,8 +103,8 @@ class SignSummary(NamedTuple):
 
     @property
     def r(self) -> float:
-        """D/O: below 1, and above 0, the law has a peak."""
-        return self.trace / self.off_diagonal
+        """D/O: between 0 and 1 the law has a peak; inf for a diagonal Hessian."""
+        return self.trace / self.off_diagonal if self.off_diagonal else np.inf
 
 
 def sign_summary(hessian: Hessian, groups: Sequence[GradientMoments]) -> SignSummary:
