@@ -18,6 +18,7 @@ from surge.theory.laws import LAWS, Law, saturating_peak_size
 CONFIDENCE = 0.95
 GRID = {1: 401, 2: 81}  # points along each shape parameter, by their number
 RULED_OUT = 6.0  # in AICc: twenty times less likely
+CLEAR = 3.5  # standard errors between two optima that pass for a rise or a fall of a curve
 CLOSE = 1.25  # factor between held-out errors that does not matter
 IMPLAUSIBLE = 1e-3  # probability of a law's misfit by chance
 ERROR_FLOOR = 0.03  # of log ε: a parabola is only an approximation of the loss around the optimum
@@ -236,7 +237,7 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
     """The peak of ε_opt(B) and whether the data can see it at all.
 
     An upper bound is given only where the optimum at some larger batch size lies significantly below the highest
-    one: by 2.5 standard errors where a peaked law also beats every law without a peak by 6 in AICc, else at 1% after
+    one: by CLEAR standard errors where a peaked law also beats every law without a peak in AICc, else at 1% after
     Bonferroni over all pairs. A lower bound, likewise, only where it does so at some smaller one. The interval is
     the union of those of both peaked laws, where the data do not tell them apart.
     """
@@ -250,7 +251,7 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
     rising = min(comparison.aicc[name] for name in ("constant", "power", "mccandlish"))
     peaked = min(comparison.aicc[name] for name in ("surge", "saturating_surge"))
     pairs = len(y) * (len(y) - 1) / 2
-    quantile = stats.t.ppf(1 - 0.01 / pairs, PAIR_FREEDOM) if peaked > rising - 6 else 2.5
+    quantile = stats.t.ppf(1 - 0.01 / pairs, PAIR_FREEDOM) if peaked > rising - RULED_OUT else CLEAR
     rises, falls = bool((drop[:top] > quantile).any()), bool((drop[top + 1 :] > quantile).any())
     if not falls:
         reach = f"the data reach {size[-1] / size[top]:.3g} times the batch size of the highest optimum"
