@@ -24,6 +24,9 @@ _STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run, in order, ea
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; whatever is wrong in it, or in the config file, ends in one sentence."""
+    from surge.training.sweep import one_device_per_core
+
+    one_device_per_core()  # before the config file, which may ask what devices there are
     try:
         positional = flags.FLAGS(list(argv))
         if _CONFIG.value is None:
@@ -56,13 +59,11 @@ def _unknown_field(argv: Sequence[str]) -> str:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
-    from surge import pipeline  # after the flags are parsed, so that a typo is answered before jax is loaded
-    from surge.training import sweep
+    from surge import pipeline
 
     handler, package = logging.get_absl_handler(), str(Path(__file__).parent)
     handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(lambda record: record.levelno >= WARNING or record.pathname.startswith(package))
-    sweep.one_device_per_core()
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     path, _, variant = name.partition(":")
     default = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))

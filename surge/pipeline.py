@@ -111,6 +111,10 @@ def _measure(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> No
         results.read_dataset(path)
         logging.info("measure: done before, kept (%s)", path)
         return
+    if task.loss is None:
+        raise ConfigError(
+            f"{config.task} has no loss of one example, so nothing to measure: run --stages=sweep,fit,report"
+        )
     dataset = measurement.run(config, task, workdir / "checkpoints")
     dataset.attrs |= _attributes(config)
     results.write_dataset(path, dataset)

@@ -123,7 +123,7 @@ def test_nothing_reached_is_nan_with_a_reason():
     found = optimal_lr(RATES, np.full(len(RATES), np.nan), np.zeros(len(RATES)))
     assert math.isnan(found.lr) and "no learning rate" in found.why
     entry = fit_table(
-        {name: np.array([]) for name in ("batch_size", "learning_rate", "seed", "value", "steps")}, target_loss=1.0
+        {name: np.array([]) for name in ("batch_size", "learning_rate", "seed", "value", "steps")}, "steps"
     )
     assert entry["best_law"] is None and entry["b_peak"]["value"] is None and entry["laws"] == {}
 

@@ -58,8 +58,10 @@ def enable_compilation_cache() -> None:
 
 
 def one_device_per_core() -> None:
-    """Splits the host into a device for each core; call before JAX first computes. Other backends are unmoved."""
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    """Splits the host into a device for each core; call before JAX first computes. Other backends are unmoved,
+    and so is a count that the user has set."""
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def lattice(low: float, high: float, ratio: float) -> tuple[float, ...]:
