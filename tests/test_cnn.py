@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from surge.tasks import cnn, images
+from surge.tasks import Task, cnn, draw_from_arrays, images
 from surge.training.run import make_train
+from surge.training.sweep import plan, run_pieces
 
 real = pytest.mark.skipif(not Path(images.FASHION_MNIST).exists(), reason="needs dataset-fashion-mnist")
 
@@ -27,6 +28,37 @@ def test_both_forms_of_convolution_equal_flax(size, stride):
     np.testing.assert_allclose(ours.apply(params, inputs), expected, atol=1e-5)
     np.testing.assert_allclose(ours.native(inputs, kernel), expected, atol=1e-5)
     np.testing.assert_allclose(ours.apply(params, inputs[0]), expected[0], atol=1e-5)
+
+
+def test_the_form_for_accelerators_runs_on_every_lane_of_a_sweep(monkeypatch):
+    data = {"x": jax.random.normal(jax.random.key(0), (4, 6, 6, 1)), "y": jnp.arange(4) % 2}
+    model = cnn.CNN((2, 3), 4, classes=2)
+    task = Task(
+        init=lambda key: model.init(key, data["x"][0]),
+        loss=cnn.image_loss(model.apply, (0.0,), (1 / 255,)),
+        data=data,
+        draw=draw_from_arrays,
+        evaluation=data,
+    )
+    pieces = plan(
+        optimizers={"adam": ("adam", (1e-3, 1e-1))},
+        learning_rate_ratio=10.0,
+        batch_sizes=(8,),
+        seeds=2,
+        max_steps=3,
+        max_examples=24,
+        evals=2,
+    )
+
+    def losses():
+        [(_, result)] = run_pieces(task, pieces, jax.random.key(1), stop_loss=0.0, form="vmap")
+        return result.loss
+
+    patches = losses()
+    monkeypatch.setattr(cnn.Conv, "patches", cnn.Conv.native)
+    native = losses()
+    assert np.isfinite(native).all() and native.std() > 0
+    np.testing.assert_allclose(native, patches, rtol=1e-4)
 
 
 def test_pooling_takes_the_maximum_of_each_square():

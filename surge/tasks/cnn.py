@@ -30,7 +30,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, inputs.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         inputs, kernel = inputs.astype(self.dtype), kernel.astype(self.dtype)
-        outputs = jax.lax.platform_dependent(inputs, kernel, cpu=self.patches, default=self.native)
+        outputs = (self.patches if jax.default_backend() == "cpu" else self.native)(inputs, kernel)
         if self.use_bias:
             outputs = outputs + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return outputs
@@ -49,6 +49,8 @@ class Conv(nn.Module):
 
     def native(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         margin = (self.size - 1) // 2
+        # Inside pmap JAX cannot batch a convolution again over kernels alone (issue 32157): nor are they alone, so.
+        inputs = inputs + 0 * jax.lax.stop_gradient(kernel[0, 0, 0, 0])
         batch = inputs.reshape(-1, *inputs.shape[-3:])
         numbers = jax.lax.conv_dimension_numbers(batch.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
         outputs = jax.lax.conv_general_dilated(
