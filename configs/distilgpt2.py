@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (5e-6, 2.2e-3)},
     }
     config.learning_rate_ratio = 2**0.5
+    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
     config.batch_sizes = tuple(range(4, 115, 10))
     config.seeds = 30
     config.max_steps = 20_000

@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     }
     config.optimizers = {"adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (6e-5, 4e-3)}}
     config.learning_rate_ratio = 2**0.5
+    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
     config.batch_sizes = (*range(1, 13), *range(64, 1165, 100))
     config.seeds = 100
     config.max_steps = 20_000

@@ -41,6 +41,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (3e-5, 3e-3)},
     }
     config.learning_rate_ratio = 2**0.5
+    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
     config.batch_sizes = tuple(2**k for k in range(10))
     config.seeds = 3
     config.max_steps = 10_000

@@ -28,6 +28,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "sgd": {"spec": "sgd", "learning_rates": (1e-4, 4.0)},
     }
     config.learning_rate_ratio = 2**0.5
+    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
     config.batch_sizes = (1, 4, 16, 64, 256, 1024)
     config.seeds = 256
     config.max_steps = 1

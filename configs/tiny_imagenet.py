@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "sign": {"spec": "adam(b1=0, b2=0)", "learning_rates": (5e-5, 1.6e-3)},
     }
     config.learning_rate_ratio = 2**0.5
+    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
     config.batch_sizes = tuple(range(16, 377, 33))
     config.seeds = 100
     config.max_steps = 20_000

@@ -87,8 +87,8 @@ def optimal_lr_by_target(axes: Axes, entries: list[dict[str, Any]]) -> None:
 def heat_map(axes: Axes, loss: xr.DataArray, entry: dict[str, Any]) -> Any:
     """Loss [batch_size, learning_rate] with the optimum ringed and the best law on it; blank where diverged."""
     rates, sizes = loss.learning_rate.values, loss.batch_size.values
-    half = np.sqrt(rates[1] / rates[0]) if len(rates) > 1 else 2.0
-    rate_edges = np.append(rates / half, rates[-1] * half)
+    between = np.sqrt(rates[1:] * rates[:-1]) if len(rates) > 1 else rates / 2
+    rate_edges = np.array([rates[0] ** 2 / between[0], *between, rates[-1] ** 2 / between[-1]])
     size_edges = np.arange(len(sizes) + 1) - 0.5
     values = np.ma.masked_invalid(loss.transpose("learning_rate", "batch_size").values)
     # Losses far above the rest, of runs about to diverge, would leave one color to all others.
