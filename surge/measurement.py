@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from surge.gradients import curvature, one_step
 from surge.gradients.moments import GradientMoments, merge, per_example_moments
-from surge.optimizers import make_optimizer
+from surge.optimizers import gradient_weights, make_optimizer
 from surge.tasks import Task
 from surge.theory import noise
 from surge.training import checkpoint
@@ -23,7 +24,6 @@ from surge.training.run import State, make_train
 from surge.training.sweep import geometric_steps, microbatch
 
 GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed over
-MEMORY = 64  # optimizer steps before a direction is taken, where the optimizer has a memory
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BOUNDS = ("value", "low", "high")
 SCALES = ("b_simple", "sign (l1)")
@@ -119,7 +119,7 @@ def _checkpoint(
             config.batch_sizes,
             step_key,
             count=chosen.directions,
-            steps=1 if spec in ("sgd", "sign_sgd") else MEMORY,
+            weights=partial(gradient_weights, spec),
         )
         estimates["measured"].append(one_step.measured_law(samples))
         estimates["oracle"].append(one_step.one_step_oracle(samples))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from surge.theory import scaling as co_scaling
@@ -33,6 +34,7 @@ DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
     ),
 }
 WEIGHT_DECAY = {"adamw": 1e-4}
+TAIL = 5e-3
 SCHEDULES = ("constant", "cosine", "wsd")
 COMMON = {
     "weight_decay": "decoupled weight decay, multiplied by the learning rate",
@@ -102,30 +104,62 @@ def make_optimizer(spec: str) -> Callable[[Any, Any, Any], optax.GradientTransfo
       spec: name, or name(keyword=literal, ...); keywords are those of the name's entry in DIRECTIONS and COMMON.
 
     Returns:
-      (learning_rate, batch_size, total_steps) -> chain: clip, direction, weight decay, schedule, learning rate.
+      (learning_rate, batch_size, total_steps) -> chain: clip, direction, weight decay, schedule, learning rate;
+      with total_steps None there is no schedule, and the full rate throughout.
 
     Raises:
       ValueError: see `parse`.
     """
     name, keywords = parse(spec)
-    own = {key: value for key, value in keywords.items() if key not in COMMON}
-    decay = keywords.get("weight_decay", WEIGHT_DECAY.get(name, 0.0))
     schedule, warmup = keywords.get("schedule", "constant"), keywords.get("warmup", 0.0)
 
     def optimizer(learning_rate: Any, batch_size: Any, total_steps: Any) -> optax.GradientTransformation:
-        moved, moved_decay = own, decay
-        if "scaling" in keywords:
-            defaults = {key: each.default for key, each in inspect.signature(DIRECTIONS[name]).parameters.items()}
-            ratio = batch_size / keywords["base_batch_size"]
-            scaled = co_scaling.co_scale(keywords["scaling"], ratio, **defaults | own, weight_decay=decay)
-            moved_decay = scaled.pop("weight_decay")
-            moved = scaled
+        own, decay = _moved(name, keywords, batch_size)
         pieces = [optax.clip_by_global_norm(keywords["clip"])] if "clip" in keywords else []
-        pieces.append(DIRECTIONS[name](**moved))
-        if decay:
-            pieces.append(optax.add_decayed_weights(moved_decay))
-        if schedule != "constant" or warmup:
+        pieces.append(DIRECTIONS[name](**own))
+        if "weight_decay" in keywords or name in WEIGHT_DECAY:
+            pieces.append(optax.add_decayed_weights(decay))
+        if total_steps is not None and (schedule != "constant" or warmup):
             pieces.append(optax.scale_by_schedule(_shape(schedule, warmup, total_steps)))
         return optax.chain(*pieces, optax.scale_by_learning_rate(learning_rate))
 
     return optimizer
+
+
+def _moved(name: str, keywords: dict[str, Any], batch_size: Any) -> tuple[dict[str, Any], Any]:
+    """The direction's own keywords and the weight decay, as co-scaling has them at a batch size."""
+    own = {key: value for key, value in keywords.items() if key not in COMMON}
+    decay = keywords.get("weight_decay", WEIGHT_DECAY.get(name, 0.0))
+    if "scaling" not in keywords:
+        return own, decay
+    ratio = batch_size / keywords["base_batch_size"]
+    scaled = co_scaling.co_scale(keywords["scaling"], ratio, **_defaults(name) | own, weight_decay=decay)
+    decay = scaled.pop("weight_decay")
+    return scaled, decay
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    return {key: each.default for key, each in inspect.signature(DIRECTIONS[name]).parameters.items()}
+
+
+def gradient_weights(spec: str, batch_size: float) -> np.ndarray:
+    """How a direction weighs the gradients of the last steps, newest first [k]; the weights sum to 1.
+
+    1/Σw² is the number of batches that the momentum averages: (1 + β)/(1 − β) for β, 71 for Lion's (0.9, 0.99).
+    Steps that weigh less than TAIL of the newest are left out; what divides the average (Adam's second moment) is
+    not part of it.
+
+    Raises:
+      ValueError: see `parse`.
+    """
+    name, keywords = parse(spec)
+    own = _defaults(name) | _moved(name, keywords, batch_size)[0]
+    decay = float(own.get({"lion": "b2", "adam": "b1", "adamw": "b1", "muon": "beta"}.get(name, "decay"), 0.0))
+    if name == "rmsprop":  # its decay is of the second moment
+        decay = 0.0
+    series = decay ** np.arange(1 + (int(np.log(TAIL) / np.log(decay)) if 0 < decay < 1 else 0))
+    if name == "lion":  # reads the momentum before the newest gradient enters it
+        series = np.append(1 - own["b1"], own["b1"] * (1 - decay) * series)
+    elif own.get("nesterov", name == "muon"):
+        series = decay * series + (np.arange(len(series)) == 0)
+    return series / series.sum()

@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from surge.optimizers import DIRECTIONS, make_optimizer, parse
+from surge.optimizers import DIRECTIONS, gradient_weights, make_optimizer, parse
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "b": jnp.linspace(0.5, 1.0, 3)}
 
@@ -163,3 +163,32 @@ def test_a_wrong_spec_says_what_is_right(spec, words):
 
 def test_parse():
     assert parse("adam(b1=0, eps=1e-6)") == ("adam", {"b1": 0, "eps": 1e-6})
+
+
+@pytest.mark.parametrize("spec", ["momentum", "momentum(decay=0.5, nesterov=True)"])
+def test_gradient_weights_are_the_impulse_response(spec):
+    weights = gradient_weights(spec, 1)
+    transform = make_optimizer(spec)(-1.0, 1, None)
+    state, response = transform.init(jnp.zeros(())), []
+    for step in range(len(weights)):
+        update, state = transform.update(jnp.asarray(float(step == 0)), state, jnp.zeros(()))
+        response.append(float(update))
+    np.testing.assert_allclose(weights, np.array(response) / np.sum(response), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "batches"),
+    [("sign_sgd", 1), ("rmsprop", 1), ("adam", 19), ("adam(b1=0)", 1), ("signum", 19), ("lion", 71.1)],
+)
+def test_gradient_weights_average_the_known_number_of_batches(spec, batches):
+    assert 1 / (gradient_weights(spec, 1) ** 2).sum() == pytest.approx(batches, rel=0.01)
+
+
+def test_gradient_weights_follow_the_co_scaling():
+    spec = "adam(scaling='sde', base_batch_size=64)"
+    assert len(gradient_weights(spec, 256)) < len(gradient_weights(spec, 64))
+
+
+def test_without_total_steps_the_rate_is_full():
+    transform = make_optimizer("sgd(schedule='cosine', warmup=0.5)")(1.0, 1, None)
+    assert float(transform.update(jnp.ones(()), transform.init(jnp.zeros(())), jnp.zeros(()))[0]) == -1.0

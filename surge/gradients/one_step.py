@@ -21,6 +21,8 @@ from surge.theory.laws import Hessian, sign_mean
 
 POOL_BATCH = 64  # above this size a mini-batch gradient is a pool gradient with its noise scaled
 GROUPS = 8  # of directions, independent of each other: what intervals are taken over
+MEMORY = 64  # optimizer steps before a direction is taken, where the optimizer has a memory: at least these
+MOMENTS = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByLionState, optax.EmaState)
 
 
 class OneStepLR(NamedTuple):
@@ -172,19 +174,22 @@ def directions(
     *,
     count: int,
     members: int,
+    batches: jax.Array | int,
+    weights: jax.Array,
     steps: int,
 ) -> Any:
     """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning rate ε.
 
-    Parameters stay put while the optimizer is fed fresh mini-batch gradients; its last update is taken. Up to
-    POOL_BATCH every gradient is drawn as it is. Above it, a gradient is ḡ + (G − ḡ)·c with G drawn from a pool of
-    mini-batches of POOL_BATCH examples and ḡ their mean: c gives it the noise of a mean of B examples, whatever its
-    correlations, with the near-Gaussian shape that the pool has. An Adam-like second moment starts at its
-    stationary mean, so that β2 = 0.999 needs no thousands of steps.
+    Parameters stay put while the optimizer is fed mini-batch gradients; its last update is taken. A gradient is
+    ḡ + c·d: ḡ is the mean over `batches` mini-batches of at most POOL_BATCH examples, d the deviation of one of the
+    first `members` of them. c makes up for B above POOL_BATCH, and leaves room for the noise of ḡ itself. The
+    optimizer's moments start at their stationary means, so that β2 = 0.999 needs no thousands of steps.
 
-    An optimizer without memory has a pool for each of GROUPS groups of directions, so that directions of different
-    groups are independent, and c leaves room for the noise of ḡ itself. One with memory averages over many
-    batches, so that noise would count too much: all its directions share one ḡ, of all pools.
+    Each of GROUPS groups of directions has its own ḡ and d, so that directions of different groups are independent
+    and intervals taken over groups count all noise. A momentum averages the deviations of κ = 1/Σw² batches, but not
+    ḡ's noise, of N examples: every direction's own average deviation is drawn in by a factor
+    √((N − κB)/(N − B)), after which directions have the covariance of B examples a step whatever the correlations
+    between coordinates. That takes N >= κB.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -194,42 +199,39 @@ def directions(
       batch_size: B.
       key: of everything drawn.
       count: how many directions.
-      members: mini-batches in the pool of a group, at least 2; members · POOL_BATCH >= B for exact noise.
-      steps: optimizer steps before a direction is taken, 1 for an optimizer without state.
+      members: deviations kept for a group, at least 2.
+      batches: mini-batches in a group's ḡ, at least members.
+      weights: how an update weighs the gradients of the last steps, newest first [w]; sum 1.
+      steps: optimizer steps before a direction is taken, at least w; 1 for an optimizer without state.
 
     Returns:
       Pytree like params with a leading axis [count].
     """
     pool_key, run_key = jax.random.split(key)
     drawn = jnp.minimum(batch_size, POOL_BATCH)
-    weight = (jnp.arange(POOL_BATCH) < drawn) / drawn
-
-    def gradient(key: jax.Array) -> Any:
-        examples = jax.vmap(draw)(jax.random.split(key, POOL_BATCH))
-        return jax.grad(lambda point: weight @ jax.vmap(loss_fn, (None, 0))(point, examples))(params)
-
-    pool = jax.lax.map(gradient, jax.random.split(pool_key, GROUPS * members), batch_size=16)
-    grouped = jax.tree.map(lambda leaf: leaf.reshape(GROUPS, members, *leaf.shape[1:]), pool)
-    centre = jax.tree.map(lambda leaf: leaf.mean(1), grouped)  # [GROUPS, ...]
-    # A member's own share of the mean shrinks its deviation by (1 − 1/n).
-    share = members / (members - 1)
-    taken = drawn / (members * POOL_BATCH) if steps == 1 else 0.0
-    scaled = jnp.sqrt(jnp.maximum(drawn / batch_size - taken, 0) * share)
-    stretch = jnp.where(batch_size > POOL_BATCH, scaled, 1.0)
-    noise = jax.tree.map(lambda leaf, mean: (leaf - mean[:, None]) * stretch, grouped, centre)
-    if steps > 1:
-        centre = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf.mean(0), leaf.shape), centre)
-    second = jax.tree.map(lambda mean, each: mean[0] ** 2 + (each**2).mean((0, 1)), centre, noise)
+    centre, noise = _pool(loss_fn, params, draw, drawn, pool_key, members, batches)
+    size = batches * drawn  # N
+    raw = (batches == members) & (drawn == batch_size)  # exact, so that zeros stay zeros
+    stretch = jnp.sqrt(jnp.maximum(drawn * (1 / batch_size - 1 / size), 0) * members / (members - 1))
+    noise = jax.tree.map(lambda leaf: leaf * jnp.where(raw, 1.0, stretch), noise)
+    second = jax.tree.map(lambda mean, each: (mean**2).mean(0) + (each**2).mean((0, 1)), centre, noise)
+    spare = jnp.maximum(size - batch_size / (weights**2).sum(), 0) / jnp.maximum(size - batch_size, 1)
+    drawn_in = 1 - jnp.sqrt(jnp.minimum(spare, 1))
 
     def sample(key: jax.Array, index: jax.Array) -> Any:
         group = index % GROUPS
-        start = _stationary(transform.init(params), second)
+        ours, deviations = (jax.tree.map(lambda leaf: leaf[group], each) for each in (centre, noise))
+        start = _stationary(transform.init(params), ours, second)
         # Without memory each direction has a batch of its own, as far as the pool goes.
         one = (index // GROUPS % members)[None]
         picks = one if steps == 1 else jax.random.randint(key, (steps,), 0, members)
+        if len(weights) > 1:
+            shares = jnp.zeros(members).at[picks[::-1][: len(weights)]].add(weights)
+            offset = lambda leaf, mean: mean - drawn_in * jnp.tensordot(shares, leaf, 1)  # noqa: E731
+            ours = jax.tree.map(offset, deviations, ours)
 
         def step(carry: tuple[Any, Any], pick: jax.Array) -> tuple[tuple[Any, Any], None]:
-            grads = jax.tree.map(lambda mean, each: mean[group] + each[group, pick], centre, noise)
+            grads = jax.tree.map(lambda mean, each: mean + each[pick], ours, deviations)
             updates, state = transform.update(grads, carry[0], params)
             return (state, updates), None
 
@@ -240,18 +242,43 @@ def directions(
     return jax.lax.map(lambda pair: sample(*pair), (keys, jnp.arange(count)), batch_size=16)
 
 
-def _stationary(state: Any, second: Any) -> Any:
-    """Optimizer state whose second moment is at its mean and whose bias correction is over."""
+def _pool(loss_fn, params, draw, drawn, key, members, batches) -> tuple[Any, Any]:
+    """Each group's mean gradient [GROUPS, ...] and its members' deviations from their mean [GROUPS, members, ...]."""
+    weight = (jnp.arange(POOL_BATCH) < drawn) / drawn
+
+    def gradient(key: jax.Array) -> Any:
+        examples = jax.vmap(draw)(jax.random.split(key, POOL_BATCH))
+        return jax.grad(lambda point: weight @ jax.vmap(loss_fn, (None, 0))(point, examples))(params)
+
+    def group(key: jax.Array) -> tuple[Any, Any]:
+        of = partial(jax.random.fold_in, key)
+        pool = jax.lax.map(gradient, jax.vmap(of)(jnp.arange(members)), batch_size=16)
+        mean = jax.tree.map(lambda leaf: leaf.mean(0), pool)
+
+        def add(index: jax.Array, mean: Any) -> Any:
+            return jax.tree.map(lambda old, new: old + (new - old) / (index + 1), mean, gradient(of(index)))
+
+        return jax.lax.fori_loop(members, batches, add, mean), jax.tree.map(jnp.subtract, pool, mean)
+
+    return jax.lax.map(group, jax.random.split(key, GROUPS))
+
+
+def _stationary(state: Any, first: Any, second: Any) -> Any:
+    """Optimizer state whose moments are at their means and whose bias correction is over."""
+    late = jnp.asarray(10**6, jnp.int32)
 
     def moved(node: Any) -> Any:
         if isinstance(node, optax.ScaleByAdamState):
-            return node._replace(nu=second, count=jnp.full_like(node.count, 10**6))
+            return node._replace(mu=first, nu=second, count=late)
         if isinstance(node, optax.ScaleByRmsState):
             return node._replace(nu=second)
+        if isinstance(node, optax.ScaleByLionState):
+            return node._replace(mu=first)
+        if isinstance(node, optax.EmaState):
+            return node._replace(ema=first)
         return node
 
-    kinds = (optax.ScaleByAdamState, optax.ScaleByRmsState)
-    return jax.tree.map(moved, state, is_leaf=lambda node: isinstance(node, kinds))
+    return jax.tree.map(moved, state, is_leaf=lambda node: isinstance(node, MOMENTS))
 
 
 class StepSample(NamedTuple):
@@ -262,13 +289,26 @@ class StepSample(NamedTuple):
     start: np.ndarray  # loss before the step
     rates: np.ndarray  # [e] learning rates of the oracle
     loss: np.ndarray  # [e, k] true loss at each
+    examples: int = 0  # training examples that were differentiated
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "draw", "optimizer", "count", "members", "steps"))
-def _sample(loss_fn, draw, optimizer, count, members, steps, params, data, evaluation, batch_size, key):
-    transform = optimizer(1.0, batch_size, 1)
+def _sample(
+    loss_fn, draw, optimizer, count, members, steps, params, data, evaluation, batch_size, batches, weights, key
+):
+    transform = optimizer(1.0, batch_size, None)
     found = directions(
-        loss_fn, params, partial(draw, data), transform, batch_size, key, count=count, members=members, steps=steps
+        loss_fn,
+        params,
+        partial(draw, data),
+        transform,
+        batch_size,
+        key,
+        count=count,
+        members=members,
+        batches=batches,
+        weights=weights,
+        steps=steps,
     )
     descent = jax.tree.map(jnp.negative, found)
     slopes = jax.lax.map(lambda u: along(loss_fn, params, evaluation, u), descent, batch_size=8)
@@ -295,7 +335,7 @@ def sample_steps(
     key: jax.Array,
     *,
     count: int,
-    steps: int,
+    weights: Callable[[int], np.ndarray] = lambda _: np.ones(1),
 ) -> list[StepSample]:
     """Samples directions at each batch size and looks along them: derivatives at 0, and the true loss on a grid.
 
@@ -305,11 +345,11 @@ def sample_steps(
       draw: (data, key) -> one training example.
       data: what draw picks from.
       evaluation: batch whose mean loss is the truth.
-      optimizer: (learning rate, batch size, total steps) -> optax transformation.
+      optimizer: (learning rate, batch size, total steps) -> optax transformation; total steps is None.
       batch_sizes: B [b].
       key: of everything drawn.
       count: directions for each B.
-      steps: see `directions`.
+      weights: batch size -> how an update weighs the last gradients, see `directions`; the default has no momentum.
 
     Returns:
       A StepSample for each batch size.
@@ -319,13 +359,18 @@ def sample_steps(
     """
     if count % GROUPS:
         raise ValueError(f"count must be a multiple of {GROUPS}, got {count}")
-    members = max(count // GROUPS, -(-max(batch_sizes) // POOL_BATCH), 2)
+    members = max(count // GROUPS, 2)
+    stateful = bool(jax.tree.leaves(jax.eval_shape(optimizer(1.0, 1, None).init, params)))
     samples = []
     for size in batch_sizes:
-        out = _sample(
-            loss_fn, draw, optimizer, count, members, steps, params, data, evaluation, jnp.asarray(size), key
-        )
-        samples.append(StepSample(*(np.asarray(each, float) for each in out)))
+        weight = weights(size)
+        # A group's mean over N >= κB examples: see `directions`.
+        batches = max(members, int(np.ceil(size / (weight**2).sum() / min(size, POOL_BATCH))))
+        steps = max(len(weight), MEMORY) if stateful else 1
+        arguments = params, data, evaluation, jnp.asarray(size), jnp.asarray(batches), jnp.asarray(weight), key
+        out = _sample(loss_fn, draw, optimizer, count, members, steps, *arguments)
+        examples = GROUPS * batches * min(size, POOL_BATCH)
+        samples.append(StepSample(*(np.asarray(each, float) for each in out), examples))
     return samples
 
 
