@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import tqdm
 from absl import logging
 
@@ -21,6 +20,7 @@ from surge.results import ResultError
 from surge.tasks import Task, make_task
 from surge.theory.table import fit_table
 from surge.training import sweep
+from surge.training.adaptive import run_adaptive
 
 NUMBERS = {"seed": 0, "seeds": 1, "max_steps": 1, "max_examples": 1, "evals": 1}
 
@@ -59,6 +59,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.measure.optimizer not in config.optimizers:
         near = difflib.get_close_matches(config.measure.optimizer, list(config.optimizers)) or list(config.optimizers)
         raise ConfigError(f"config.measure.optimizer {config.measure.optimizer!r} is not in config.optimizers: {near}")
+    if config.grid not in ("dense", "adaptive"):
+        raise ConfigError(f"config.grid must be 'dense' or 'adaptive', got {config.grid!r}")
     if config.fit.objective not in ("steps", "loss"):
         raise ConfigError(f"config.fit.objective must be 'steps' or 'loss', got {config.fit.objective!r}")
     low_targets = [target for target in config.fit.target_losses if target < config.stop_loss]
@@ -73,14 +75,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str])
 
     Raises:
       ConfigError: the config cannot be run.
-      ResultError: the workdir belongs to another config, lacks what a stage reads, or holds a broken file.
+      ResultError: the workdir is in use or belongs to another config, lacks what a stage reads, or holds a broken
+        file.
       OSError: the workdir cannot be written.
     """
     check(config)
-    plain = json.loads(config.to_json())
-    results.claim_workdir(workdir, plain)
-    sweep.enable_compilation_cache()
     started = time.monotonic()
+    with results.lock_workdir(workdir):
+        results.claim_workdir(workdir, json.loads(config.to_json()))
+        _run(config, workdir, stages)
+    logging.info("done in %.0f s", time.monotonic() - started)
+
+
+def _run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
+    sweep.enable_compilation_cache()
     if {"measure", "sweep"} & set(stages):
         task = _task(config)
         logging.info("%s on %d %s device(s)", config.task, jax.local_device_count(), jax.default_backend())
@@ -95,7 +103,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str])
         logging.info("report: %s", workdir / "report.html")
     for line in summary.lines(workdir):
         logging.info("%s", line)
-    logging.info("done in %.0f s", time.monotonic() - started)
 
 
 def _task(config: ml_collections.ConfigDict) -> Task:
@@ -133,43 +140,46 @@ def plan(config: ml_collections.ConfigDict) -> list[sweep.Piece]:
     )
 
 
+def _targets(config: ml_collections.ConfigDict) -> tuple[float | None, ...]:
+    """The losses that runs are judged by their steps to; None is the loss at a run's end."""
+    return tuple(config.fit.target_losses) if config.fit.objective == "steps" else (None,)
+
+
 def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
-    pieces = plan(config)
-    paths = {piece: results.sweep_path(workdir, piece.optimizer, piece.batch_size) for piece in pieces}
-    for path in paths.values():
-        if path.exists():
-            results.read_dataset(path)
-    todo = [piece for piece in pieces if not paths[piece].exists()]
-    if len(todo) < len(pieces):
-        logging.info("sweep: %d of %d pieces done before, kept", len(pieces) - len(todo), len(pieces))
-    cells = sum(piece.cells for piece in todo)
-    if not cells:
+    grid = {results.sweep_path(workdir, piece.optimizer, piece.batch_size): piece for piece in plan(config)}
+    done = {piece: _finished(piece, path) for path, piece in grid.items() if path.exists()}
+    todo = [piece for piece in grid.values() if piece not in done]
+    if done:
+        logging.info("sweep: %d of %d pieces done before, kept", len(done), len(grid))
+    if not todo:
         return
-    logging.info("sweep: %d runs in %d pieces", cells, len(todo))
-    attributes = _attributes(config)
-    key = jax.random.key(config.seed)
-    with tqdm.tqdm(total=cells, unit="run", desc="sweep", smoothing=0.1) as progress:
-        for piece, result in sweep.run_pieces(task, todo, key, stop_loss=config.stop_loss):
-            dataset = results.piece_dataset(
-                piece.optimizer,
-                piece.batch_size,
-                piece.learning_rates,
-                piece.seeds,
-                piece.eval_steps,
-                np.asarray(result.loss),
-                np.asarray(result.diverged),
-                attributes,
-            )
-            results.write_dataset(paths[piece], dataset)
-            progress.update(piece.cells)
+    attributes, key, stop_loss = _attributes(config), jax.random.key(config.seed), config.stop_loss
+    if config.grid == "dense":
+        found = sweep.run_pieces(task, todo, key, stop_loss=stop_loss)
+    else:
+        judged = {"ratio": config.learning_rate_ratio, "targets": _targets(config)}
+        found = run_adaptive(task, list(grid.values()), key, **judged, stop_loss=stop_loss, done=done)
+    total = sum(piece.examples for piece in todo)
+    with tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="sweep", smoothing=0.1) as progress:
+        for piece, result in found:
+            path = results.sweep_path(workdir, piece.optimizer, piece.batch_size)
+            axes = piece.learning_rates, piece.seeds, piece.eval_steps
+            dataset = results.piece_dataset(piece.optimizer, piece.batch_size, *axes, *result, attributes)
+            results.write_dataset(path, dataset)
+            progress.update(grid[path].examples)
+
+
+def _finished(piece: sweep.Piece, path: Path) -> tuple[sweep.Piece, sweep.PieceResult]:
+    stored = results.read_dataset(path)
+    ran = piece._replace(learning_rates=tuple(stored.learning_rate.values.tolist()))
+    return ran, sweep.PieceResult(stored.loss.values[0, 0], stored.diverged.values[0, 0])
 
 
 def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
     dataset = results.open_sweep(workdir)
     fits = []
     for optimizer in dataset.optimizer.values:
-        targets = config.fit.target_losses if config.fit.objective == "steps" else (None,)
-        for target in targets:
+        for target in _targets(config):
             rows = results.rows(dataset, str(optimizer), target)
             fits.append(fit_table(rows, config.fit.objective, optimizer=str(optimizer), target_loss=target))
     results.write_json(workdir / "fit.json", {"fits": fits})

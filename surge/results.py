@@ -8,11 +8,14 @@ fit.json                    optima, noise scales and fitted laws
 figures/*.png, report.html
 """
 
+import contextlib
+import fcntl
 import json
 import math
 import os
+import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +106,37 @@ def _unreadable(path: Path | str) -> ResultError:
     return ResultError(f"{path} cannot be read (cut short?): delete that file and run the same command again")
 
 
+@contextlib.contextmanager
+def lock_workdir(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of a workdir; the system frees it when this one ends, however it ends.
+
+    Raises:
+      ResultError: another process is at work there; the message names it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read() or "another process"
+            raise ResultError(f"{workdir} is in use by {owner}: wait for it, or give another --workdir") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
 def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Binds a workdir to one config; what only the fit and the report read (`fit`) may change freely.
+    """Binds a workdir to one config; what only the fit and the report read may change freely.
+
+    That is `fit`, except where its targets steer an adaptive grid.
 
     Raises:
       ResultError: the workdir holds results of another config; the message names the fields that differ.
     """
-    bound = json.loads(json.dumps({key: value for key, value in config.items() if key != "fit"}))
+    free = () if config["grid"] == "adaptive" else ("fit",)
+    bound = json.loads(json.dumps({key: value for key, value in config.items() if key not in free}))
     path = workdir / "config.json"
     if not path.exists():
         write_json(path, bound)

@@ -1,5 +1,8 @@
 """Labelled arrays in and out of the workdir, and the tables read from them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -74,7 +77,30 @@ def test_a_truncated_file_is_named(tmp_path, name):
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
-    results.claim_workdir(tmp_path, {"a": {"b": (1, 2)}, "fit": 1})
-    results.claim_workdir(tmp_path, {"a": {"b": (1, 2)}, "fit": 2})  # what only the fit reads may change
+    config = {"a": {"b": (1, 2)}, "grid": "dense", "fit": 1}
+    results.claim_workdir(tmp_path, config)
+    results.claim_workdir(tmp_path, config | {"fit": 2})  # what only the fit reads may change
     with pytest.raises(ResultError, match=r"a\.b was \[1, 2\] and is now \[1, 3\]"):
-        results.claim_workdir(tmp_path, {"a": {"b": (1, 3)}, "fit": 1})
+        results.claim_workdir(tmp_path, config | {"a": {"b": (1, 3)}})
+
+
+def test_the_targets_of_an_adaptive_grid_are_bound_too(tmp_path):
+    results.claim_workdir(tmp_path, {"grid": "adaptive", "fit": {"target_losses": (1,)}})
+    with pytest.raises(ResultError, match=r"fit\.target_losses was \[1\] and is now \[2\]"):
+        results.claim_workdir(tmp_path, {"grid": "adaptive", "fit": {"target_losses": (2,)}})
+
+
+def test_a_workdir_is_locked_while_a_process_lives(tmp_path):
+    program = (
+        "import pathlib, sys, time; from surge import results\n"
+        "with results.lock_workdir(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout and holder.stdout.readline() == b"in\n"
+    for _ in range(2):  # being refused leaves the owner's name in place
+        with pytest.raises(ResultError, match=f"in use by process {holder.pid} on"), results.lock_workdir(tmp_path):
+            pass
+    holder.kill()
+    holder.communicate()
+    with results.lock_workdir(tmp_path):
+        pass

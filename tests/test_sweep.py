@@ -160,7 +160,7 @@ def test_adaptive_finds_the_dense_optimum_for_less():
     grid = GRID | {"optimizers": {"sgd": ("sgd", (0.001, 2.0))}, "batch_sizes": (8, 16, 32, 64), "max_examples": 2560}
     pieces, targets = sweep.plan(**grid), (0.4, 0.2)
     wide = dict(sweep.run_pieces(TASK, pieces, KEY, stop_loss=0.2))
-    narrow = list(run_adaptive(TASK, pieces, KEY, ratio=2**0.5, targets=targets, stop_loss=0.2))
+    narrow = list(run_adaptive(TASK, pieces, KEY, ratio=2**0.5, targets=targets, stop_loss=0.2, done={}))
 
     def spent(piece, result):
         ran = np.isfinite(result.loss).sum(-1)
@@ -179,7 +179,7 @@ def test_adaptive_finds_the_dense_optimum_for_less():
 
 def test_adaptive_follows_an_optimum_beyond_the_bounds():
     (piece,) = sweep.plan(**GRID | {"optimizers": {"sgd": ("sgd", (0.004, 0.04))}, "batch_sizes": (64,)})
-    ((found, result),) = run_adaptive(TASK, [piece], KEY, ratio=2**0.5, targets=(), stop_loss=-np.inf)
+    ((found, result),) = run_adaptive(TASK, [piece], KEY, ratio=2**0.5, targets=(None,), stop_loss=-np.inf, done={})
     best = result.loss[..., -1].mean(-1).argmin()
     assert found.learning_rates[best] > 0.05
     assert best < len(found.learning_rates) - 1

@@ -11,7 +11,7 @@ import numpy as np
 from surge.tasks import Task
 from surge.training.sweep import Engine, Piece, PieceResult
 
-STRIDE = 4  # powers of the ratio between the first rates
+FIRST_RATIO = 4.0  # between the first rates, about
 PATIENCE = 3.0  # a refining run ends at this many times the steps of the best run so far: it cannot win
 EXTENSION = 8  # powers beyond the given bounds that the search may follow an optimum to
 
@@ -42,17 +42,21 @@ def _best(loss: Mapping[int, np.ndarray], piece: Piece, targets: Sequence[float 
     return [(power, value) for power, value in tops if np.isfinite(value)]
 
 
+def _powers(piece: Piece, ratio: float) -> list[int]:
+    return [round(np.log(rate) / np.log(ratio)) for rate in piece.learning_rates]
+
+
 def _search(
     engine: Engine, piece: Piece, ratio: float, targets: Sequence[float | None], centres: Sequence[int]
-) -> tuple[Piece, PieceResult, list[int]]:
+) -> tuple[Piece, PieceResult]:
     """Refines around the optimum of each target until its neighbours at every stride are known."""
-    bounds = [round(np.log(rate) / np.log(ratio)) for rate in (piece.learning_rates[0], piece.learning_rates[-1])]
-    least, most = bounds[0] - EXTENSION, bounds[1] + EXTENSION
+    given = _powers(piece, ratio)
+    least, most = given[0] - EXTENSION, given[-1] + EXTENSION
     width = engine.block[0] * engine.devices
-    wanted = {centre + step for centre in centres for step in (-2, 0, 2)} or {
-        *range(bounds[0], bounds[1], STRIDE),
-        bounds[1],
-    }
+    wide = 2 ** max(0, round(np.log2(np.log(FIRST_RATIO) / np.log(ratio))))
+    strides = [wide >> halvings for halvings in range(wide.bit_length())]
+    wanted = {centre + step for centre in centres for step in (-(wide // 2), 0, wide // 2)}
+    wanted = wanted or {*given[::wide], given[-1]}
     loss, diverged, limit = {}, {}, len(piece.eval_steps)
     while wanted := {power for power in wanted if least <= power <= most} - loss.keys():
         if spare := -len(wanted) % width:  # the program runs this many lanes anyway: fill them with neighbours
@@ -67,14 +71,13 @@ def _search(
         if targets[0] is not None and len(best) == len(targets):
             slowest = PATIENCE * np.exp(max(value for _, value in best))
             limit = min(len(piece.eval_steps), int(np.searchsorted(piece.eval_steps, slowest)) + 1)
-        for stride in (STRIDE, 2, 1):
+        for stride in strides:
             wanted = {power + step for power, _ in best for step in (-stride, stride)} if best else set()
             if {power for power in wanted if least <= power <= most} - loss.keys():
                 break
     powers = sorted(loss)
     result = PieceResult(np.stack([loss[power] for power in powers]), np.stack([diverged[power] for power in powers]))
-    rates = tuple(ratio**power for power in powers)
-    return piece._replace(learning_rates=rates), result, [power for power, _ in _best(loss, piece, targets)]
+    return piece._replace(learning_rates=tuple(ratio**power for power in powers)), result
 
 
 def run_adaptive(
@@ -83,8 +86,9 @@ def run_adaptive(
     key: jax.Array,
     *,
     ratio: float,
-    targets: Sequence[float],
+    targets: Sequence[float | None],
     stop_loss: float,
+    done: Mapping[Piece, tuple[Piece, PieceResult]],
     form: str | None = None,
 ) -> Iterator[tuple[Piece, PieceResult]]:
     """Runs of each piece near its optimal learning rates only.
@@ -97,22 +101,26 @@ def run_adaptive(
       task, key, stop_loss, form: as for `run_pieces`.
       pieces: the dense grid, whose learning rates give the bounds.
       ratio: of the lattice, as for `plan`.
-      targets: losses whose steps to reach are minimised; empty for the lowest last loss.
+      targets: losses whose steps to reach are minimised; None for the lowest last loss.
+      done: what an earlier call yielded for some of the pieces: they guide the others and are not run again.
 
     Returns:
-      Iterator of (piece with the rates that were run, its result), in the order given.
+      Iterator of (piece with the rates that were run, its result), for each piece not done, in the order given.
     """
-    if not pieces:
-        return
+    todo = [piece for piece in pieces if piece not in done]
+    if not todo:
+        return iter(())
     seeds = max(len(piece.seeds) for piece in pieces)
     engine = Engine(task, key, stop_loss=stop_loss, block=(max(1, 4 // jax.local_device_count()), seeds), form=form)
-    centres: dict[str, list[int]] = {}
-    try:
+    engine.announce(todo)
+
+    def each() -> Iterator[tuple[Piece, PieceResult]]:
+        centres: dict[str, list[int]] = {}
         for piece in pieces:
-            engine.compile(piece)
-        for piece in pieces:
-            found = _search(engine, piece, ratio, targets or (None,), centres.get(piece.optimizer, ()))
-            centres[piece.optimizer] = found[2]
-            yield found[:2]
-    finally:
-        engine.close()
+            found = done.get(piece) or _search(engine, piece, ratio, targets, centres.get(piece.optimizer, ()))
+            loss = dict(zip(_powers(found[0], ratio), found[1].loss, strict=True))
+            centres[piece.optimizer] = [power for power, _ in _best(loss, piece, targets)]
+            if piece not in done:
+                yield found
+
+    return engine.finish(each())

@@ -1,9 +1,9 @@
 """The grid of runs: optimizer x batch size x learning rate x seed, in pieces that can be finished one by one."""
 
-import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
@@ -193,9 +194,42 @@ class Engine:
             self._programs[name] = self._pool.submit(self._compile, piece, size, self.block)
         return self._programs[name]
 
-    def close(self) -> None:
-        """Drops what is not compiled yet."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def announce(self, pieces: Sequence[Piece]) -> None:
+        """Logs what the pieces hold and about how long they take, from a few steps of the first program."""
+        for piece in pieces:
+            self.compile(piece)
+        size = microbatch(self.task, pieces[0].batch_size)
+        alike = [piece for piece in pieces if microbatch(self.task, piece.batch_size) == size]
+        trial = min(alike, key=lambda piece: piece.batch_size)
+        trial = trial._replace(learning_rates=trial.learning_rates[: self.devices * self.block[0]])
+        for limit in (0, 1, 10):  # warm up, then steps enough to time
+            started = time.monotonic()
+            self.run(trial, limit)
+            seconds = time.monotonic() - started
+            if limit and seconds > 1:
+                break
+        rate = seconds / self._work(trial, limit)
+        logging.info(
+            "sweep: %d runs in %d pieces, %.2g examples, about %s; less where runs end early",
+            sum(piece.cells for piece in pieces),
+            len(pieces),
+            sum(piece.examples for piece in pieces),
+            _duration(rate * sum(self._work(piece, len(piece.eval_steps)) for piece in pieces)),
+        )
+
+    def _work(self, piece: Piece, limit: int) -> float:
+        """Gradients of one example that a piece costs up to an eval; a loss alone costs a third of one."""
+        size = microbatch(self.task, piece.batch_size)
+        steps = piece.eval_steps[min(limit, len(piece.eval_steps)) - 1]
+        evaluation = len(jax.tree.leaves(self.task.evaluation)[0])
+        return piece.cells * (steps * -(-piece.batch_size // size) * size + (limit + 1) * evaluation / 3)
+
+    def finish(self, results: Iterable) -> Iterator:
+        """Passes results on; what is not compiled when they end, or are not asked for any more, is dropped."""
+        try:
+            yield from results
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def run(self, piece: Piece, limit: int | None = None) -> PieceResult:
         """All cells of a piece, up to `limit` of its evals, in blocks that fit in memory.
@@ -246,6 +280,13 @@ class Engine:
         return PieceResult(loss[..., : len(piece.eval_steps)], diverged)
 
 
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds > 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _padded(eval_steps: Sequence[int]) -> tuple[int, ...]:
     """Filled up to a multiple of 64 with the last step, so that one program serves runs of any length."""
     return (*eval_steps, *[eval_steps[-1]] * (-len(eval_steps) % 64))
@@ -272,21 +313,16 @@ def run_pieces(
     form: str | None = None,
     block: tuple[int, int] | None = None,
 ) -> Iterator[tuple[Piece, PieceResult]]:
-    """Runs pieces one after another, each on all local devices; yields each as it is finished.
+    """Logs the plan; the iterator runs pieces one after another on all local devices, yields each when finished.
 
     Learning rates are dealt out to devices in turn (pmap), and share one with the seeds. Later programs are
     compiled while earlier pieces run. Arguments are those of `Engine`; block None takes all cells at once.
     """
     if not pieces:
-        return
+        return iter(())
     if block is None:
         widest = max(len(piece.learning_rates) for piece in pieces)
         block = -(-widest // jax.local_device_count()), max(len(piece.seeds) for piece in pieces)
     engine = Engine(task, key, stop_loss=stop_loss, block=block, start=start, form=form)
-    try:
-        for piece in pieces:
-            engine.compile(piece)
-        for piece in pieces:
-            yield piece, engine.run(piece)
-    finally:
-        engine.close()
+    engine.announce(pieces)
+    return engine.finish((piece, engine.run(piece)) for piece in pieces)
