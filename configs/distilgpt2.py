@@ -55,6 +55,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "losses": (2.0, 1.6, 1.4),
         "examples": 1_024,
         "directions": 32,
+        "horizons": (1, 10, 100),
+        "branch_examples": 400_000,
     }
     config.fit = {"objective": "steps", "target_losses": (2.0, 1.6, 1.4)}
 

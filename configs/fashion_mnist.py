@@ -46,6 +46,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "losses": (0.8, 0.6, 0.4),
         "examples": 4_096,
         "directions": 32,
+        "horizons": (1, 10, 100),
+        "branch_examples": 400_000,
     }
     config.fit = {"objective": "steps", "target_losses": (0.8, 0.6, 0.4)}
 

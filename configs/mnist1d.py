@@ -49,6 +49,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "losses": (1.6, 1.2, 1.0),
         "examples": 4_096,
         "directions": 32,
+        "horizons": (1, 10, 100),
+        "branch_examples": 400_000,
     }
     config.fit = {"objective": "steps", "target_losses": (1.4, 1.2, 1.0)}
 

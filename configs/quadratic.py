@@ -44,6 +44,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "losses": (),  # at the start only
         "examples": 4_096,
         "directions": 256,
+        "horizons": (1,),
+        "branch_examples": 400_000,
     }
     config.fit = {"objective": "loss", "target_losses": ()}
 

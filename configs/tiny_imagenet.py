@@ -53,6 +53,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "losses": (4.5, 4.0, 3.5),
         "examples": 1_024,
         "directions": 32,
+        "horizons": (1, 10, 100),
+        "branch_examples": 400_000,
     }
     config.fit = {"objective": "steps", "target_losses": (4.5, 4.0, 3.5)}
 

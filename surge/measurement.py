@@ -19,7 +19,10 @@ from surge.gradients.moments import GradientMoments, merge, per_example_moments
 from surge.optimizers import gradient_weights, make_optimizer
 from surge.tasks import Task
 from surge.theory import noise
+from surge.theory.drift import power_law
+from surge.theory.fit import compare_laws, find_peak
 from surge.training import checkpoint
+from surge.training.branch import BranchOracle
 from surge.training.run import State, make_train
 from surge.training.sweep import geometric_steps, microbatch
 
@@ -73,24 +76,33 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
     """Trains to the chosen losses and measures there.
 
     Returns:
-      Dataset with dims checkpoint, optimizer, batch_size, scale, quantile and bound (value, low, high); its attribute
-      `verdicts` holds the sentences that the numbers amount to.
+      Dataset with dims checkpoint, optimizer, batch_size, horizon, scale, quantile, quantity and bound (value, low,
+      high); its attribute `verdicts` holds the sentences that the numbers amount to.
     """
     states = train_to_losses(config, task, directory)
     optimizers = {label: make_optimizer(each.spec) for label, each in config.optimizers.items()}
+    branch_key = jax.random.fold_in(jax.random.key(config.seed), 2_000_000)
+    branch = BranchOracle(task, branch_key, config.measure.branch_examples)
     rows = []
     for index, (state, loss) in enumerate(states):
         key = jax.random.fold_in(jax.random.key(config.seed), 1_000_000 + index)
-        row = _checkpoint(config, task, state.params, optimizers, key)
+        row = _checkpoint(config, task, state.params, optimizers, branch, key)
         rows.append(row.assign(loss=loss, step=int(state.step)))
         logging.info("measure: %d of %d checkpoints done", index + 1, len(states))
+    branch.close()
     dataset = xr.concat(rows, "checkpoint", combine_attrs="override")
+    dataset = dataset.merge(_drift(dataset))
     dataset.attrs = {"optimizer": config.measure.optimizer, "verdicts": json.dumps(verdicts(dataset))}
     return dataset
 
 
 def _checkpoint(
-    config: ml_collections.ConfigDict, task: Task, params: Any, optimizers: dict[str, Any], key: jax.Array
+    config: ml_collections.ConfigDict,
+    task: Task,
+    params: Any,
+    optimizers: dict[str, Any],
+    branch: BranchOracle,
+    key: jax.Array,
 ) -> xr.Dataset:
     chosen = config.measure
     example_key, probe_key, step_key = jax.random.split(key, 3)
@@ -101,38 +113,97 @@ def _checkpoint(
         batches.append(draw(task.data, jax.random.split(group_key, size)))
         groups.append(per_example_moments(task.loss, params, batches[-1]))
     examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
-    dataset = _noise(task, params, examples, groups)
-    estimates: dict[str, list[Any]] = {"independent": [], "measured": [], "oracle": []}
     hessian = one_step.flat_hessian(task.loss, params, task.evaluation, probe_key)
     independent = one_step.independent_law(hessian, groups, config.batch_sizes)
     summary = one_step.sign_summary(hessian, groups)
-    dataset = dataset.assign(summary._asdict() | {"r": summary.r})
+    dataset = _noise(task, params, examples, groups).assign(summary._asdict() | {"r": summary.r})
+    rows = []
     for label, optimizer in optimizers.items():
         spec = config.optimizers[label].spec
+        point = task.loss, params, task.draw, task.data, task.evaluation
+        weights = partial(gradient_weights, spec)
         samples = one_step.sample_steps(
-            task.loss,
-            params,
-            task.draw,
-            task.data,
-            task.evaluation,
-            optimizer,
-            config.batch_sizes,
-            step_key,
-            count=chosen.directions,
-            weights=partial(gradient_weights, spec),
+            *point, optimizer, config.batch_sizes, step_key, count=chosen.directions, weights=weights
         )
-        estimates["measured"].append(one_step.measured_law(samples))
-        estimates["oracle"].append(one_step.one_step_oracle(samples))
         # The paper's formula is for the sign of the gradient: it has nothing to say of SGD.
-        estimates["independent"].append(None if spec.startswith(("sgd", "momentum")) else independent)
-    for name, laws in estimates.items():
-        values = np.full((len(laws), len(config.batch_sizes), len(BOUNDS)), np.nan)
-        for index, law in enumerate(laws):
-            if law is not None:
-                values[index] = np.stack([law.lr, law.low, law.high], -1)
-        dataset[f"{name}_lr"] = (("optimizer", "batch_size", "bound"), values)
-    return dataset.assign_coords(
-        optimizer=list(optimizers), batch_size=list(config.batch_sizes), bound=list(BOUNDS), scale=list(SCALES)
+        formula = None if spec.startswith(("sgd", "momentum")) else independent
+        rows.append(
+            _estimates(config, samples, formula, len(jax.tree.leaves(task.evaluation)[0])).assign(
+                _branches(config, branch, spec, params, samples)
+            )
+        )
+    stacked = xr.concat(rows, "optimizer").assign_coords(optimizer=list(optimizers))
+    return dataset.merge(stacked).assign_coords(bound=list(BOUNDS), scale=list(SCALES))
+
+
+def _estimates(
+    config: ml_collections.ConfigDict,
+    samples: list[one_step.StepSample],
+    formula: one_step.OneStepLR | None,
+    evaluation_size: int,
+) -> xr.Dataset:
+    """One optimizer's one-step estimates, the peak of the measured one, and what it cost."""
+    measured = one_step.measured_law(samples)
+    laws = {"independent": formula, "measured": measured, "oracle": one_step.one_step_oracle(samples)}
+    nothing = np.full((len(config.batch_sizes), len(BOUNDS)), np.nan)
+    values = {
+        f"{name}_lr": (("batch_size", "bound"), nothing if law is None else np.stack([law.lr, law.low, law.high], -1))
+        for name, law in laws.items()
+    }
+    known = np.isfinite(measured.lr) & (measured.low > 0) & np.isfinite(measured.high)
+    sizes, lr = np.asarray(config.batch_sizes, float)[known], measured.lr[known]
+    error = np.log(measured.high[known] / measured.low[known]) / (2 * 1.96)
+    comparison = compare_laws(sizes, lr, error)
+    peak = find_peak(sizes, lr, error, comparison)
+    # A second derivative along a direction, on the evaluation batch, costs about what a gradient of it does.
+    curvatures = len(samples) * len(samples[0].drift) * evaluation_size
+    return xr.Dataset(
+        values
+        | {
+            "measured_peak": ("bound", np.array([peak.value, peak.low, peak.high])),
+            "measured_peak_why": ((), peak.why),
+            "measured_examples": ((), sum(each.examples for each in samples) + curvatures),
+        },
+        coords={"batch_size": list(config.batch_sizes)},
+    )
+
+
+def _branches(
+    config: ml_collections.ConfigDict, branch: BranchOracle, spec: str, params: Any, samples: list[one_step.StepSample]
+) -> dict[str, Any]:
+    """ε_opt(B; K) of one optimizer, nan where the budget has no room for it or the optimum is at the grid's edge."""
+    centres, horizons = one_step.measured_law(samples).lr, tuple(config.measure.horizons)
+    values, examples = np.full((len(centres), len(horizons), len(BOUNDS)), np.nan), 0
+    for index, (size, centre) in enumerate(zip(config.batch_sizes, centres, strict=True)):
+        found = branch(spec, params, size, float(centre), horizons)
+        examples += found.examples
+        for position, horizon in enumerate(horizons):
+            optimum = found.optima.get(horizon)
+            if optimum is not None and not optimum.at_edge:
+                values[index, position] = optimum.lr, optimum.low, optimum.high
+    return {
+        "branch_lr": (("batch_size", "horizon", "bound"), values),
+        "branch_examples": ((), examples),
+        "horizon": list(horizons),
+    }
+
+
+def _drift(dataset: xr.Dataset) -> xr.Dataset:
+    """Exponents of what moves with the training loss."""
+    loss = dataset.loss.values
+    series = {f"noise scale, {scale}": dataset.noise_scale.sel(scale=scale, bound="value") for scale in SCALES}
+    series |= {"validity bound, median": dataset.validity.sel(quantile=0.5), "r = D/O": dataset.r}
+    series |= {"B_noise of the independent law": dataset.b_noise}
+    peaks = dataset.measured_peak.sel(bound="value")
+    series |= {f"B_peak measured, {each}": peaks.sel(optimizer=each) for each in dataset.optimizer.values}
+    fits = [power_law(loss, each.values) for each in series.values()]
+    return xr.Dataset(
+        {
+            "drift": (("quantity", "bound"), np.array([[fit.value, fit.low, fit.high] for fit in fits])),
+            "drift_n": ("quantity", [fit.n for fit in fits]),
+            "drift_why": ("quantity", [fit.why for fit in fits]),
+        },
+        coords={"quantity": list(series), "bound": list(BOUNDS)},
     )
 
 

@@ -40,6 +40,7 @@ COMMON = {
     "weight_decay": "decoupled weight decay, multiplied by the learning rate",
     "clip": "largest global norm of the gradient",
     "schedule": "constant, cosine, or wsd (warmup, stable, linear decay over the last fifth)",
+    "hold": "steps at the start at learning rate 0, in which the moments settle",
     "warmup": "share of the run over which the learning rate rises linearly from 0",
     "scaling": "co-scaling rule by which decay rates, eps and weight decay follow the batch size",
     "base_batch_size": "the batch size at which the hyperparameters hold as written",
@@ -121,9 +122,18 @@ def make_optimizer(spec: str) -> Callable[[Any, Any, Any], optax.GradientTransfo
             pieces.append(optax.add_decayed_weights(decay))
         if total_steps is not None and (schedule != "constant" or warmup):
             pieces.append(optax.scale_by_schedule(_shape(schedule, warmup, total_steps)))
+        if total_steps is not None and "hold" in keywords:
+            pieces.append(optax.scale_by_schedule(lambda step: jnp.where(step < keywords["hold"], 0.0, 1.0)))
         return optax.chain(*pieces, optax.scale_by_learning_rate(learning_rate))
 
     return optimizer
+
+
+def settled(spec: str, steps: int) -> str:
+    """The spec without its schedule, and with moments that settle over some steps before parameters move."""
+    name, keywords = parse(spec)
+    kept = {key: value for key, value in keywords.items() if key not in ("schedule", "warmup")} | {"hold": steps}
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in kept.items())})"
 
 
 def _moved(name: str, keywords: dict[str, Any], batch_size: Any) -> tuple[dict[str, Any], Any]:

@@ -291,3 +291,8 @@ def loss_when_first_arrives(sweep: xr.Dataset, optimizer: str, target: float | N
     arrived = (mean <= target).any("learning_rate")
     first = arrived.argmax("eval").where(arrived.any("eval"), arrived.sizes["eval"] - 1)
     return mean.isel(eval=first.astype(int)).dropna("learning_rate", how="all")
+
+
+def examples_trained(sweep: xr.Dataset) -> float:
+    """Training examples of all runs, each to its own end."""
+    return float(sweep.examples.where(np.isfinite(sweep.loss)).max("eval").sum())

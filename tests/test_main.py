@@ -24,6 +24,8 @@ SMALL = (
     "--config.measure.losses=(2.0,)",
     "--config.measure.examples=64",
     "--config.measure.directions=8",
+    "--config.measure.horizons=(1,4)",
+    "--config.measure.branch_examples=20000",
     "--config.fit.target_losses=(2.2,2.0)",
 )
 

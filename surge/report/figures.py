@@ -176,3 +176,18 @@ def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
         axes.plot(checkpoint.batch_size, value, "o-", ms=4, color=color, label=label)
         axes.fill_between(checkpoint.batch_size, low, high, color=color, alpha=0.15, lw=0)
     axes.legend(fontsize=7)
+
+
+def branches(axes: Axes, checkpoint: xr.Dataset) -> None:
+    """ε_opt(B; K): the learning rate whose loss is lowest K steps after the checkpoint, for each horizon K."""
+    _log_axes(axes, "batch size B", "optimal learning rate after K steps")
+    for index, horizon in enumerate(checkpoint.horizon.values):
+        value, low, high = (
+            checkpoint.branch_lr.sel(horizon=horizon, bound=bound).values for bound in ("value", "low", "high")
+        )
+        axes.plot(checkpoint.batch_size, value, "o-", ms=4, color=f"C{index}", label=f"K = {horizon}")
+        axes.fill_between(checkpoint.batch_size, low, high, color=f"C{index}", alpha=0.15, lw=0)
+    axes.plot(
+        checkpoint.batch_size, checkpoint.measured_lr.sel(bound="value"), "--", color="#222222", label="measured, a/q"
+    )
+    axes.legend(fontsize=7)

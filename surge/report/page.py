@@ -82,7 +82,7 @@ def write(workdir: Path | str) -> None:
         group = [each for each in entries if each["optimizer"] == optimizer]
         _optimizer_section(page, optimizer, entry, group, sweep)
     if measured is not None:
-        _checkpoint_section(page, measured, entries)
+        _checkpoint_section(page, measured, entries, sweep)
     if sweep is not None:
         _provenance(page, sweep)
     body = "\n".join(page.parts)
@@ -174,7 +174,9 @@ def _noise_table(group: list[dict[str, Any]]) -> str:
     )
 
 
-def _checkpoint_section(page: _Page, measured: xr.Dataset, entries: list[dict[str, Any]]) -> None:
+def _checkpoint_section(
+    page: _Page, measured: xr.Dataset, entries: list[dict[str, Any]], sweep: xr.Dataset | None
+) -> None:
     page.add("<h2>From single checkpoints</h2>")
     for sentence in json.loads(measured.attrs["verdicts"]):
         page.add(f'<p class="finding">{html.escape(sentence)}</p>')
@@ -184,7 +186,7 @@ def _checkpoint_section(page: _Page, measured: xr.Dataset, entries: list[dict[st
         "Noise scales from per-example gradients at checkpoints, with 95% intervals; each is its own quantity.",
         lambda axes: figures.noise_along_training(axes, measured, same),
     )
-    page.add(_noise_scales_table(measured))
+    page.add(_noise_scales_table(measured) + _drift_table(measured) + _cost_table(measured, sweep))
     for optimizer in measured.optimizer.values:
         page.add(f"<h3>{html.escape(str(optimizer))}</h3>")
         for index in range(measured.sizes["checkpoint"]):
@@ -194,8 +196,16 @@ def _checkpoint_section(page: _Page, measured: xr.Dataset, entries: list[dict[st
             caption = "Estimates of the learning rate that lowers the loss most in one step. Bands: 95%."
             if np.isfinite(checkpoint.independent_lr.sel(bound="value")).any():
                 panels.append(lambda axes, checkpoint=checkpoint: figures.closed_forms(axes, checkpoint))
-                caption += f" Right: the closed forms for sign descent; r = D/O = {number(float(checkpoint.r))}."
-            page.figure(f"{optimizer}-one-step-{index}", caption, *panels, titles=[title, "closed forms"])
+                caption += f" Beside: the closed forms for sign descent; r = D/O = {number(float(checkpoint.r))}."
+            titles = [title, "closed forms"][: len(panels)]
+            if np.isfinite(checkpoint.branch_lr.sel(bound="value")).any():
+                panels.append(lambda axes, checkpoint=checkpoint: figures.branches(axes, checkpoint))
+                titles.append("runs that branch here")
+            page.figure(f"{optimizer}-one-step-{index}", caption, *panels, titles=titles)
+            peak, low, high = (float(each) for each in checkpoint.measured_peak)
+            why = str(checkpoint.measured_peak_why.values)
+            found = f"{number(peak)} {interval(low, high if np.isfinite(high) else None)}" if peak < np.inf else "none"
+            page.add(f"<p>Peak of the measured law: {html.escape(found + (f' ({why})' if why else ''))}.</p>")
             page.add(_one_step_table(checkpoint))
 
 
@@ -214,6 +224,32 @@ def _noise_scales_table(measured: xr.Dataset) -> str:
     bounds = [f"πσ²/2μ², {quantile:.0%}" for quantile in measured["quantile"].values]
     header = ("step", "loss", *scales, *bounds, "exact zeros")
     return _table(header, (row(index) for index in range(measured.sizes["checkpoint"])))
+
+
+def _drift_table(measured: xr.Dataset) -> str:
+    def row(name: str) -> tuple[str, ...]:
+        each = measured.sel(quantity=name)
+        value, low, high = (float(bound) for bound in each.drift)
+        why = str(each.drift_why.values)
+        return name, why or f"{number(value)} {interval(low, high)}", str(int(each.drift_n))
+
+    header = ("along training", "exponent p of loss^p", "checkpoints")
+    return _table(header, (row(str(name)) for name in measured.quantity.values))
+
+
+def _cost_table(measured: xr.Dataset, sweep: xr.Dataset | None) -> str:
+    """Examples differentiated for one checkpoint's answer, next to what the sweep took."""
+
+    def row(optimizer: str) -> tuple[str, ...]:
+        each = measured.sel(optimizer=optimizer)
+        costs = [float(each[f"{name}_examples"].mean()) for name in ("measured", "branch")]
+        if sweep is None or optimizer not in sweep.optimizer:
+            return optimizer, *(number(cost) for cost in costs), "–", "–"
+        whole = results.examples_trained(sweep.sel(optimizer=optimizer))
+        return optimizer, *(number(cost) for cost in costs), number(whole), f"{costs[0] / whole:.2%}"
+
+    header = ("examples differentiated", "measured law", "branch runs", "sweep", "measured / sweep")
+    return _table(header, (row(str(name)) for name in measured.optimizer.values))
 
 
 def _one_step_table(checkpoint: xr.Dataset) -> str:

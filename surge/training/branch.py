@@ -1,0 +1,78 @@
+"""The truth beyond one step: runs branch from a checkpoint, and the learning rate that got lowest is the answer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from surge.optimizers import gradient_weights, make_optimizer, settled
+from surge.tasks import Task
+from surge.theory.optimum import OptimalLR, optimal_lr
+from surge.training.run import State
+from surge.training.sweep import Engine, Piece
+
+POWERS = range(-6, 6)  # of 2: learning rates tried, in units of the one-step optimum
+SEEDS = (2, 16)  # fewest and most per learning rate
+SETTLE = 32  # steps in which an optimizer's moments settle before parameters move: at least these
+
+
+class Branch(NamedTuple):
+    """optima: horizon -> OptimalLR; examples that were trained on."""
+
+    optima: Mapping[int, OptimalLR]
+    examples: int
+
+
+class BranchOracle:
+    """ε_opt(B; K): the learning rate whose loss is lowest K steps after a checkpoint.
+
+    All learning rates of a batch size share their batches, seed by seed, and batches are nested across batch sizes.
+    Where the optimizer has a state, it settles at rate 0 first, on batches of the size that is asked about.
+
+    Args:
+      task: what is trained.
+      key: of the batches.
+      budget: examples that one batch size may cost; more seeds as far as it goes, and horizons that it has no room
+        for are left out.
+    """
+
+    def __init__(self, task: Task, key: jax.Array, budget: int):
+        self.task, self.budget = task, budget
+        block = -(-len(POWERS) // jax.local_device_count()), SEEDS[0]
+        self._engine = Engine(task, key, stop_loss=-np.inf, block=block)
+
+    def __call__(self, spec: str, params: Any, batch_size: int, centre: float, horizons: Sequence[int]) -> Branch:
+        """Branches from params with one optimizer and batch size.
+
+        Args:
+          spec: of the optimizer; schedules and warmup are left out.
+          params: the checkpoint.
+          batch_size: B.
+          centre: one-step optimum, which the learning rates are placed around.
+          horizons: steps K.
+        """
+        transform = make_optimizer(spec)(1.0, batch_size, None)
+        state = transform.init(params)
+        hold = max(SETTLE, len(gradient_weights(spec, batch_size))) if jax.tree.leaves(state) else 0
+        cost = {horizon: len(POWERS) * (hold + horizon) * batch_size for horizon in sorted(horizons)}
+        fitting = [horizon for horizon in cost if SEEDS[0] * cost[horizon] <= self.budget]
+        if not fitting or not np.isfinite(centre):
+            return Branch({}, 0)
+        seeds = min(SEEDS[1], self.budget // cost[fitting[-1]])
+        rates = tuple(centre * 2.0**power for power in POWERS)
+        held = settled(spec, hold)
+        steps = tuple(hold + horizon for horizon in fitting)
+        piece = Piece("branch", held, batch_size, rates, tuple(range(seeds)), steps)
+        opt_state = make_optimizer(held)(1.0, batch_size, 1).init(params)
+        self._engine.start = State(params, opt_state, jnp.zeros((), jnp.int32))
+        result = self._engine.run(piece)
+        rate, seed = (each.ravel() for each in np.meshgrid(rates, piece.seeds, indexing="ij"))
+        loss = np.where(np.isfinite(result.loss), result.loss, np.nan).reshape(-1, len(steps))
+        optima = {horizon: optimal_lr(rate, loss[:, index], seed) for index, horizon in enumerate(fitting)}
+        return Branch(optima, piece.examples)
+
+    def close(self) -> None:
+        """Drops what is not compiled yet."""
+        self._engine.close()
