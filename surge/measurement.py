@@ -89,7 +89,6 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
         row = _checkpoint(config, task, state.params, optimizers, branch, key)
         rows.append(row.assign(loss=loss, step=int(state.step)))
         logging.info("measure: %d of %d checkpoints done", index + 1, len(states))
-    branch.close()
     dataset = xr.concat(rows, "checkpoint", combine_attrs="override")
     dataset = dataset.merge(_drift(dataset))
     dataset.attrs = {"optimizer": config.measure.optimizer, "verdicts": json.dumps(verdicts(dataset))}

@@ -72,7 +72,3 @@ class BranchOracle:
         loss = np.where(np.isfinite(result.loss), result.loss, np.nan).reshape(-1, len(steps))
         optima = {horizon: optimal_lr(rate, loss[:, index], seed) for index, horizon in enumerate(fitting)}
         return Branch(optima, piece.examples)
-
-    def close(self) -> None:
-        """Drops what is not compiled yet."""
-        self._engine.close()
