@@ -370,7 +370,8 @@ def sample_steps(
         arguments = params, data, evaluation, jnp.asarray(size), jnp.asarray(batches), jnp.asarray(weight), key
         out = _sample(loss_fn, draw, optimizer, count, members, steps, *arguments)
         examples = GROUPS * batches * min(size, POOL_BATCH)
-        samples.append(StepSample(*(np.asarray(each, float) for each in out), examples))
+        drift, curvature, start, rates, loss = (np.asarray(each, float) for each in out)
+        samples.append(StepSample(drift, curvature, start, rates, loss, examples))
     return samples
 
 
