@@ -4,13 +4,13 @@
     python scripts/predict_sweep.py --only=mnist1d        # one of them
     python scripts/predict_sweep.py --workdir=DIR         # default: runs/predictions
 
-For each experiment the measure stage runs first, and what every rule makes of it is written to predictions.json; where
-a sweep is there already and predictions are not, nothing is predicted. Then the sweep runs, and each rule is judged on
-ε_opt(B)/ε_opt(B0), with B0 the batch size of the measured run: that is the number a user needs who has tuned the
-learning rate at B0 and moves to B. Regret is what following the rule costs: steps to the target at the tuned rate times
-the predicted ratio, over the steps at the swept optimum; it is infinite where runs at that rate do not get there, and
-unknown beyond the grid. Predictions come from the middle one of the checkpoints after the start ("all checkpoints":
-the geometric mean over them).
+For each experiment the measure stage runs first, and what every rule makes of it is written to predictions.json;
+where a sweep is there already and predictions are not, nothing is predicted. Then the sweep runs, and each rule is
+judged on ε_opt(B)/ε_opt(B0), with B0 the batch size of the measured run: the number a user needs who has tuned the
+learning rate at B0 and moves to B. Regret is what following the rule costs: steps to the target at the tuned rate
+times the predicted ratio, over the steps at the swept optimum; it is infinite where runs at that rate do not get
+there, and unknown beyond the grid. Predictions come from the middle one of the checkpoints after the start ("all
+checkpoints": the geometric mean over them).
 """
 
 import json
@@ -138,9 +138,10 @@ def summary(table: Iterable[dict[str, Any]]) -> list[str]:
         off = np.exp(np.abs(errors))
         inside = costs[~np.isnan(costs)]
         middle = f"{np.median(inside):.0%}" if len(inside) and np.isfinite(np.median(inside)) else "∞"
+        within = (off <= 2**0.5).mean()
         lines.append(
-            f"| {rule} | {len(rows)} of {asked} | {np.median(off):.2f} | {off.max():.2f} | {(off <= 2**0.5).mean():.0%}"
-            f" | {middle} | {np.isinf(costs).sum()} | {np.isnan(costs).sum()} |"
+            f"| {rule} | {len(rows)} of {asked} | {np.median(off):.2f} | {off.max():.2f} | {within:.0%} | {middle}"
+            f" | {np.isinf(costs).sum()} | {np.isnan(costs).sum()} |"
         )
     return lines
 
