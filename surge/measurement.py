@@ -30,6 +30,7 @@ GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed o
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BOUNDS = ("value", "low", "high")
 SCALES = ("b_simple", "sign (l1)")
+CURVE = ("max_lr", "b_scale", "r")  # of the saturating surge through the measured law
 
 
 def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Path) -> list[tuple[State, float]]:
@@ -159,11 +160,12 @@ def _estimates(
     return xr.Dataset(
         values
         | {
+            "measured_curve": ("parameter", [comparison.fits["saturating_surge"].parameters[each] for each in CURVE]),
             "measured_peak": ("bound", np.array([peak.value, peak.low, peak.high])),
             "measured_peak_why": ((), peak.why),
             "measured_examples": ((), sum(each.examples for each in samples) + curvatures),
         },
-        coords={"batch_size": list(config.batch_sizes)},
+        coords={"batch_size": list(config.batch_sizes), "parameter": list(CURVE)},
     )
 
 

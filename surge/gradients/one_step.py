@@ -406,7 +406,7 @@ def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
 def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:
     """argmin over ε of the true mean loss after one step, with a jackknife over groups of directions.
 
-    The lowest point of a grid of ratio 2^0.4 around a/q, refined by a parabola in log ε; nan with a reason where
+    The lowest point of a grid of ratio 2^0.4 around a/q, refined by a parabola in ε; nan with a reason where
     it lies on the grid's edge, a factor 5.3 from a/q.
     """
     rates, heights, why = [], [], []
@@ -424,13 +424,15 @@ def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:
 
 
 def _lowest(rates: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rate and height of the lowest point of each row of loss [r, e], by a parabola through its neighbours."""
+    """Rate and height of the lowest point of each row of loss [r, e], by a parabola in ε through its neighbours."""
     filled = np.where(np.isfinite(loss), loss, np.inf)
     best = filled.argmin(1)
     middle = np.clip(best, 1, len(rates) - 2)
     row = np.arange(len(loss))
-    left, centre, right = (filled[row, middle + shift] for shift in (-1, 0, 1))
-    bend = left - 2 * centre + right
-    fine = (best == middle) & np.isfinite(bend) & (bend > 0)
-    offset = np.where(fine, 0.5 * (left - right) / np.where(fine, bend, 1), best - middle)
-    return rates[middle] * (rates[1] / rates[0]) ** offset, filled[row, best]
+    left, right = (rates[middle + shift] - rates[middle] for shift in (-1, 1))
+    before, after = (filled[row, middle + shift] - filled[row, middle] for shift in (-1, 1))
+    fine = (best == middle) & np.isfinite(before) & np.isfinite(after) & (before + after > 0)
+    before, after = (np.where(fine, each, 1.0) for each in (before, after))
+    # Through (left, before), (0, 0), (right, after).
+    offset = 0.5 * (right**2 * before - left**2 * after) / (right * before - left * after)
+    return np.where(fine, rates[middle] + offset, rates[best]), filled[row, best]

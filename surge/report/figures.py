@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from surge.report.summary import goal
-from surge.theory.laws import LAWS, homogeneous, surge
+from surge.theory.laws import LAWS, homogeneous, saturating_surge, surge
 
 LAW_COLORS = {
     "constant": "#7f7f7f",
@@ -175,6 +175,12 @@ def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
         value, low, high = (estimate.sel(bound=bound).values for bound in ("value", "low", "high"))
         axes.plot(checkpoint.batch_size, value, "o-", ms=4, color=color, label=label)
         axes.fill_between(checkpoint.batch_size, low, high, color=color, alpha=0.15, lw=0)
+    max_lr, b_scale, r = checkpoint.measured_curve.values
+    curve = np.geomspace(checkpoint.batch_size.min(), checkpoint.batch_size.max(), 200)
+    label = "saturating surge through the measured"
+    axes.plot(
+        curve, saturating_surge(curve, max_lr, b_scale, r), "--", lw=1, color=ESTIMATES["measured"][1], label=label
+    )
     axes.legend(fontsize=7)
 
 

@@ -1,0 +1,78 @@
+"""The judge of predictions, on sweeps and predictions with known answers."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from surge import results
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "predict_sweep.py"
+spec = importlib.util.spec_from_file_location("predict_sweep", SCRIPT)
+predict_sweep = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(predict_sweep)
+SIZES = [4, 16, 64]
+
+
+def measured():
+    """Two checkpoints; at the second, after the start, ε_opt ∝ √B by the measured law and B_crit is 16."""
+    curve = np.sqrt(np.array(SIZES))
+    law = np.stack([np.ones(3), curve])[:, None, :, None] * np.ones(3)
+    dims = ("checkpoint", "optimizer", "batch_size", "bound")
+    return xr.Dataset(
+        {
+            "measured_lr": (dims, law),
+            "independent_lr": (dims, np.full_like(law, np.nan)),
+            "branch_lr": ((*dims[:3], "horizon", "bound"), law[..., None, :]),
+            "noise_scale": (("checkpoint", "scale", "bound"), np.full((2, 1, 3), 16.0)),
+        },
+        coords={
+            "optimizer": ["adam"],
+            "batch_size": SIZES,
+            "bound": ["value", "low", "high"],
+            "horizon": [1],
+            "scale": ["b_simple"],
+        },
+    )
+
+
+def test_predictions_are_ratios_to_the_base():
+    rules = predict_sweep.predictions(measured(), 16)["adam"]
+    assert all(math.isnan(ratios["16"]) or ratios["16"] == pytest.approx(1) for ratios in rules.values())
+    assert rules["sqrt"] == pytest.approx({"4": 0.5, "16": 1, "64": 2})
+    assert rules["measured, K = 1"] == pytest.approx(rules["sqrt"])
+    assert rules["surge with B_crit"] == pytest.approx({"4": 0.8, "16": 1, "64": 0.8})
+    assert math.isnan(rules["independent law"]["4"])
+
+
+def test_regret_is_read_off_the_sweep():
+    rates = np.array([1.0, 2.0, 4.0, 8.0])
+    rows = {"batch_size": np.full(4, 16), "learning_rate": rates, "value": np.log([30.0, 10.0, 20.0, np.nan])}
+    best = math.log(10.0)
+    assert predict_sweep.regret(rows, 16, 2.0, best) == pytest.approx(0)
+    assert predict_sweep.regret(rows, 16, 4.0, best) == pytest.approx(1)
+    assert 0 < predict_sweep.regret(rows, 16, 3.0, best) < 1
+    assert predict_sweep.regret(rows, 16, 5.0, best) == math.inf
+    assert math.isnan(predict_sweep.regret(rows, 16, 9.0, best))
+
+
+def test_a_sweep_without_predictions_is_not_predicted(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    with pytest.raises(results.ResultError, match="no predictions"):
+        predict_sweep.experiment((), tmp_path)
+
+
+def test_summary_counts_answers_and_failures():
+    row = {"experiment": "e", "optimizer": "adam", "batch_size": 4, "predicted": 1.0, "swept": 2.0}
+    table = [
+        row | {"rule": "a", "log_error": math.log(2), "regret": math.inf},
+        row | {"rule": "a", "log_error": -math.log(1.2), "regret": 0.5},
+        row | {"rule": "a", "log_error": math.nan, "regret": math.nan},
+        row | {"rule": "b", "log_error": math.nan, "regret": math.nan},
+    ]
+    lines = predict_sweep.summary(table)
+    assert "| a | 2 of 3 | 1.60 | 2.00 | 50% | ∞ | 1 | 0 |" in lines
+    assert any(line.startswith("| b | 0 of 1 | –") for line in lines)
