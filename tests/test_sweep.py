@@ -166,7 +166,7 @@ def test_adaptive_finds_the_dense_optimum_for_less():
         ran = np.isfinite(result.loss).sum(-1)
         return np.sum(np.asarray(piece.eval_steps)[np.maximum(ran, 1) - 1]) * piece.batch_size
 
-    for piece, (found, result) in zip(pieces, narrow, strict=True):
+    for piece, (found, result) in zip(reversed(pieces), narrow, strict=True):
         for target in targets:
             values = steps_to(wide[piece].loss, piece.eval_steps, target).mean(-1)
             ours = steps_to(result.loss, piece.eval_steps, target).mean(-1)

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from surge.tasks import Task
+from surge.theory.optimum import optimal_lr
 from surge.training.sweep import Engine, Piece, PieceResult
 
 FIRST_RATIO = 4.0  # between the first rates, about
-PATIENCE = 3.0  # a refining run ends at this many times the steps of the best run so far: it cannot win
+PATIENCE = 1.6  # a refining run ends at this many times the steps of the best run so far: it cannot win
 EXTENSION = 8  # powers beyond the given bounds that the search may follow an optimum to
 
 
@@ -27,19 +28,19 @@ def steps_to(loss: np.ndarray, eval_steps: Sequence[int], target: float) -> np.n
     return np.where(reached.any(-1), logs[before] + share * (logs[first] - logs[before]), np.inf)
 
 
-def _values(loss: Mapping[int, np.ndarray], piece: Piece, target: float | None) -> dict[int, float]:
-    """What to minimise at each power, mean over seeds: log steps to the target, or the last loss."""
-    if target is None:
-        ends = {power: each[:, -1].mean() for power, each in loss.items()}
-        return {power: end if np.isfinite(end) else np.inf for power, end in ends.items()}
-    return {power: steps_to(each, piece.eval_steps, target).mean() for power, each in loss.items()}
-
-
-def _best(loss: Mapping[int, np.ndarray], piece: Piece, targets: Sequence[float | None]) -> list[tuple[int, float]]:
-    """(power, value) of the optimum of each target that a run reached."""
-    tables = [_values(loss, piece, target) for target in targets]
-    tops = [min(table.items(), key=lambda item: item[1], default=(0, np.inf)) for table in tables]
-    return [(power, value) for power, value in tops if np.isfinite(value)]
+def _best(
+    loss: Mapping[int, np.ndarray], piece: Piece, ratio: float, targets: Sequence[float | None]
+) -> list[tuple[int, float]]:
+    """(power, value) of the optimum of each target that a run reached, as the fit will place it."""
+    power, seed = (each.ravel() for each in np.meshgrid(sorted(loss), piece.seeds, indexing="ij"))
+    table = np.stack([loss[each] for each in sorted(loss)])
+    found = []
+    for target in targets:
+        value = table[..., -1] if target is None else steps_to(table, piece.eval_steps, target)
+        optimum = optimal_lr(ratio ** power.astype(float), value.ravel(), seed, resamples=1)
+        if np.isfinite(optimum.lr):
+            found.append((round(np.log(optimum.lr) / np.log(ratio)), optimum.value))
+    return found
 
 
 def _powers(piece: Piece, ratio: float) -> list[int]:
@@ -47,32 +48,42 @@ def _powers(piece: Piece, ratio: float) -> list[int]:
 
 
 def _search(
-    engine: Engine, piece: Piece, ratio: float, targets: Sequence[float | None], centres: Sequence[int]
+    engine: Engine, piece: Piece, ratio: float, targets: Sequence[float | None], before: Sequence[tuple[int, float]]
 ) -> tuple[Piece, PieceResult]:
-    """Refines around the optimum of each target until its neighbours at every stride are known."""
-    given = _powers(piece, ratio)
+    """Refines around the optimum of each target until its neighbours at every stride are known.
+
+    `before` is the (power, log steps) of the next smaller batch's optima: where to start, and an upper bound of the
+    steps, which do not grow with the batch size. Empty starts wide.
+    """
+    given, full, width = _powers(piece, ratio), len(piece.eval_steps), engine.block[0] * engine.devices
     least, most = given[0] - EXTENSION, given[-1] + EXTENSION
-    width = engine.block[0] * engine.devices
-    wide = 2 ** max(0, round(np.log2(np.log(FIRST_RATIO) / np.log(ratio))))
-    strides = [wide >> halvings for halvings in range(wide.bit_length())]
-    wanted = {centre + step for centre in centres for step in (-(wide // 2), 0, wide // 2)}
-    wanted = wanted or {*given[::wide], given[-1]}
-    loss, diverged, limit = {}, {}, len(piece.eval_steps)
+    if before:
+        centre = sorted(power for power, _ in before)[len(before) // 2]
+        stride, wanted = 2, set(range(centre - 1, centre + 3))  # optima tend to rise with B
+    else:
+        stride = max(1, round(np.log(FIRST_RATIO) / np.log(ratio)))
+        wanted = {*given[::stride], given[-1]}
+    loss, diverged, best, tried, strides = {}, {}, before, False, (stride, 2, 1)
     while wanted := {power for power in wanted if least <= power <= most} - loss.keys():
         if spare := -len(wanted) % width:  # the program runs this many lanes anyway: fill them with neighbours
             near = {power + step for power in wanted for step in (-1, 1)} - wanted - loss.keys()
-            middle = np.mean([power for power, _ in _best(loss, piece, targets)] or list(wanted))
+            middle = np.mean([power for power, _ in best] or list(wanted))
             wanted |= set(sorted(near, key=lambda power: (abs(power - middle), power))[:spare])
-        powers = sorted(wanted)
+        powers, limit = sorted(wanted), full
+        if targets[0] is not None and best and (tried or len(best) == len(targets)):
+            slowest = PATIENCE * np.exp(max(value for _, value in best))
+            limit = min(full, int(np.searchsorted(piece.eval_steps, slowest)) + 1)
         part = engine.run(piece._replace(learning_rates=tuple(ratio**power for power in powers)), limit)
         loss |= dict(zip(powers, part.loss, strict=True))
         diverged |= dict(zip(powers, part.diverged, strict=True))
-        best = _best(loss, piece, targets)
-        if targets[0] is not None and len(best) == len(targets):
-            slowest = PATIENCE * np.exp(max(value for _, value in best))
-            limit = min(len(piece.eval_steps), int(np.searchsorted(piece.eval_steps, slowest)) + 1)
+        best = _best(loss, piece, ratio, targets)
+        if len(best) < len(before) and limit < full:  # the bound was too tight after all
+            return _search(engine, piece, ratio, targets, ())
+        tried |= limit == full and stride <= 2  # a target not reached by now is given up
         for stride in strides:
-            wanted = {power + step for power, _ in best for step in (-stride, stride)} if best else set()
+            wanted = {power + step for power, _ in best for step in (-stride, stride)}
+            if stride > 2:  # only to hold the optimum between the rates that are known
+                wanted -= set(range(min(loss), max(loss)))
             if {power for power in wanted if least <= power <= most} - loss.keys():
                 break
     powers = sorted(loss)
@@ -93,9 +104,9 @@ def run_adaptive(
 ) -> Iterator[tuple[Piece, PieceResult]]:
     """Runs of each piece near its optimal learning rates only.
 
-    The first piece of an optimizer starts wide, later ones around the optimum of the one before, so order them by
-    batch size. The optimum of every target is refined to its neighbours on the lattice, beyond the piece's bounds
-    if it sits on them; runs that have taken PATIENCE times the best steps end.
+    The smallest batch of an optimizer starts wide: its runs cost the fewest examples. Larger ones start around the
+    optimum of the one before. The optimum of every target is refined to its neighbours on the lattice, beyond the
+    piece's bounds if it sits on them; runs that have taken PATIENCE times the best steps end.
 
     Args:
       task, key, stop_loss, form: as for `run_pieces`.
@@ -105,8 +116,9 @@ def run_adaptive(
       done: what an earlier call yielded for some of the pieces: they guide the others and are not run again.
 
     Returns:
-      Iterator of (piece with the rates that were run, its result), for each piece not done, in the order given.
+      Iterator of (piece with the rates that were run, its result), for each piece not done, smallest batch first.
     """
+    pieces = sorted(pieces, key=lambda piece: (piece.optimizer, piece.batch_size))
     todo = [piece for piece in pieces if piece not in done]
     if not todo:
         return iter(())
@@ -115,11 +127,11 @@ def run_adaptive(
     engine.announce(todo)
 
     def each() -> Iterator[tuple[Piece, PieceResult]]:
-        centres: dict[str, list[int]] = {}
+        best: dict[str, list[tuple[int, float]]] = {}
         for piece in pieces:
-            found = done.get(piece) or _search(engine, piece, ratio, targets, centres.get(piece.optimizer, ()))
+            found = done.get(piece) or _search(engine, piece, ratio, targets, best.get(piece.optimizer, ()))
             loss = dict(zip(_powers(found[0], ratio), found[1].loss, strict=True))
-            centres[piece.optimizer] = [power for power, _ in _best(loss, piece, targets)]
+            best[piece.optimizer] = _best(loss, piece, ratio, targets)
             if piece not in done:
                 yield found
 

@@ -196,25 +196,26 @@ class Engine:
 
     def announce(self, pieces: Sequence[Piece]) -> None:
         """Logs what the pieces hold and about how long they take, from a few steps of the first program."""
-        for piece in pieces:
-            self.compile(piece)
         size = microbatch(self.task, pieces[0].batch_size)
         alike = [piece for piece in pieces if microbatch(self.task, piece.batch_size) == size]
         trial = min(alike, key=lambda piece: piece.batch_size)
         trial = trial._replace(learning_rates=trial.learning_rates[: self.devices * self.block[0]])
-        for limit in (0, 1, 10):  # warm up, then steps enough to time
+        self.run(trial, 0)
+        rates, begun = [], time.monotonic()
+        for limit in range(1, len(trial.eval_steps) + 1):
             started = time.monotonic()
             self.run(trial, limit)
-            seconds = time.monotonic() - started
-            if limit and seconds > 1:
+            rates.append((time.monotonic() - started) / self._work(trial, limit))
+            if time.monotonic() > begun + 0.3:
                 break
-        rate = seconds / self._work(trial, limit)
+        for piece in pieces:
+            self.compile(piece)
         logging.info(
             "sweep: %d runs in %d pieces, %.2g examples, about %s; less where runs end early",
             sum(piece.cells for piece in pieces),
             len(pieces),
             sum(piece.examples for piece in pieces),
-            _duration(rate * sum(self._work(piece, len(piece.eval_steps)) for piece in pieces)),
+            _duration(min(rates) * sum(self._work(piece, len(piece.eval_steps)) for piece in pieces)),
         )
 
     def _work(self, piece: Piece, limit: int) -> float:
