@@ -1,5 +1,6 @@
 """The command line as a user meets it: results, resuming, and one sentence for each mistake."""
 
+import random
 import shlex
 import signal
 import subprocess
@@ -78,16 +79,51 @@ def test_different_config_is_refused(finished):
     )
 
 
-def test_killed_and_resumed_is_bit_identical(finished, tmp_path):
-    arguments = command(*SMALL, f"--workdir={tmp_path}", "--stages=sweep")
-    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list((tmp_path / "sweep").glob("*.nc"))) < 2:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_killed_twice_and_resumed_is_bit_identical(finished, tmp_path):
+    arguments = (*SMALL, f"--workdir={tmp_path}", "--stages=sweep")
+    moment = random.Random(0)
+    for pieces in (1, 3):
+        process = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list((tmp_path / "sweep").glob("*.nc"))) < pieces:
+            time.sleep(0.01)
+        time.sleep(0.2 * moment.random())
+        process.kill()
+        process.wait()
     assert len(list((tmp_path / "sweep").glob("*.nc"))) < 6
-    assert surge(*SMALL, f"--workdir={tmp_path}", "--stages=sweep").returncode == 0
+    assert surge(*arguments).returncode == 0
     xr.testing.assert_identical(results.open_sweep(tmp_path), results.open_sweep(finished[0]))
+
+
+def test_second_process_on_a_workdir_is_refused(finished, tmp_path):
+    arguments = (*SMALL, f"--workdir={tmp_path}", "--stages=sweep")
+    first = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "config.json").exists():
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # at work for as long as the second needs
+    second = surge(*arguments)
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode != 0 and f"in use by process {first.pid}" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert first.wait() == 0
+    xr.testing.assert_identical(results.open_sweep(tmp_path), results.open_sweep(finished[0]))
+
+
+def test_adaptive_grid_finds_the_dense_optima_and_resumes(finished, tmp_path):
+    arguments = (*SMALL, f"--workdir={tmp_path}", "--config.grid=adaptive")
+    done = surge(*arguments, "--stages=sweep,fit,report")
+    assert done.returncode == 0, done.stderr
+    assert "examples, about" in done.stderr
+    fits = [results.read_json(workdir / "fit.json")["fits"] for workdir in (finished[0], tmp_path)]
+    for dense, adaptive in zip(*fits, strict=True):
+        for one, other in zip(dense["optimal_lr"], adaptive["optimal_lr"], strict=True):
+            if one["low"] and other["low"] and not one["at_edge"]:
+                assert max(one["low"], other["low"]) <= min(one["high"], other["high"])
+    sweep = results.open_sweep(tmp_path)
+    assert sweep.diverged.isnull().any()  # rates that only another batch size was run at
+    for path in sorted((tmp_path / "sweep").glob("*.nc"))[::2]:
+        path.unlink()
+    assert surge(*arguments, "--stages=sweep").returncode == 0
+    xr.testing.assert_identical(results.open_sweep(tmp_path), sweep)
 
 
 def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
@@ -117,6 +153,7 @@ def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
         (["--config=configs/mnist1d.py", "--config.optimizers.adam.learning_rates=(1,0.1)"], "learning_rates"),
         (["--config=configs/mnist1d.py", "--config.measure.optimizer=lion"], "measure.optimizer"),
         (["--config=configs/mnist1d.py", "--config.task=surge.tasks.mlp:nothing"], "no function nothing"),
+        (["--config=configs/mnist1d.py", "--config.grid=sparse"], "'dense' or 'adaptive'"),
         (["--config=configs/mnist1d.py", "--stages=train"], "choose among"),
         (["--config=configs/mnist1d.py", "--workdir=/proc/nowhere"], "/proc"),
         (["--config=configs/mnist1d.py", "stray"], "stray"),
