@@ -198,7 +198,7 @@ def experiment(arguments: Iterable[str], workdir: Path) -> None:
             for cost in ("measured_examples", "branch_examples")
         }
         results.write_json(path, {"base": base, "ratios": predictions(measured, base)} | spent)
-    stages("sweep,fit,report")
+    stages("sweep,fit")
 
 
 def main(_: list[str]) -> None:
