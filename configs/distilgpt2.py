@@ -81,5 +81,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.measure.losses = (2.8,)
         config.measure.examples = 512
         config.measure.directions = 8
+        config.measure.branch_examples = 20_000
         config.fit.target_losses = (3.1, 2.8)
     return config

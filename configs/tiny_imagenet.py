@@ -74,5 +74,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.measure.losses = (5.0,)
         config.measure.examples = 128
         config.measure.directions = 8
+        config.measure.branch_examples = 20_000
         config.fit.target_losses = (5.0, 4.8)
     return config

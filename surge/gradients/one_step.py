@@ -19,7 +19,7 @@ from surge.gradients.curvature import LossFn, along, hutchinson, hvp, mean_loss
 from surge.gradients.moments import GradientMoments, merge
 from surge.theory.laws import Hessian, sign_mean
 
-POOL_BATCH = 64  # above this size a mini-batch gradient is a pool gradient with its noise scaled
+POOL_BATCHES = (8, 64)  # a mini-batch of the pool holds at most these; beyond, its noise is scaled
 GROUPS = 8  # of directions, independent of each other: what intervals are taken over
 MEMORY = 64  # optimizer steps before a direction is taken, where the optimizer has a memory: at least these
 MOMENTS = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByLionState, optax.EmaState)
@@ -173,6 +173,7 @@ def directions(
     key: jax.Array,
     *,
     count: int,
+    width: int,
     members: int,
     batches: jax.Array | int,
     weights: jax.Array,
@@ -181,8 +182,8 @@ def directions(
     """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning rate ε.
 
     Parameters stay put while the optimizer is fed mini-batch gradients; its last update is taken. A gradient is
-    ḡ + c·d: ḡ is the mean over `batches` mini-batches of at most POOL_BATCH examples, d the deviation of one of the
-    first `members` of them. c makes up for B above POOL_BATCH, and leaves room for the noise of ḡ itself. The
+    ḡ + c·d: ḡ is the mean over `batches` mini-batches of at most `width` examples, d the deviation of one of the
+    first `members` of them. c makes up for B above width, and leaves room for the noise of ḡ itself. The
     optimizer's moments start at their stationary means, so that β2 = 0.999 needs no thousands of steps.
 
     Each of GROUPS groups of directions has its own ḡ and d, so that directions of different groups are independent
@@ -199,6 +200,7 @@ def directions(
       batch_size: B.
       key: of everything drawn.
       count: how many directions.
+      width: most examples in a mini-batch of the pool.
       members: deviations kept for a group, at least 2.
       batches: mini-batches in a group's ḡ, at least members.
       weights: how an update weighs the gradients of the last steps, newest first [w]; sum 1.
@@ -208,8 +210,9 @@ def directions(
       Pytree like params with a leading axis [count].
     """
     pool_key, run_key = jax.random.split(key)
-    drawn = jnp.minimum(batch_size, POOL_BATCH)
-    centre, noise = _pool(loss_fn, params, draw, drawn, pool_key, members, batches)
+    drawn = jnp.minimum(batch_size, width)
+    weight = (jnp.arange(width) < drawn) / drawn
+    centre, noise = _pool(loss_fn, params, draw, weight, pool_key, members, batches)
     size = batches * drawn  # N
     raw = (batches == members) & (drawn == batch_size)  # exact, so that zeros stay zeros
     stretch = jnp.sqrt(jnp.maximum(drawn * (1 / batch_size - 1 / size), 0) * members / (members - 1))
@@ -242,12 +245,11 @@ def directions(
     return jax.lax.map(lambda pair: sample(*pair), (keys, jnp.arange(count)), batch_size=16)
 
 
-def _pool(loss_fn, params, draw, drawn, key, members, batches) -> tuple[Any, Any]:
+def _pool(loss_fn, params, draw, weight, key, members, batches) -> tuple[Any, Any]:
     """Each group's mean gradient [GROUPS, ...] and its members' deviations from their mean [GROUPS, members, ...]."""
-    weight = (jnp.arange(POOL_BATCH) < drawn) / drawn
 
     def gradient(key: jax.Array) -> Any:
-        examples = jax.vmap(draw)(jax.random.split(key, POOL_BATCH))
+        examples = jax.vmap(draw)(jax.random.split(key, len(weight)))
         return jax.grad(lambda point: weight @ jax.vmap(loss_fn, (None, 0))(point, examples))(params)
 
     def group(key: jax.Array) -> tuple[Any, Any]:
@@ -292,9 +294,9 @@ class StepSample(NamedTuple):
     examples: int = 0  # training examples that were differentiated
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "draw", "optimizer", "count", "members", "steps"))
+@partial(jax.jit, static_argnames=("loss_fn", "draw", "optimizer", "count", "width", "members", "steps"))
 def _sample(
-    loss_fn, draw, optimizer, count, members, steps, params, data, evaluation, batch_size, batches, weights, key
+    loss_fn, draw, optimizer, count, width, members, steps, params, data, evaluation, batch_size, batches, weights, key
 ):
     transform = optimizer(1.0, batch_size, None)
     found = directions(
@@ -305,6 +307,7 @@ def _sample(
         batch_size,
         key,
         count=count,
+        width=width,
         members=members,
         batches=batches,
         weights=weights,
@@ -364,12 +367,13 @@ def sample_steps(
     samples = []
     for size in batch_sizes:
         weight = weights(size)
+        width = next((each for each in POOL_BATCHES if size <= each), POOL_BATCHES[-1])
         # A group's mean over N >= κB examples: see `directions`.
-        batches = max(members, int(np.ceil(size / (weight**2).sum() / min(size, POOL_BATCH))))
+        batches = max(members, int(np.ceil(size / (weight**2).sum() / min(size, width))))
         steps = max(len(weight), MEMORY) if stateful else 1
         arguments = params, data, evaluation, jnp.asarray(size), jnp.asarray(batches), jnp.asarray(weight), key
-        out = _sample(loss_fn, draw, optimizer, count, members, steps, *arguments)
-        examples = GROUPS * batches * min(size, POOL_BATCH)
+        out = _sample(loss_fn, draw, optimizer, count, width, members, steps, *arguments)
+        examples = GROUPS * batches * min(size, width)
         drift, curvature, start, rates, loss = (np.asarray(each, float) for each in out)
         samples.append(StepSample(drift, curvature, start, rates, loss, examples))
     return samples
