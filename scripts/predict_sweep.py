@@ -33,8 +33,8 @@ _ONLY = flags.DEFINE_list("only", [], "names of experiments; empty for all")
 
 EXPERIMENTS = {  # name -> flags of surge.main
     "mnist1d": ("--config=configs/mnist1d.py", "--config.seed=1", "--config.measure.branch_examples=3_000_000"),
-    "fashion_mnist": ("--config=configs/fashion_mnist.py:quick",),
-    "gpt2": ("--config=configs/gpt2.py:quick",),
+    "fashion_mnist": ("--config=configs/fashion_mnist.py:quick", "--config.measure.branch_examples=400_000"),
+    "gpt2": ("--config=configs/gpt2.py:quick", "--config.measure.branch_examples=400_000"),
 }
 COLUMNS = ("experiment", "optimizer", "rule", "batch_size", "predicted", "swept", "log_error", "regret")
 
