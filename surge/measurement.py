@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,8 @@ def _checkpoint(
     hessian = one_step.flat_hessian(task.loss, params, task.evaluation, probe_key)
     independent = one_step.independent_law(hessian, groups, config.batch_sizes)
     summary = one_step.sign_summary(hessian, groups)
-    dataset = _noise(task, params, examples, groups).assign(summary._asdict() | {"r": summary.r})
+    found = gradient_noise(task.loss, params, examples, groups)
+    dataset = _noise(found).assign(summary._asdict() | {"r": summary.r})
     rows = []
     for label, optimizer in optimizers.items():
         spec = config.optimizers[label].spec
@@ -208,14 +209,24 @@ def _drift(dataset: xr.Dataset) -> xr.Dataset:
     )
 
 
-def _noise(task: Task, params: Any, examples: Any, groups: Sequence[GradientMoments]) -> xr.Dataset:
+class GradientNoise(NamedTuple):
+    """Moments of all gradients, the noise scales of SGD and of sign descent, quantiles of the validity bound."""
+
+    moments: GradientMoments
+    b_simple: noise.Estimate
+    sign: noise.Estimate
+    validity: np.ndarray
+
+
+def gradient_noise(loss_fn: Any, params: Any, examples: Any, groups: Sequence[GradientMoments]) -> GradientNoise:
+    """Noise scales from the moments of disjoint groups [at least 2] that together are those of the examples."""
     total, halves = groups[0], list(groups[:2])
     for index, each in enumerate(groups[1:], 1):
         total = merge(total, each)
         if index > 1:
             halves[index % 2] = merge(halves[index % 2], each)
     norms = np.sum([np.asarray(each, float) for each in jax.tree.leaves(total.square_norms)], 0)
-    alignments = np.asarray(curvature.alignments(task.loss, params, examples, total.mean), float)
+    alignments = np.asarray(curvature.alignments(loss_fn, params, examples, total.mean), float)
     mean, std = (
         np.asarray(ravel_pytree(total.mean)[0], float),
         np.asarray(ravel_pytree(total.variance)[0], float) ** 0.5,
@@ -223,13 +234,17 @@ def _noise(task: Task, params: Any, examples: Any, groups: Sequence[GradientMome
     simple = noise.b_simple(norms, alignments, float(mean @ mean))
     one, other = (np.asarray(ravel_pytree(each.mean)[0], float) for each in halves)
     sign = noise.sign_noise_scale(one, other, std, int(total.n))
-    scales = [[each.value, each.low, each.high] for each in (simple, sign)]
+    return GradientNoise(total, simple, sign, noise.validity_quantiles(mean, std, np.array(QUANTILES)))
+
+
+def _noise(found: GradientNoise) -> xr.Dataset:
+    scales = found.b_simple, found.sign
     return xr.Dataset(
         {
-            "noise_scale": (("scale", "bound"), np.array(scales)),
-            "noise_scale_why": ("scale", [simple.why, sign.why]),
-            "validity": ("quantile", noise.validity_quantiles(mean, std, np.array(QUANTILES))),
-            "zero_share": ((), float(np.mean(ravel_pytree(total.zero_share)[0]))),
+            "noise_scale": (("scale", "bound"), np.array([[each.value, each.low, each.high] for each in scales])),
+            "noise_scale_why": ("scale", [each.why for each in scales]),
+            "validity": ("quantile", found.validity),
+            "zero_share": ((), float(np.mean(ravel_pytree(found.moments.zero_share)[0]))),
         },
         coords={"quantile": list(QUANTILES)},
     )
