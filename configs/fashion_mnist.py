@@ -54,19 +54,23 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "quick":
         config.task_args.channels = (4, 8, 16)
         config.task_args.hidden = 32
-        config.task_args.evaluation_examples = 256
-        config.optimizers.adam.learning_rates = (2.5e-4, 1e-1)
-        config.learning_rate_ratio = 2.0
-        config.batch_sizes = (1, 2, 4, 8, 64, 256)
-        config.seeds = 2
+        config.task_args.evaluation_examples = 512
+        config.optimizers.adam.learning_rates = (2.5e-4, 6e-2)
+        config.optimizers.sign = {"spec": "adam(b1=0, b2=0)", "learning_rates": (1e-4, 2e-2)}
+        config.grid = "adaptive"
+        config.batch_sizes = (1, 2, 4, 8, 12, 64, 164, 364, 764)
+        config.seeds = 4
         config.max_steps = 4_000
         config.max_examples = 60_000
         config.evals = 32
         config.stop_loss = 0.8
+        config.measure.optimizer = "sign"
+        config.measure.learning_rate = 1e-3
         config.measure.max_steps = 1_000
         config.measure.losses = (0.8,)
         config.measure.examples = 512
         config.measure.directions = 8
+        config.measure.horizons = (1,)
         config.measure.branch_examples = 20_000
         config.fit.target_losses = (1.0, 0.8)
     return config
