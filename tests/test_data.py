@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surge.tasks import images
+from surge.tasks import cnn, images
 
 
 def write_idx(path: Path, array: np.ndarray, zipped: bool = True) -> None:
@@ -42,6 +42,8 @@ def test_each_mistake_in_idx_files_is_one_sentence(tmp_path, pixels):
 
     refused("shape .28, 28, 1., got .27, 28, 1", pixels[:, 1:], np.arange(6))
     refused("labels must be 0 to 9, got 5 to 10", pixels, np.arange(5, 11))
+    with pytest.raises(ValueError, match="has 6 rows, fewer than evaluation_examples=7"):
+        cnn.fashion_mnist(source=write_fashion(tmp_path, pixels, np.arange(6)), evaluation_examples=7)
     refused("6 images but 5 labels", pixels, np.arange(5))
     refused("holds no images", pixels[:0], np.arange(0))
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x09abc"))

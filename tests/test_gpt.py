@@ -94,6 +94,8 @@ def test_each_mistake_in_a_text_is_one_sentence(tmp_path):
     path.write_text("é" * 200)
     with pytest.raises(ValueError, match="token 195, outside the vocabulary of 100"):
         gpt.text("tiny", str(path), vocabulary=100)
+    with pytest.raises(ValueError, match="has 317 windows, below evaluation_examples=400"):
+        gpt.text("tiny", str(path), evaluation_examples=400)
     with pytest.raises(ValueError, match="no data at /nowhere: give a text file"):
         gpt.text("tiny", "/nowhere")
     with pytest.raises(ValueError, match="no tokenizer at"):

@@ -79,5 +79,5 @@ def test_batch_norm_task_has_a_batch_loss_and_no_single_loss(tmp_path, monkeypat
         task.loss(params, None)
     with pytest.raises(ValueError, match="norm must be group or batch"):
         resnet.tiny_imagenet(str(tmp_path / "data"), "layer", **options)
-    with pytest.raises(ValueError, match="8 images, below evaluation_examples=9"):
+    with pytest.raises(ValueError, match="8 rows, fewer than evaluation_examples=9"):
         resnet.tiny_imagenet(str(tmp_path / "data"), **options | {"evaluation_examples": 9})

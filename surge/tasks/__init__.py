@@ -38,6 +38,18 @@ def draw_from_arrays(data: Any, key: jax.Array) -> Any:
     return jax.tree.map(lambda array: jnp.asarray(array)[index], data)
 
 
+def first_rows(data: Any, count: int, name: str) -> Any:
+    """The first `count` rows of a pytree of arrays: what losses are reported on.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    held = jax.tree.leaves(data)[0].shape[0]
+    if held < count:
+        raise ValueError(f"{name} has {held} rows, fewer than evaluation_examples={count}")
+    return jax.tree.map(lambda array: array[:count], data)
+
+
 def make_task(function: str, **kwargs: Any) -> Task:
     """Calls the function named `module:function` and returns the Task that it builds.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from surge.tasks import Task, draw_from_arrays
+from surge.tasks import Task, draw_from_arrays, first_rows
 from surge.tasks.images import FASHION_MNIST, fashion_mnist_arrays
 
 
@@ -109,13 +109,11 @@ def fashion_mnist(
       ValueError: the data is missing or broken, see `images.fashion_mnist_arrays`, or smaller than the evaluation.
     """
     train = fashion_mnist_arrays(source)
-    if len(train["y"]) < evaluation_examples:
-        raise ValueError(f"{source} has {len(train['y'])} images, below evaluation_examples={evaluation_examples}")
     model = CNN(tuple(channels), hidden, dtype=jnp.dtype(dtype))
     return Task(
         init=lambda key: model.init(key, jnp.zeros((28, 28, 1))),
         loss=image_loss(model.apply, (0.2860,), (0.3530,)),
         data=train,
         draw=draw_from_arrays,
-        evaluation=jax.tree.map(lambda array: array[:evaluation_examples], train),
+        evaluation=first_rows(train, evaluation_examples, source),
     )

@@ -194,13 +194,15 @@ def text_data(source: str, tokenizer: str, length: int, count: int, vocabulary: 
     """(data for `draw_window`, evaluation windows of the training text); `length` tokens are predicted.
 
     Raises:
-      ValueError: the text is missing, shorter than one window, or has tokens outside the vocabulary.
+      ValueError: the text is missing, shorter than a window or `count` of them, or has tokens outside the vocabulary.
     """
     tokens, _ = split_held_out(text_tokens(source, tokenizer))
     if len(tokens) < length + 1:
         raise ValueError(
             f"the text of {source} has {len(tokens)} training tokens, shorter than a window of {length + 1}"
         )
+    if len(tokens) - length < count:
+        raise ValueError(f"the text of {source} has {len(tokens) - length} windows, below evaluation_examples={count}")
     if int(tokens.max()) >= vocabulary:
         raise ValueError(f"the text of {source} has token {tokens.max()}, outside the vocabulary of {vocabulary}")
     return {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)}, windows(tokens, count, length + 1)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from surge.tasks import Task, draw_from_arrays
+from surge.tasks import Task, draw_from_arrays, first_rows
 from surge.tasks.cnn import Conv, image_loss
 from surge.tasks.images import image_rows
 
@@ -99,8 +99,6 @@ def tiny_imagenet(
     if norm not in ("group", "batch"):
         raise ValueError(f"norm must be group or batch, got {norm!r}")
     train = image_rows(source, "train", tuple(shape), classes, HOW)
-    if len(train["y"]) < evaluation_examples:
-        raise ValueError(f"{source} has {len(train['y'])} images, below evaluation_examples={evaluation_examples}")
     groups = min(32, *widths) if norm == "group" else 0
     model = ResNet(tuple(widths), tuple(blocks), classes, groups, jnp.dtype(dtype))
 
@@ -117,6 +115,6 @@ def tiny_imagenet(
         loss=loss if groups else _no_single_loss,
         data=train,
         draw=draw_from_arrays,
-        evaluation=jax.tree.map(lambda array: array[:evaluation_examples], train),
+        evaluation=first_rows(train, evaluation_examples, source),
         batch_loss=None if groups else loss,
     )
