@@ -110,7 +110,7 @@ def test_second_process_on_a_workdir_is_refused(finished, tmp_path):
 
 def test_adaptive_grid_finds_the_dense_optima_and_resumes(finished, tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}", "--config.grid=adaptive")
-    done = surge(*arguments, "--stages=sweep,fit,report")
+    done = surge(*arguments, "--stages=sweep,fit")
     assert done.returncode == 0, done.stderr
     assert "examples, about" in done.stderr
     fits = [results.read_json(workdir / "fit.json")["fits"] for workdir in (finished[0], tmp_path)]
