@@ -59,16 +59,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.optimizers.sign = {"spec": "adam(b1=0, b2=0)", "learning_rates": (1e-4, 2e-2)}
         config.grid = "adaptive"
         config.batch_sizes = (1, 2, 4, 8, 12, 64, 164, 364, 764)
-        config.seeds = 4
-        config.max_steps = 4_000
-        config.max_examples = 60_000
-        config.evals = 32
-        config.stop_loss = 0.8
+        config.seeds = 3
+        config.max_steps = 2_000
+        config.max_examples = 40_000
+        config.evals = 24
+        config.stop_loss = 0.9
         config.measure.max_steps = 1_000
-        config.measure.losses = (0.8,)
+        config.measure.losses = (0.9,)
         config.measure.examples = 512
         config.measure.directions = 8
         config.measure.horizons = (1,)
         config.measure.branch_examples = 20_000
-        config.fit.target_losses = (1.0, 0.8)
+        config.fit.target_losses = (1.1, 0.9)
     return config
