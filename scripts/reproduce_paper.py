@@ -1,0 +1,214 @@
+"""The paper's claims (arXiv 2405.14578), each judged by intervals computed from the results in docs/results.
+
+    python scripts/reproduce_paper.py                                   # prints the table and writes README.md
+    python scripts/reproduce_paper.py --store=moe=runs/moe-quick        # first takes a workdir's results
+
+A claim is *reproduced* where the whole 95% interval lies where the claim has it, *not reproduced* where none of it
+does, and otherwise we *cannot tell*.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from absl import app, flags
+from scipy import stats
+
+from surge import results
+from surge.cli import parsed
+from surge.report import figures
+from surge.theory.fit import RULED_OUT
+
+_RESULTS = flags.DEFINE_string("results", "docs/results", "where the stored results are")
+_STORE = flags.DEFINE_list("store", [], "NAME=WORKDIR of finished sweeps to take results from first")
+YES, NO, OPEN = "reproduced", "not reproduced", "cannot tell"
+FLAT = 0.25  # a power of B between ± this is flat: half of what √B has
+MONOTONE, PEAKED = ("constant", "sqrt", "linear", "power", "mccandlish"), ("surge", "saturating_surge")
+
+
+class Verdict(NamedTuple):
+    """One of reproduced, not reproduced, cannot tell; and the numbers that say so."""
+
+    verdict: str
+    evidence: str
+
+
+def judged(low: float, high: float, least: float, most: float) -> str:
+    """Where an interval lies against the range that a claim allows."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return OPEN
+    if least <= low and high <= most:
+        return YES
+    return NO if high < least or low > most else OPEN
+
+
+def exponent(entry: dict[str, Any], low: int, high: int) -> tuple[float, float, float, int]:
+    """d log ε_opt / d log B over optima inside the grid at low <= B <= high: value, 95% interval, how many."""
+    points = [p for p in entry["optimal_lr"] if low <= p["batch_size"] <= high and p["lr"] and not p["at_edge"]]
+    points = [p for p in points if p["low"] and p["high"]]
+    if len(points) < 3:
+        return math.nan, math.nan, math.nan, len(points)
+    x, y = (np.log([p[name] for p in points]) for name in ("batch_size", "lr"))
+    weight = 1 / np.maximum(np.log([p["high"] / p["low"] for p in points]) / (2 * 1.96), 0.02) ** 2
+    centred = x - np.average(x, weights=weight)
+    slope = (weight * centred) @ y / (weight @ centred**2)
+    misfit = weight @ (y - np.average(y, weights=weight) - slope * centred) ** 2 / (len(points) - 2)
+    reach = stats.t.ppf(0.975, len(points) - 2) * math.sqrt(max(misfit, 1.0) / (weight @ centred**2))
+    return slope, slope - reach, slope + reach, len(points)
+
+
+def moves(low: int, high: int, least: float, most: float) -> Callable[[list[dict[str, Any]]], Verdict]:
+    """The claim that ε_opt goes as a power of B within [least, most] for low <= B <= high."""
+
+    def judge(entries: list[dict[str, Any]]) -> Verdict:
+        value, bottom, top, n = exponent(entries[-1], low, high)
+        evidence = f"ε ∝ B^{value:.2f} [{bottom:.2f}, {top:.2f}], n = {n}" if n > 2 else f"{n} optima inside the grid"
+        return Verdict(judged(bottom, top, least, most), evidence)
+
+    return judge
+
+
+def surges(entries: list[dict[str, Any]]) -> Verdict:
+    """The claim that a law with a peak holds: no law without one comes within RULED_OUT of it in AICc, or the
+    other way round."""
+    criteria = {name: law["aic"] for name, law in entries[-1]["laws"].items() if law["aic"] is not None}
+    if not criteria.keys() & set(PEAKED) or not criteria.keys() & set(MONOTONE):
+        return Verdict(OPEN, f"{len(entries[-1]['optimal_lr'])} batch sizes are too few for the laws")
+    peaked, monotone = (min(criteria[name] for name in names if name in criteria) for names in (PEAKED, MONOTONE))
+    lead = monotone - peaked
+    verdict = YES if lead > RULED_OUT else NO if lead < -RULED_OUT else OPEN
+    return Verdict(
+        verdict, f"AICc of laws without a peak minus those with one: {lead:.1f} (clear beyond ±{RULED_OUT:g})"
+    )
+
+
+def half_power_suits(entries: list[dict[str, Any]]) -> Verdict:
+    """The claim that McCandlish's law with α = 0.5 is also suitable."""
+    law = entries[-1]["laws"].get("mccandlish")
+    if not law or None in (interval := law["intervals"].get("alpha") or [None]) or law["aic"] is None:
+        return Verdict(OPEN, "α has no interval")
+    behind = law["aic"] - min(each["aic"] for each in entries[-1]["laws"].values() if each["aic"] is not None)
+    low, high = interval
+    suits = low <= 0.5 <= high and behind <= RULED_OUT
+    verdict = NO if not suits else YES if high - low < 1 else OPEN
+    return Verdict(
+        verdict, f"α = {law['params']['alpha']:.2f} [{low:.2f}, {high:.2f}], AICc behind the best {behind:.1f}"
+    )
+
+
+def moves_right(entries: list[dict[str, Any]]) -> Verdict:
+    """The claim that B_noise grows as the target loss falls: disjoint intervals at the first and last target."""
+    first, last = (entry["noise_scale"] for entry in (entries[0], entries[-1]))
+    shown = "; ".join(
+        f"loss {entry['target_loss']}: {_number(scale['b_noise'])} [{_number(scale['low'])}, {_number(scale['high'])}]"
+        for entry, scale in ((entries[0], first), (entries[-1], last))
+    )
+    if None in (first["low"], first["high"], last["low"], last["high"]):
+        return Verdict(OPEN, shown)
+    return Verdict(YES if last["low"] > first["high"] else NO if last["high"] < first["low"] else OPEN, shown)
+
+
+CLAIMS: Sequence[tuple[str, str, str, str, Callable[[list[dict[str, Any]]], Verdict]]] = (
+    ("1, left", "ε_opt falls as B grows, B = 1…12", "fashion_mnist", "adam", moves(1, 12, -math.inf, 0)),
+    ("1, left", "the same with β = (0, 0)", "fashion_mnist", "sign", moves(1, 12, -math.inf, 0)),
+    (
+        "1, right",
+        f"ε_opt is flat (within B^±{FLAT}), B = 64…764",
+        "fashion_mnist",
+        "adam",
+        moves(64, 764, -FLAT, FLAT),
+    ),
+    ("1, right", "the same with β = (0, 0)", "fashion_mnist", "sign", moves(64, 764, -FLAT, FLAT)),
+    ("1", "ε_opt(B) has a peak", "fashion_mnist", "adam", surges),
+    ("1", "the same with β = (0, 0)", "fashion_mnist", "sign", surges),
+    ("2", "B_noise grows as the target loss falls", "fashion_mnist", "adam", moves_right),
+    ("2", "the same with β = (0, 0)", "fashion_mnist", "sign", moves_right),
+    ("3", "β = (0, 0) follows the surge form", "text", "sign", surges),
+    ("3", "β = (.9, .999) follows the surge form", "text", "adam", surges),
+    ("3", "McCandlish with α = 0.5 is also suitable, β = (0, 0)", "text", "sign", half_power_suits),
+    ("3", "McCandlish with α = 0.5 is also suitable, β = (.9, .999)", "text", "adam", half_power_suits),
+    ("2, on text", "B_noise grows as the target loss falls, β = (0, 0)", "text", "sign", moves_right),
+    ("4", "the experts follow the surge form", "moe", "adam", surges),
+)
+
+
+def judge(root: Path) -> list[tuple[str, str, str, Verdict]]:
+    """(figure, claim, experiment and optimizer, verdict) of every claim, from NAME/fit.json under root."""
+    rows = []
+    for figure, claim, name, optimizer, test in CLAIMS:
+        path, verdict = root / name / "fit.json", Verdict(OPEN, "not run here")
+        if path.exists():
+            entries = [each for each in results.read_json(path)["fits"] if each["optimizer"] == optimizer]
+            entries.sort(key=lambda entry: -entry["target_loss"])
+            verdict = test(entries) if entries else verdict
+        rows.append((figure, claim, f"{name}, {optimizer}", verdict))
+    return rows
+
+
+def table(root: Path) -> str:
+    """The page: what each verdict rests on, and the figures."""
+    lines = ["# The paper's claims, judged here", "", *_introduction(), ""]
+    lines += ["| figure | claim | run | verdict | evidence |", "| --- | --- | --- | --- | --- |"]
+    for figure, claim, run, (verdict, evidence) in judge(root):
+        lines.append(f"| {figure} | {claim} | {run} | *{verdict}* | {evidence} |")
+    for path in sorted(root.glob("*/fit.json")):
+        lines += ["", f"## {path.parent.name}", ""]
+        lines += [f"![optima and laws]({each.relative_to(root)})" for each in sorted(path.parent.glob("*.png"))]
+    return "\n".join(lines) + "\n"
+
+
+def _introduction() -> list[str]:
+    return [
+        "Written by `scripts/reproduce_paper.py` from the `fit.json` of each run, which figures are drawn from too;",
+        "`steps.csv` holds the steps of every run to every target. Intervals are 95%, verdicts at the lowest target loss",
+        "unless they compare two. Scales are the `:quick` ones of the configs, on two CPU cores: far below the",
+        "paper's in width, seeds and length, so a verdict is of this scale.",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def store(name: str, workdir: Path, root: Path) -> None:
+    """Takes fit.json, steps to every target as steps.csv, and two figures of each optimizer from a workdir."""
+    fits = results.read_json(workdir / "fit.json")["fits"]
+    results.write_json(root / name / "fit.json", {"fits": fits})
+    sweep = results.open_sweep(workdir)
+    with open(root / name / "steps.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["optimizer", "target_loss", "batch_size", "learning_rate", "seed", "steps"])
+        for entry in fits:
+            rows = results.rows(sweep, entry["optimizer"], entry["target_loss"])
+            columns = (rows[each] for each in ("batch_size", "learning_rate", "seed", "steps"))
+            for size, rate, seed, steps in zip(*columns, strict=True):
+                writer.writerow([entry["optimizer"], entry["target_loss"], size, f"{rate:.6g}", seed, f"{steps:.5g}"])
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    for optimizer in dict.fromkeys(entry["optimizer"] for entry in fits):
+        entries = [entry for entry in fits if entry["optimizer"] == optimizer]
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        figures.optimal_lr(left, min(entries, key=lambda entry: entry["target_loss"]))
+        figures.data_against_time(right, entries)
+        figure.suptitle(f"{name}, {optimizer}")
+        figure.savefig(root / name / f"{optimizer}.png", dpi=80)
+        plt.close(figure)
+
+
+def main(_: list[str]) -> None:
+    root = Path(_RESULTS.value)
+    for each in _STORE.value:
+        name, _, workdir = each.partition("=")
+        store(name, Path(workdir), root)
+    page = table(root)
+    results.write_bytes(root / "README.md", page.encode())
+    print(page)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parsed)

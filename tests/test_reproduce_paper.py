@@ -1,0 +1,72 @@
+"""The judge of the paper's claims: known answers, and the committed page is what the committed results say."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("reproduce_paper", ROOT / "scripts" / "reproduce_paper.py")
+paper = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(paper)
+
+
+def entry(power, error=0.05, sizes=(1, 2, 4, 8, 12), **more):
+    optima = [
+        {
+            "batch_size": b,
+            "lr": b**power,
+            "low": b**power / (1 + error),
+            "high": b**power * (1 + error),
+            "at_edge": False,
+        }
+        for b in sizes
+    ]
+    return {"target_loss": 1.0, "optimal_lr": optima, "laws": {}, "noise_scale": {}} | more
+
+
+def test_a_power_of_the_batch_size_is_judged_by_its_interval():
+    falls = paper.moves(1, 12, -math.inf, 0)
+    for power, error, verdict in ((-0.5, 0.05, paper.YES), (0.5, 0.05, paper.NO), (-0.05, 1.0, paper.OPEN)):
+        assert falls([entry(power, error)]).verdict == verdict
+    assert paper.exponent(entry(-0.5), 1, 12)[0] == pytest.approx(-0.5)
+    flat = paper.moves(1, 12, -0.25, 0.25)
+    for power, error, verdict in ((0.1, 0.02, paper.YES), (0.5, 0.02, paper.NO), (0.2, 0.5, paper.OPEN)):
+        assert flat([entry(power, error)]).verdict == verdict
+    edges = entry(-0.5)
+    for point in edges["optimal_lr"][2:]:
+        point["at_edge"] = True
+    assert falls([edges]) == (paper.OPEN, "2 optima inside the grid")
+
+
+def test_laws_are_judged_by_what_the_data_rule_out():
+    def laws(monotone, peaked, alpha=(0.4, 0.7)):
+        rising = {"params": {"alpha": 0.5}, "intervals": {"alpha": alpha}, "aic": monotone}
+        return [entry(0, laws={"mccandlish": rising, "surge": {"params": {}, "intervals": {}, "aic": peaked}})]
+
+    assert paper.surges(laws(30, 20)).verdict == paper.YES
+    assert paper.surges(laws(20, 30)).verdict == paper.NO
+    assert paper.surges(laws(22, 20)).verdict == paper.OPEN
+    assert paper.surges(laws(None, 20)).verdict == paper.OPEN
+    assert paper.half_power_suits(laws(22, 20)).verdict == paper.YES
+    assert paper.half_power_suits(laws(30, 20)).verdict == paper.NO
+    assert paper.half_power_suits(laws(20, 20, (0.6, 0.9))).verdict == paper.NO
+    assert paper.half_power_suits(laws(20, 20, (0.1, 1.5))).verdict == paper.OPEN
+
+
+def test_noise_scales_move_right_only_with_disjoint_intervals():
+    def scale(value, low, high):
+        return entry(0, noise_scale={"b_noise": value, "low": low, "high": high})
+
+    early, late = scale(10, 8, 12), scale(30, 20, 40)
+    assert paper.moves_right([early, late]).verdict == paper.YES
+    assert paper.moves_right([late, early]).verdict == paper.NO
+    assert paper.moves_right([early, scale(11, 9, 13)]).verdict == paper.OPEN
+    assert paper.moves_right([early, scale(30, 20, None)]).verdict == paper.OPEN
+
+
+def test_the_committed_page_is_what_the_committed_results_say():
+    root = ROOT / "docs" / "results"
+    assert (root / "README.md").read_text() == paper.table(root)
+    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < 600_000
