@@ -164,7 +164,7 @@ def table(root: Path) -> str:
 def _introduction() -> list[str]:
     return [
         "Written by `scripts/reproduce_paper.py` from the `fit.json` of each run, which figures are drawn from too;",
-        "`steps.csv` holds the steps of every run to every target. Intervals are 95%, verdicts at the lowest target loss",
+        "`steps.csv` holds the steps of every run. Intervals are 95%, verdicts at the lowest target loss",
         "unless they compare two. Scales are the `:quick` ones of the configs, on two CPU cores: far below the",
         "paper's in width, seeds and length, so a verdict is of this scale.",
     ]
