@@ -1,241 +1,210 @@
-"""Cells x steps per second of a sweep, side by side: PyTorch loops, plain JAX loops, and the engine.
+"""Training steps a second over all cells of a grid: plain loops, as people write them, against the sweep engine.
 
-    python scripts/bench_sweep.py --workload=mnist1d --batch=8 [--lanes=16] [--seconds=3]
+    python scripts/bench_sweep.py                               # all workloads: about 15 minutes on two cores
+    python scripts/bench_sweep.py --workloads=mlp --batches=8
 
-Every form trains with Adam on the same shapes, drawing its batches from data in memory. Needs the extra `test`.
+Every contestant trains the same 16 cells (8 learning rates x 2 seeds, Adam) on data of the same shapes, in a process
+of its own, for about `--seconds` after a warm-up. Contestants: a plain PyTorch loop for each cell on all cores
+(channels last for the CNN), the same under torch.compile, one PyTorch process for each core, torch.func.vmap over all
+cells; a jitted JAX step for each cell, a scanned JAX loop for each cell, and ours. The last column is the speed over
+that of the best PyTorch form so far in the table, which ours is judged by.
 """
 
-import argparse
-import itertools
-import multiprocessing
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
+from absl import app, flags
+from peers import ROWS, TITLES, jax_task, torch_data, torch_model
 
-from surge.optimizers import make_optimizer
-from surge.tasks import Task, cnn, draw_from_arrays, gpt, mlp
-from surge.training import sweep
-from surge.training.run import batch_gradient, make_train
+_WORKLOADS = flags.DEFINE_list("workloads", ["mlp", "wide", "cnn", "gpt"], "what is trained")
+_BATCHES = flags.DEFINE_list("batches", ["8", "64", "512"], "examples in a step")
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "measured for each contestant")
+_ONE = flags.DEFINE_list("one", [], "contestant, workload, batch size: what a child process measures")
 
-SHAPES = {"mnist1d": (40,), "mlp784": (784,), "cnn": (28, 28, 1), "gpt": (129,)}
-WIDTHS = {"mnist1d": (100, 100), "mlp784": (256, 256)}
-
-
-def arrays(workload: str, count: int = 4096) -> dict[str, np.ndarray]:
-    """Random examples of a workload's shape: speed does not depend on what they show."""
-    rng, shape = np.random.default_rng(0), SHAPES[workload]
-    if workload == "gpt":
-        return {"x": rng.integers(0, 256, (count, *shape)), "y": np.zeros(count, int)}
-    return {"x": rng.normal(size=(count, *shape)).astype(np.float32), "y": rng.integers(0, 10, count)}
+RATES, SEEDS = 8, 2
+TORCH = ("torch loop", "torch compiled", "torch, a process a core", "torch.func")
+JAX = ("jax step loop", "jax scanned", "ours")
 
 
-def jax_task(workload: str) -> Task:
-    data = jax.tree.map(jnp.asarray, arrays(workload))
-    evaluation = jax.tree.map(lambda leaf: leaf[:8], data)
-    if workload == "gpt":
-        model: nn.Module = gpt.GPT(gpt.SIZES["small"])
-        return Task(
-            lambda key: model.init(key, jnp.zeros(128, jnp.int32)),
-            lambda params, example: gpt.token_losses(model, params, example["x"])[0].mean(),
-            data,
-            draw_from_arrays,
-            evaluation,
-        )
-    model = cnn.CNN() if workload == "cnn" else mlp.MLP(WIDTHS[workload])
-    loss = cnn.image_loss(model.apply, (0.0,), (1 / 255,))
-    return Task(lambda key: model.init(key, data["x"][0]), loss, data, draw_from_arrays, evaluation)
+def timed(step: Callable[[int], Any], seconds: float) -> float:
+    """Calls of step(n), which does n steps, a second, after a warm-up."""
+    step(3)
+    count, started = 1, time.perf_counter()
+    step(1)
+    per = time.perf_counter() - started
+    count = max(2, int(seconds / max(per, 1e-6)))
+    started = time.perf_counter()
+    step(count)
+    return count / (time.perf_counter() - started)
 
 
-class TorchGPT(torch.nn.Module):
-    """transformers' GPT-2 at the small size; logits only."""
+def torch_loop(workload: str, batch: int, seconds: float, compiled: bool = False) -> tuple[float, float]:
+    """Steps a second of one cell after another, and seconds of compilation."""
+    import torch
 
-    def __init__(self):
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        super().__init__()
-        shape = gpt.SIZES["small"]
-        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        sizes = {"n_positions": shape.context, "n_embd": shape.width, "n_layer": shape.depth, "n_head": shape.heads}
-        self.body = GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocabulary, use_cache=False, **sizes, **dropout))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.body(input_ids=tokens).logits
-
-
-def torch_model(workload: str) -> torch.nn.Module:
-    layers: list[torch.nn.Module] = []
-    if workload == "gpt":
-        return TorchGPT()
+    model, loss = torch_model(workload)
     if workload == "cnn":
-        for inside, outside in ((1, 16), (16, 32), (32, 64)):
-            layers += [torch.nn.Conv2d(inside, outside, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
-        layers.append(torch.nn.Flatten())
-        sizes = (576, 128, 10)
-    else:
-        sizes = (*SHAPES[workload], *WIDTHS[workload], 10)
-    for inside, outside in itertools.pairwise(sizes):
-        layers += [torch.nn.Linear(inside, outside), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1])
+        model = model.to(memory_format=torch.channels_last)
+    data = torch_data(workload)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
+    forward = torch.compile(model) if compiled else model
+
+    def step(count: int) -> None:
+        for _ in range(count):
+            rows = torch.randint(ROWS, (batch,))
+            chosen = {name: each[rows] for name, each in data.items()}
+            optimizer.zero_grad()
+            loss(forward(chosen["x"]), chosen).backward()
+            optimizer.step()
+
+    started = time.perf_counter()
+    step(1)
+    return timed(step, seconds), time.perf_counter() - started - seconds if compiled else 0.0
 
 
-def torch_data(workload: str, channels_last: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    data = arrays(workload)
-    inputs, labels = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
-    if workload == "cnn":
-        inputs = inputs.permute(0, 3, 1, 2)
-        inputs = inputs.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return (inputs[:, :-1], inputs[:, 1:]) if workload == "gpt" else (inputs, labels)
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
-
-
-def timed(step: Callable[[], Any], seconds: float, cells: int = 1) -> tuple[float, float]:
-    """(cell-steps per second, seconds of the first step) of a step that is repeated."""
-    begun = time.perf_counter()
-    step()
-    first, count, begun = time.perf_counter() - begun, 0, time.perf_counter()
-    while time.perf_counter() < begun + seconds:
-        step()
-        count += 1
-    return cells * count / (time.perf_counter() - begun), first
-
-
-def torch_step(workload: str, batch: int, channels_last: bool = False, compiled: bool = False) -> Callable[[], Any]:
-    inputs, labels = torch_data(workload, channels_last)
-    model = torch_model(workload)
-    model = model.to(memory_format=torch.channels_last) if channels_last else model
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    run = torch.compile(lambda x, y: cross_entropy(model(x), y)) if compiled else None
-
-    def step() -> None:
-        rows = torch.randint(len(inputs), (batch,))
-        loss = run(inputs[rows], labels[rows]) if run else cross_entropy(model(inputs[rows]), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def torch_lanes(workload: str, batch: int, lanes: int) -> Callable[[], Any]:
-    """torch.func: stacked parameters, one vmapped gradient, Adam written out over the stack."""
+def torch_lanes(workload: str, batch: int, seconds: float) -> tuple[float, float]:
+    """All cells at once: torch.func's vmap of grad, and Adam written out over stacked parameters."""
+    import torch
     from torch.func import functional_call, grad, stack_module_state, vmap
 
-    inputs, labels = torch_data(workload)
-    base = torch_model(workload)
-    params, _ = stack_module_state([torch_model(workload) for _ in range(lanes)])
-    params = {name: value.detach() for name, value in params.items()}
-    first, second = ({name: torch.zeros_like(value) for name, value in params.items()} for _ in range(2))
-    gradients = vmap(grad(lambda p, x, y: cross_entropy(functional_call(base, p, (x,)), y)), (0, None, None))
-    count = 0
+    count = RATES * SEEDS
+    models = [torch_model(workload) for _ in range(count)]
+    model, loss = models[0]
+    parameters, _ = stack_module_state([each for each, _ in models])
+    parameters = {name: each.detach() for name, each in parameters.items()}
+    first, second = ({name: torch.zeros_like(each) for name, each in parameters.items()} for _ in range(2))
+    data = torch_data(workload)
+    gradient = vmap(grad(lambda held, chosen: loss(functional_call(model, held, (chosen["x"],)), chosen)))
+    rates = torch.logspace(-4, -2, count)
 
-    def step() -> None:
-        nonlocal count
-        count += 1
-        rows = torch.randint(len(inputs), (batch,))
-        for name, gradient in gradients(params, inputs[rows], labels[rows]).items():
-            first[name].lerp_(gradient, 0.1)
-            second[name].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-            scale = (second[name] / (1 - 0.999**count)).sqrt_().add_(1e-8)
-            params[name].addcdiv_(first[name], scale, value=-1e-3 / (1 - 0.9**count))
+    def step(steps: int) -> None:
+        for _ in range(steps):
+            rows = torch.randint(ROWS, (count, batch))
+            with torch.no_grad():
+                found = gradient(parameters, {name: each[rows] for name, each in data.items()})
+                for name, each in found.items():
+                    first[name].mul_(0.9).add_(each, alpha=0.1)
+                    second[name].mul_(0.999).addcmul_(each, each, value=0.001)
+                    rate = rates.reshape(-1, *[1] * (each.ndim - 1))
+                    parameters[name] -= rate * first[name] / (second[name].sqrt() + 1e-8)
 
-    return step
-
-
-def _one_core(arguments: tuple[str, int, bool, float]) -> float:
-    workload, batch, channels_last, seconds = arguments
-    torch.set_num_threads(1)
-    return timed(torch_step(workload, batch, channels_last), seconds)[0]
+    return timed(step, seconds) * count, 0.0
 
 
-def torch_processes(workload: str, batch: int, seconds: float) -> float:
-    """Sum over one single-threaded process per core."""
-    cores = len(os.sched_getaffinity(0))
-    with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        return sum(pool.map(_one_core, [(workload, batch, workload == "cnn", seconds)] * cores, chunksize=1))
+def jax_loop(workload: str, batch: int, seconds: float, scanned: bool) -> tuple[float, float]:
+    """One cell after another: a jitted step on a batch that the host picks, or a loop inside one program."""
+    import jax
+    import jax.numpy as jnp
+    import optax
 
-
-def jax_step(task: Task, batch: int) -> Callable[[], Any]:
-    transform = make_optimizer("adam")(1e-3, batch, 1)
-    params = task.init(jax.random.key(0))
-    carry = params, transform.init(params), jnp.zeros((), jnp.int32)
-
-    @jax.jit
-    def advance(params: Any, state: Any, index: jax.Array) -> Any:
-        key = jax.random.fold_in(jax.random.key(0), index)
-        updates, state = transform.update(batch_gradient(task, params, task.data, key, batch, batch), state, params)
-        return jax.tree.map(jnp.add, params, updates), state, index + 1
-
-    def step() -> None:
-        nonlocal carry
-        carry = jax.block_until_ready(advance(*carry))
-
-    return step
-
-
-def jax_scan(task: Task, batch: int, seconds: float) -> tuple[float, float]:
-    train = jax.jit(make_train(task, make_optimizer("adam"), microbatch_size=batch))
-
-    def run(steps: int) -> float:
-        begun = time.perf_counter()
-        at, rest = jnp.array([steps]), (-jnp.inf, task.data, task.evaluation)
-        jax.block_until_ready(train(1e-3, jax.random.key(0), batch, at, *rest))
-        return time.perf_counter() - begun
-
-    first = run(1)
-    steps = max(1, int(seconds / max(run(1), 1e-4)))
-    steps = max(1, int(steps * seconds / run(steps))) if steps > 1 else 1
-    return steps / run(steps), first
-
-
-def ours(task: Task, batch: int, lanes: int, seconds: float) -> tuple[float, float]:
-    rates = tuple(1e-3 * 1.01**index for index in range(lanes))
-    engine = sweep.Engine(task, jax.random.key(0), stop_loss=-np.inf, block=(-(-lanes // jax.local_device_count()), 1))
-
-    def run(steps: int) -> float:
-        begun = time.perf_counter()
-        engine.run(sweep.Piece("adam", "adam", batch, rates, (0,), (steps,)))
-        return time.perf_counter() - begun
-
-    first, steps = run(1), 1
-    while (spent := run(steps)) < seconds / 2:
-        steps = int(steps * min(20, 1 + seconds / spent))
-    return lanes * steps / spent, first
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=SHAPES, default="mnist1d")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lanes", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    options = parser.parse_args()
-    workload, batch, lanes, seconds = options.workload, options.batch, options.lanes, options.seconds
-    sweep.one_device_per_core()
-    rows = {"torch loop": timed(torch_step(workload, batch), seconds)}
-    rows["torch loop, compiled"] = timed(torch_step(workload, batch, compiled=True), seconds)
-    if workload == "cnn":
-        rows["torch loop, channels last"] = timed(torch_step(workload, batch, channels_last=True), seconds)
-    rows["torch.func"] = timed(torch_lanes(workload, batch, lanes), seconds, lanes)
-    rows["torch, a process per core"] = torch_processes(workload, batch, seconds), 0.0
-    best = max(rate for rate, _ in rows.values())
     task = jax_task(workload)
-    rows["jax step loop"] = timed(jax_step(task, batch), seconds)
-    rows["jax scanned loop"] = jax_scan(task, batch, seconds)
-    rows["surge"] = ours(task, batch, lanes, seconds)
-    print(f"{workload}, batch {batch}, {lanes} lanes: cell-steps/s, seconds to the first, share of the best torch")
-    for name, (rate, first) in rows.items():
-        print(f"  {name:28} {rate:10.1f} {first:8.2f} s {rate / best:8.2f}", flush=True)
+    transform = optax.adam(1e-3)
+    params = task.init(jax.random.key(0))
+    data = jax.tree.map(jnp.asarray, task.data)
+
+    def update(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], None]:
+        params, state = carry
+        chosen = jax.tree.map(lambda each: each[rows], data)
+        found = jax.grad(lambda point: jax.vmap(task.loss, (None, 0))(point, chosen).mean())(params)
+        updates, state = transform.update(found, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    one = jax.jit(lambda carry, rows: update(carry, rows)[0], donate_argnums=0)
+    many = jax.jit(lambda carry, rows: jax.lax.scan(update, carry, rows)[0], donate_argnums=0)
+    carry, rng = (params, transform.init(params)), np.random.default_rng(0)
+
+    def step(count: int) -> None:
+        nonlocal carry
+        if scanned:
+            for _ in range(-(-count // 16)):
+                carry = many(carry, rng.integers(0, ROWS, (16, batch)))
+        else:
+            for _ in range(count):
+                carry = one(carry, rng.integers(0, ROWS, batch))
+        jax.block_until_ready(carry)
+
+    started = time.perf_counter()
+    step(1)
+    compiling = time.perf_counter() - started
+    speed = timed(lambda count: step(16 * count), seconds) * 16 if scanned else timed(step, seconds)
+    return speed, compiling
+
+
+def ours(workload: str, batch: int, seconds: float) -> tuple[float, float]:
+    """The sweep engine on all cells."""
+    from surge.training import sweep
+
+    sweep.one_device_per_core()
+    import jax
+
+    rates = tuple(np.geomspace(1e-4, 1e-2, RATES).tolist())
+    engine = sweep.Engine(
+        jax_task(workload),
+        jax.random.key(0),
+        stop_loss=-np.inf,
+        block=(-(-RATES // jax.local_device_count()), SEEDS),
+    )
+    piece = sweep.Piece("adam", "adam", batch, rates, tuple(range(SEEDS)), (1,))
+    started = time.perf_counter()
+    engine.compile(piece).result()
+    compiling = time.perf_counter() - started
+    run = lambda count: engine.run(piece._replace(eval_steps=(count,)))  # noqa: E731
+    return timed(run, seconds) * piece.cells, compiling
+
+
+def measure(contestant: str, workload: str, batch: int, seconds: float) -> tuple[float, float]:
+    """Cell-steps a second, and seconds of compilation, in this process."""
+    if contestant in JAX:
+        if contestant == "ours":
+            return ours(workload, batch, seconds)
+        return jax_loop(workload, batch, seconds, contestant == "jax scanned")
+    if contestant == "torch.func":
+        return torch_lanes(workload, batch, seconds)
+    return torch_loop(workload, batch, seconds, contestant == "torch compiled")
+
+
+def child(contestant: str, workload: str, batch: str, threads: int | None = None) -> subprocess.Popen[str]:
+    """Starts a process that measures one contestant; `threads` bounds what it may use."""
+    command = [sys.executable, __file__, f"--one={contestant},{workload},{batch}", f"--seconds={_SECONDS.value}"]
+    extra = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    return subprocess.Popen(command, env=os.environ | extra, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outcome(process: subprocess.Popen[str]) -> tuple[float, float, str]:
+    out, errors = process.communicate()
+    if process.returncode:
+        return float("nan"), float("nan"), errors.strip().splitlines()[-1][:80]
+    speed, compiling = json.loads(out.splitlines()[-1])
+    return speed, compiling, ""
+
+
+def main(_: list[str]) -> None:
+    if _ONE.value:
+        contestant, workload, batch = _ONE.value
+        print(json.dumps(measure(contestant, workload, int(batch), _SECONDS.value)))
+        return
+    cores = len(os.sched_getaffinity(0))
+    for workload in _WORKLOADS.value:
+        for batch in _BATCHES.value:
+            print(f"\n{TITLES[workload]}, batch {batch}, {RATES * SEEDS} cells")
+            print(f"{'':26}{'cell-steps/s':>14}{'compile s':>11}{'x best torch':>14}", flush=True)
+            best = 0.0
+            for contestant in (*TORCH, *JAX):
+                if contestant == "torch, a process a core":
+                    parts = [outcome(each) for each in [child("torch loop", workload, batch, 1) for _ in range(cores)]]
+                    speed, compiling, why = sum(part[0] for part in parts), 0.0, parts[0][2]
+                else:
+                    speed, compiling, why = outcome(child(contestant, workload, batch))
+                if contestant in TORCH and speed > best:
+                    best = speed
+                print(f"{contestant:26}{speed:14.1f}{compiling:11.1f}{speed / best:14.2f}  {why}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    app.run(main)
