@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from surge.gradients.layers import Outer, outer_layers, outer_sums, tapped_gradients
+
 MICROBATCH_BYTES = 64 * 2**20  # of per-example gradients held at once, where no size is asked for
+MOST = 1024  # examples in such a micro-batch
 
 
 class GradientMoments(NamedTuple):
@@ -52,13 +55,14 @@ def per_example_moments(
     """Moments of the gradients of single examples.
 
     Memory is that of a few copies of params and one micro-batch of per-example gradients, whatever n. A gradient
-    that is not finite makes the moments nan and is found by its squared norm.
+    that is not finite makes the moments nan and is found by its squared norm. Flax dense layers that see one vector
+    per example need no per-example gradients (see `layers`), and any other layer has them.
 
     Args:
       loss_fn: (params, example) -> scalar loss of one example.
       params: pytree of arrays.
       batch: pytree of arrays with a common leading axis [n].
-      microbatch_size: examples differentiated at once; None: as many as 64 MiB of gradients, at most 256.
+      microbatch_size: examples differentiated at once; None: as many as 64 MiB of gradients, at most 1024.
 
     Returns:
       GradientMoments of n gradients.
@@ -70,23 +74,22 @@ def per_example_moments(
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(f"batch must hold arrays with one common leading axis of at least 1, got {sorted(lengths)}")
     n = lengths.pop()
-    if microbatch_size is None:
-        size = sum(leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(params))
-        microbatch_size = max(1, min(256, MICROBATCH_BYTES // max(size, 1)))
-    if microbatch_size < 1:
+    if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
-    return _stream(loss_fn, min(microbatch_size, n), params, batch)
+    return _stream(loss_fn, microbatch_size and min(microbatch_size, n), params, batch)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _stream(loss_fn: Callable, size: int, params: Any, batch: Any) -> GradientMoments:
+def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> GradientMoments:
     n = jax.tree.leaves(batch)[0].shape[0]
+    layers = outer_layers(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], batch))
+    size = size or min(n, _automatic(params, layers))
     whole = n // size
     head = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch)
-    gradient = jax.vmap(jax.grad(loss_fn), (None, 0))
+    moments = partial(_micro, loss_fn, params, layers)
 
     def step(total: GradientMoments, micro: Any) -> tuple[GradientMoments, Any]:
-        part = _moments_of(gradient(params, micro))
+        part = moments(micro)
         merged = _merge(total, part)
         return merged._replace(square_norms=()), part.square_norms
 
@@ -94,8 +97,46 @@ def _stream(loss_fn: Callable, size: int, params: Any, batch: Any) -> GradientMo
     total = total._replace(square_norms=jax.tree.map(jnp.ravel, norms))
     if n % size:
         rest = jax.tree.map(lambda leaf: leaf[whole * size :], batch)
-        total = merge(total, _moments_of(gradient(params, rest)))
+        total = merge(total, moments(rest))
     return total
+
+
+def _automatic(params: Any, layers: list[Outer]) -> int:
+    """Examples whose per-example gradients fit in MICROBATCH_BYTES."""
+    kernels = {layer.kernel for layer in layers}
+    sizes = [leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(params)]
+    held = sum(size for index, size in enumerate(sizes) if index not in kernels)
+    return max(1, min(MOST, MICROBATCH_BYTES // max(held, 1)))
+
+
+def _micro(loss_fn: Callable, params: Any, layers: list[Outer], examples: Any) -> GradientMoments:
+    """Moments of one micro-batch; by per-example gradients throughout where the short way would lose digits."""
+
+    def general() -> GradientMoments:
+        return _moments_of(jax.vmap(jax.grad(loss_fn), (None, 0))(params, examples))
+
+    if not layers:
+        return general()
+    tapped = tapped_gradients(loss_fn, params, examples, layers)
+    leaves, tree = jax.tree.flatten(params)
+    given: list[Any] = [None] * len(leaves)
+    sums = [outer_sums(*each) for each in zip(tapped.inputs, tapped.cotangents, strict=True)]
+    for layer, cotangent in zip(layers, tapped.cotangents, strict=True):
+        if layer.bias >= 0:
+            given[layer.bias] = cotangent
+    kernels = {layer.kernel for layer in layers}
+    others = iter(tapped.rest)
+    given = [next(others) if each is None and index not in kernels else each for index, each in enumerate(given)]
+    rest = _moments_of([each for each in given if each is not None])
+
+    def joined(field: str) -> Any:
+        found, plain = {layer.kernel: getattr(one, field) for layer, one in zip(layers, sums, strict=True)}, None
+        plain = iter(getattr(rest, field))
+        return tree.unflatten([found[index] if index in found else next(plain) for index in range(len(leaves))])
+
+    fields = {field: joined(field) for field in ("mean", "square", "sign_sum", "zeros", "square_norms")}
+    fast = GradientMoments(n=rest.n, **fields)
+    return jax.lax.cond(jnp.stack([one.sound for one in sums]).all(), lambda: fast, general)
 
 
 def _wide(leaf: jax.Array) -> jnp.dtype:
