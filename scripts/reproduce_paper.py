@@ -73,17 +73,18 @@ def moves(low: int, high: int, least: float, most: float) -> Callable[[list[dict
 
 
 def surges(entries: list[dict[str, Any]]) -> Verdict:
-    """The claim that a law with a peak holds: no law without one comes within RULED_OUT of it in AICc, or the
-    other way round."""
+    """The claim that ε_opt rises, peaks and falls: the data see both, and no law without a peak comes within
+    RULED_OUT of one with it in AICc. Refuted where that holds the other way round."""
     criteria = {name: law["aic"] for name, law in entries[-1]["laws"].items() if law["aic"] is not None}
     if not criteria.keys() & set(PEAKED) or not criteria.keys() & set(MONOTONE):
         return Verdict(OPEN, f"{len(entries[-1]['optimal_lr'])} batch sizes are too few for the laws")
     peaked, monotone = (min(criteria[name] for name in names if name in criteria) for names in (PEAKED, MONOTONE))
     lead = monotone - peaked
-    verdict = YES if lead > RULED_OUT else NO if lead < -RULED_OUT else OPEN
-    return Verdict(
-        verdict, f"AICc of laws without a peak minus those with one: {lead:.1f} (clear beyond ±{RULED_OUT:g})"
-    )
+    peak = entries[-1]["b_peak"]
+    seen = None not in (peak["value"], peak["high"])
+    verdict = YES if lead > RULED_OUT and seen else NO if lead < -RULED_OUT else OPEN
+    shown = f"B_peak {_number(peak['value'])}" if seen else peak["why"].partition(";")[0]
+    return Verdict(verdict, f"{shown}; AICc of laws without a peak minus with one: {lead:.1f}")
 
 
 def half_power_suits(entries: list[dict[str, Any]]) -> Verdict:

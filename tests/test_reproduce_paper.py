@@ -41,11 +41,15 @@ def test_a_power_of_the_batch_size_is_judged_by_its_interval():
 
 
 def test_laws_are_judged_by_what_the_data_rule_out():
-    def laws(monotone, peaked, alpha=(0.4, 0.7)):
+    def laws(monotone, peaked, alpha=(0.4, 0.7), high=100.0):
+        peak = {"value": 10.0, "high": high, "why": "no significant fall"}
         rising = {"params": {"alpha": 0.5}, "intervals": {"alpha": alpha}, "aic": monotone}
-        return [entry(0, laws={"mccandlish": rising, "surge": {"params": {}, "intervals": {}, "aic": peaked}})]
+        return [
+            entry(0, laws={"mccandlish": rising, "surge": {"params": {}, "intervals": {}, "aic": peaked}}, b_peak=peak)
+        ]
 
     assert paper.surges(laws(30, 20)).verdict == paper.YES
+    assert paper.surges(laws(30, 20, high=None)).verdict == paper.OPEN
     assert paper.surges(laws(20, 30)).verdict == paper.NO
     assert paper.surges(laws(22, 20)).verdict == paper.OPEN
     assert paper.surges(laws(None, 20)).verdict == paper.OPEN
