@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "dtype": "bfloat16",
         "attention": "xla",
         "remat": False,
+        "stream": False,  # True: tokens stay in their memory-mapped file
     }
     config.optimizers = {
         "sign": {"spec": "adam(b1=0, b2=0)", "learning_rates": (5e-6, 1.1e-3)},

@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "dtype": "bfloat16",
         "attention": "xla",
         "remat": True,
+        "stream": False,  # True: tokens stay in their memory-mapped file
     }
     config.optimizers = {
         "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (3e-5, 3e-3)},

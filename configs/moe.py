@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "evaluation_examples": 64,
         "dtype": "bfloat16",
         "remat": True,
+        "stream": False,  # True: tokens stay in their memory-mapped file
     }
     config.optimizers = {
         "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (2e-6, 6e-4)},

@@ -6,10 +6,14 @@ import numpy as np
 import optax
 import pytest
 
+from surge.optimizers import make_optimizer
 from surge.tasks import gpt, text
 from surge.training.run import make_train
+from surge.training.sweep import plan, run_pieces
 
 SIZE = gpt.Size(vocabulary=97, context=16, width=24, depth=3, heads=4)
+
+PLAN = {"learning_rate_ratio": 2.0, "batch_sizes": (8,), "seeds": 2, "max_steps": 40, "max_examples": 320, "evals": 3}
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +133,83 @@ def test_windows_are_pieces_of_the_training_text():
     assert (np.diff(drawn, axis=1) == 1).all() and set(np.asarray(drawn[:, 0])) == set(range(92))
 
 
+def test_text_larger_than_a_device_is_read_as_it_is_drawn(tmp_path):
+    count = 6 * 10**9  # bytes of a sparse file, beyond what 32 bits index
+    tokens = np.lib.format.open_memmap(tmp_path / "text.npy", "w+", np.uint8, (count,))
+    tokens[-3 * 10**7 :] = 1
+    draw = jax.jit(jax.vmap(gpt.streamed_window(tokens, 9), (None, 0)))
+    drawn = draw((), jax.random.split(jax.random.key(0), 4_000))
+    assert drawn.shape == (4_000, 9) and 5 < drawn[:, 0].sum() < 40
+    short = np.arange(100, dtype=np.uint8)
+    drawn = jax.vmap(gpt.streamed_window(short, 9), (None, 0))((), jax.random.split(jax.random.key(0), 2_000))
+    assert (np.diff(drawn, axis=1) == 1).all() and set(np.asarray(drawn[:, 0])) == set(range(92))
+
+
+def test_streamed_text_trains_on_every_lane_of_a_sweep(tmp_path):
+    (tmp_path / "a.txt").write_text("what is measured need not be assumed. " * 50)
+    task = gpt.text("tiny", str(tmp_path / "a.txt"), context=16, evaluation_examples=8, stream=True)
+    assert not jax.tree.leaves(task.data)
+    pieces = plan(optimizers={"adam": ("adam", (1e-2, 2e-2))}, **PLAN)
+    [(_, result)] = run_pieces(task, pieces, jax.random.key(1), stop_loss=0.0, form="vmap")
+    assert (result.loss[..., -1] < result.loss[..., 0] - 1).all()
+
+
 def test_loss_falls_on_the_standard_library(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "NOT_OURS", text.NOT_OURS | {"asyncio", "email", "idlelib", "encodings"})
     task = gpt.text("tiny", evaluation_examples=16)
     train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
     result = train(1e-2, jax.random.key(0), 8, np.array([1, 80]), 0.0, task.data, task.evaluation)
     assert result.loss[0] > 4.5 > 3.2 > result.loss[1]
+
+
+def kneser_ney(train, test, order=5):
+    """Probability of each byte of `test` from the `order - 1` before it: interpolated Kneser-Ney over `train`."""
+
+    def grams(text, length):
+        shifted = (text[order - 1 - back : len(text) - back].astype(np.int64) << 8 * back for back in range(length))
+        return sum(shifted)
+
+    def look_up(table, values, wanted):
+        at = np.minimum(np.searchsorted(table, wanted), len(table) - 1)
+        return np.where(table[at] == wanted, values[at], 0)
+
+    levels, (known, counts) = [], np.unique(grams(train, order), return_counts=True)
+    for length in range(order, 0, -1):
+        levels.append((length, known, counts))
+        known, counts = np.unique(known % 256 ** (length - 1), return_counts=True)  # in how many contexts, not times
+    probability = np.full(len(test) - order + 1, 1 / 256)
+    for length, known, counts in reversed(levels):
+        once, twice = (counts == 1).sum(), (counts == 2).sum()
+        discount = once / (once + 2 * twice) if once else 0.5
+        contexts, first = np.unique(known >> 8, return_index=True)
+        wanted = grams(test, length)
+        total = look_up(contexts, np.add.reduceat(counts, first), wanted >> 8)
+        kinds = look_up(contexts, np.diff([*first, len(known)]), wanted >> 8)
+        seen = np.maximum(look_up(known, counts, wanted) - discount, 0)
+        below = probability
+        probability = np.where(total > 0, (seen + discount * kinds * below) / np.maximum(total, 1), below)
+    return probability
+
+
+def test_the_rival_is_a_distribution():
+    train = np.random.default_rng(0).integers(97, 101, 3_000).astype(np.uint8)
+    for context in (train[:4], np.array([97, 0, 98, 97], np.uint8)):
+        rows = [kneser_ney(train, np.append(context, np.uint8(byte)))[0] for byte in range(256)]
+        assert sum(rows) == pytest.approx(1) and min(rows) > 0
+
+
+@pytest.mark.slow
+def test_small_gpt_beats_five_grams_on_held_out_text(tmp_path):
+    tokens, held = gpt.split_held_out(text.text_tokens())
+    tokens = tokens[:2_000_000]
+    (tmp_path / "train.txt").write_bytes(bytes(tokens))
+    task = gpt.text("small", str(tmp_path / "train.txt"))
+    windows = gpt.windows(held, 256, 4 + 129)  # both predict the last 128 bytes, the rival with all it can use
+    optimizer = make_optimizer("adam(b1=0.9, b2=0.99, schedule='cosine', warmup=0.05)")
+    train = jax.jit(make_train(task, optimizer, microbatch_size=16))
+    result = train(3e-3, jax.random.key(0), 16, np.array([2_500]), 0.0, task.data, windows[:, 4:])
+    learned = float(result.loss[-1]) / np.log(2)
+    bits = -np.log2(kneser_ney(tokens, windows[:, 1:].astype(np.uint8).ravel()))
+    rival = np.pad(bits, (0, 4)).reshape(256, 132)[:, :128].mean()  # without the four that straddle two windows
+    print(f"bits per byte: GPT {learned:.3f}, 5-gram {rival:.3f}")
+    assert learned < rival

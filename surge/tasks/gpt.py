@@ -172,6 +172,24 @@ def draw_window(data: dict[str, Any], key: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice(jnp.asarray(tokens), (start,), (length,)).astype(jnp.int32)
 
 
+def streamed_window(tokens: np.ndarray, length: int) -> Callable[[Any, jax.Array], jax.Array]:
+    """A draw from tokens that stay on the host, memory-mapped: a step moves its own windows only to the device.
+
+    Starts are 64-bit, so a text may be of any size; the host is called once for a whole (micro-)batch of all lanes.
+    """
+
+    def read(bits: Any) -> np.ndarray:
+        high, low = np.moveaxis(np.asarray(bits).astype(np.uint64), -1, 0)
+        start = ((high << np.uint64(32)) | low) % np.uint64(len(tokens) - length + 1)
+        return tokens[start[..., None].astype(np.int64) + np.arange(length)].astype(np.int32)
+
+    def draw(_: Any, key: jax.Array) -> jax.Array:
+        shape = jax.ShapeDtypeStruct((length,), jnp.int32)
+        return jax.pure_callback(read, shape, jax.random.bits(key, (2,)), vmap_method="expand_dims")
+
+    return draw
+
+
 def windows(tokens: np.ndarray, count: int, length: int) -> np.ndarray:
     """`count` windows [count, length], evenly spaced through the tokens."""
     starts = np.linspace(0, len(tokens) - length, count).astype(int)
@@ -190,8 +208,10 @@ def token_losses(model: nn.Module, params: Any, window: jax.Array) -> tuple[jax.
     return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]), extra
 
 
-def text_data(source: str, tokenizer: str, length: int, count: int, vocabulary: int) -> tuple[dict, np.ndarray]:
-    """(data for `draw_window`, evaluation windows of the training text); `length` tokens are predicted.
+def text_data(
+    source: str, tokenizer: str, length: int, count: int, vocabulary: int, stream: bool
+) -> tuple[Callable[[Any, jax.Array], jax.Array], Any, np.ndarray]:
+    """(draw, its data, evaluation windows of the training text); `length` tokens are predicted.
 
     Raises:
       ValueError: the text is missing, shorter than a window or `count` of them, or has tokens outside the vocabulary.
@@ -205,7 +225,10 @@ def text_data(source: str, tokenizer: str, length: int, count: int, vocabulary: 
         raise ValueError(f"the text of {source} has {len(tokens) - length} windows, below evaluation_examples={count}")
     if int(tokens.max()) >= vocabulary:
         raise ValueError(f"the text of {source} has token {tokens.max()}, outside the vocabulary of {vocabulary}")
-    return {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)}, windows(tokens, count, length + 1)
+    evaluation = windows(tokens, count, length + 1)
+    if stream:
+        return streamed_window(tokens, length + 1), (), evaluation
+    return draw_window, {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)}, evaluation
 
 
 def text(
@@ -219,6 +242,7 @@ def text(
     dtype: str = "float32",
     attention: Literal["xla", "cudnn"] = "xla",
     remat: bool = False,
+    stream: bool = False,
 ) -> Task:
     """A GPT on any text; one example is one window, its loss the mean over its tokens in nats.
 
@@ -233,6 +257,8 @@ def text(
       dtype: of the computation.
       attention: see `GPT`.
       remat: see `GPT`.
+      stream: leave the tokens in their memory-mapped file and read windows as they are drawn, for texts larger than
+        a device; else they are moved there whole.
 
     Raises:
       ValueError: unknown size, or text or weights that cannot be used.
@@ -242,12 +268,12 @@ def text(
     shape = SIZES[size]
     shape = shape._replace(vocabulary=vocabulary or shape.vocabulary, context=context or shape.context)
     model = GPT(shape, jnp.dtype(dtype), attention, remat)
-    data, evaluation = text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary)
+    draw, data, evaluation = text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream)
     loaded = load_safetensors(weights) if weights else None
     return Task(
         init=lambda key: loaded or model.init(key, jnp.zeros(shape.context, jnp.int32)),
         loss=lambda params, window: token_losses(model, params, window)[0].mean(),
         data=data,
-        draw=draw_window,
+        draw=draw,
         evaluation=evaluation,
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from surge.tasks import Task
-from surge.tasks.gpt import GPT, SIZES, Size, draw_window, text_data, token_losses
+from surge.tasks.gpt import GPT, SIZES, Size, text_data, token_losses
 from surge.tasks.text import STDLIB
 
 
@@ -59,11 +59,12 @@ def text(
     evaluation_examples: int = 64,
     dtype: str = "float32",
     remat: bool = False,
+    stream: bool = False,
 ) -> Task:
     """A GPT whose feed-forward layers are mixtures of experts, on any text.
 
     Args:
-      size, source, tokenizer, vocabulary, context, evaluation_examples, dtype, remat: see `gpt.text`.
+      size, source, tokenizer, vocabulary, context, dtype, remat, stream: see `gpt.text`.
       routed: experts that tokens choose among, in each layer.
       active: experts chosen for a token.
       shared: experts that every token uses.
@@ -87,7 +88,7 @@ def text(
     shape = shape._replace(vocabulary=vocabulary or shape.vocabulary, context=context or shape.context)
     layer = partial(Experts, routed=routed, active=active, shared=shared, hidden=hidden)
     model = GPT(shape, jnp.dtype(dtype), remat=remat, feed_forward=layer)
-    data, evaluation = text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary)
+    draw, data, evaluation = text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream)
 
     def batch_loss(params: Any, batch: jax.Array) -> jax.Array:
         losses, routing = jax.vmap(partial(token_losses, model), (None, 0))(params, batch)
@@ -103,7 +104,7 @@ def text(
         init=lambda key: model.init(key, jnp.zeros(shape.context, jnp.int32)),
         loss=single_loss,
         data=data,
-        draw=draw_window,
+        draw=draw,
         evaluation=evaluation,
         batch_loss=batch_loss if balance_over == "batch" else None,
     )
