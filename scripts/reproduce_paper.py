@@ -88,7 +88,7 @@ def surges(entries: list[dict[str, Any]]) -> Verdict:
 
 
 def half_power_suits(entries: list[dict[str, Any]]) -> Verdict:
-    """The claim that McCandlish's law with α = 0.5 is also suitable: 0.5 lies in a profile interval narrower than 1."""
+    """The claim that McCandlish's law with α = 0.5 is also suitable: α's interval holds 0.5 and is narrower than 1."""
     law = entries[-1]["laws"].get("mccandlish")
     if not law or not law["params"]:
         return Verdict(OPEN, "too few batch sizes for the law")
