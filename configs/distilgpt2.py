@@ -5,7 +5,7 @@
     python -m surge.main --config=configs/distilgpt2.py:full     # the paper's batch sizes and seeds, ELI5-Category
 
 The paper's claims: both follow the surge form; McCandlish's law with α = 0.5 is also suitable.
-Found here (:quick, --stages=sweep,fit; two CPU cores, 191 s): to 2.9 nats per byte the optimum of β = (0, 0) rises from
+Found here (:quick, --stages=sweep,fit; two CPU cores, 191 s): to 2.9 nats per byte the optimum of β = (0, 0) goes from
 2.2e-3 [1.8e-3, 3.3e-3] at B = 4 to 4.4e-3 [3.8e-3, 6.2e-3] at 32 and stays, 4.3e-3 [4.1e-3, 4.6e-3] at 128; that of
 (.9, .999) from 2.9e-3 [2.0e-3, 5.2e-3] to 4.5e-3 [3.7e-3, 7.2e-3]. No fall is seen, so the data cannot tell the surge
 from a plateau. B_noise of β = (0, 0) grows from 5.8 [4.5, 7.3] at loss 3.1 to 19 [11, 31] at 2.9. See docs/results.

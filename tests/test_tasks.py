@@ -1,11 +1,9 @@
-"""Tasks with known answers, the mixture of experts, a user's own model, and the configs."""
+"""Tasks with known answers, the mixture of experts, and the configs."""
 
 import importlib.util
-import textwrap
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -104,33 +102,6 @@ def test_balance_over_a_batch_couples_its_examples(prose):
     for wrong, sentence in (({"active": 9}, "active must be"), ({"balance_over": "x"}, "balance_over must be")):
         with pytest.raises(ValueError, match=sentence):
             moe.text(**options, **wrong)
-
-
-def test_a_users_own_model_is_one_function(tmp_path, monkeypatch):
-    (tmp_path / "my_task.py").write_text(
-        textwrap.dedent(
-            """
-            import jax, jax.numpy as jnp, numpy as np
-            from surge.tasks import Task, draw_from_arrays
-
-            def task(examples=64):
-                x = np.random.default_rng(0).normal(size=(examples, 3)).astype(np.float32)
-                data = {"x": x, "y": x @ np.array([1.0, -2.0, 0.5], np.float32)}
-                return Task(
-                    init=lambda key: jnp.zeros(3),
-                    loss=lambda w, example: (example["x"] @ w - example["y"]) ** 2,
-                    data=data,
-                    draw=draw_from_arrays,
-                    evaluation=jax.tree.map(lambda a: a[:32], data),
-                )
-            """
-        )
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    task = make_task("my_task:task", examples=40)
-    train = jax.jit(make_train(task, lambda rate, *_: optax.sgd(rate), microbatch_size=4))
-    result = train(0.05, jax.random.key(0), 4, jnp.array([1, 100]), 0.0, task.data, task.evaluation)
-    assert result.loss[1] < 1e-3 < result.loss[0]
 
 
 def test_a_task_that_cannot_be_found_is_one_sentence():
