@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from surge.gradients import one_step
-from surge.gradients.moments import GradientMoments, per_example_moments
+from surge.gradients.moments import GradientMoments
 from surge.measurement import GROUPS, QUANTILES, gradient_noise
 from surge.optimizers import gradient_weights, make_optimizer
 from surge.tasks import draw_from_arrays
@@ -73,14 +73,13 @@ def measure(
     if shape:
         raise ValueError(f"loss_fn must return a scalar, the loss of one example; it returns shape {shape}")
     shares = [jax.tree.map(itemgetter(slice(start, None, GROUPS)), examples) for start in range(GROUPS)]
-    groups = [per_example_moments(loss_fn, params, share) for share in shares]
-    noise = gradient_noise(loss_fn, params, examples, groups)
+    noise = gradient_noise(loss_fn, params, shares)
     probe_key, step_key = jax.random.split(jax.random.key(seed))
     closed_form = independent = None
     if steps:
         hessian = one_step.flat_hessian(loss_fn, params, examples, probe_key)
-        closed_form = one_step.sign_summary(hessian, groups)
-        independent = one_step.independent_law(hessian, groups, batch_sizes)
+        closed_form = one_step.sign_summary(hessian, noise.groups)
+        independent = one_step.independent_law(hessian, noise.groups, batch_sizes)
     point = loss_fn, params, draw_from_arrays, examples, examples
     measured = {
         label: one_step.measured_law(
@@ -89,7 +88,7 @@ def measure(
         for label, (optimizer, weights) in steps.items()
     }
     validity = dict(zip(QUANTILES, noise.validity.tolist(), strict=True))
-    return Measurement(*noise[:3], validity, closed_form, independent, measured)
+    return Measurement(noise.moments, noise.b_simple, noise.sign, validity, closed_form, independent, measured)
 
 
 def _joined(batches: list[Any]) -> Any:

@@ -29,7 +29,8 @@ from surge.training.sweep import geometric_steps, microbatch
 GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed over
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BOUNDS = ("value", "low", "high")
-SCALES = ("b_simple", "sign (l1)")
+SCALES = ("b_simple", "sign (l1)", "b_simple, normalisation layers")
+VALIDITY_EDGES = np.logspace(-2, 8, 21)  # of the histogram of πσ²/2μ²
 CURVE = ("max_lr", "b_scale", "r")  # of the saturating surge through the measured law
 
 
@@ -108,16 +109,13 @@ def _checkpoint(
     example_key, probe_key, step_key = jax.random.split(key, 3)
     size = chosen.examples // GROUPS
     draw = jax.jit(jax.vmap(task.draw, (None, 0)))
-    groups, batches = [], []
-    for group_key in jax.random.split(example_key, GROUPS):
-        batches.append(draw(task.data, jax.random.split(group_key, size)))
-        groups.append(per_example_moments(task.loss, params, batches[-1]))
-    examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    batches = [draw(task.data, jax.random.split(each, size)) for each in jax.random.split(example_key, GROUPS)]
+    found = gradient_noise(task.loss, params, batches)
     hessian = one_step.flat_hessian(task.loss, params, task.evaluation, probe_key)
-    independent = one_step.independent_law(hessian, groups, config.batch_sizes)
-    summary = one_step.sign_summary(hessian, groups)
-    found = gradient_noise(task.loss, params, examples, groups)
+    independent = one_step.independent_law(hessian, found.groups, config.batch_sizes)
+    summary = one_step.sign_summary(hessian, found.groups)
     dataset = _noise(found).assign(summary._asdict() | {"r": summary.r})
+    evaluation_size = len(jax.tree.leaves(task.evaluation)[0])
     rows = []
     for label, optimizer in optimizers.items():
         spec = config.optimizers[label].spec
@@ -128,11 +126,8 @@ def _checkpoint(
         )
         # The paper's formula is for the sign of the gradient: it has nothing to say of SGD.
         formula = None if spec.startswith(("sgd", "momentum")) else independent
-        rows.append(
-            _estimates(config, samples, formula, len(jax.tree.leaves(task.evaluation)[0])).assign(
-                _branches(config, branch, spec, params, samples)
-            )
-        )
+        estimates = _estimates(config, samples, formula, evaluation_size)
+        rows.append(estimates.assign(_branches(config, branch, spec, params, samples)))
     stacked = xr.concat(rows, "optimizer").assign_coords(optimizer=list(optimizers))
     return dataset.merge(stacked).assign_coords(bound=list(BOUNDS), scale=list(SCALES))
 
@@ -210,43 +205,95 @@ def _drift(dataset: xr.Dataset) -> xr.Dataset:
 
 
 class GradientNoise(NamedTuple):
-    """Moments of all gradients, the noise scales of SGD and of sign descent, quantiles of the validity bound."""
+    """What gradients of single examples say of noise.
 
+    Attributes:
+      groups: moments of each batch.
+      moments: of the gradients of all examples.
+      b_simple: tr Σ/|μ|², noise scale of SGD.
+      sign: noise scale of sign descent.
+      validity: QUANTILES over parameters of πσ²/2μ².
+      histogram: shares of parameters between VALIDITY_EDGES of it.
+      layers: name -> tr Σ/|μ|² of that layer's parameters alone.
+      norms: tr Σ/|μ|² of all normalisation layers' parameters together.
+    """
+
+    groups: list[GradientMoments]
     moments: GradientMoments
     b_simple: noise.Estimate
     sign: noise.Estimate
     validity: np.ndarray
+    histogram: np.ndarray
+    layers: dict[str, noise.Estimate]
+    norms: noise.Estimate
 
 
-def gradient_noise(loss_fn: Any, params: Any, examples: Any, groups: Sequence[GradientMoments]) -> GradientNoise:
-    """Noise scales from the moments of disjoint groups [at least 2] that together are those of the examples."""
+def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any]) -> GradientNoise:
+    """Moments and noise scales from disjoint batches of examples, at least two.
+
+    Args:
+      loss_fn: (params, example) -> scalar.
+      params: pytree of arrays.
+      batches: pytrees [n, ...].
+    """
+    examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    groups = [per_example_moments(loss_fn, params, batch) for batch in batches]
     total, halves = groups[0], list(groups[:2])
     for index, each in enumerate(groups[1:], 1):
         total = merge(total, each)
         if index > 1:
             halves[index % 2] = merge(halves[index % 2], each)
-    norms = np.sum([np.asarray(each, float) for each in jax.tree.leaves(total.square_norms)], 0)
-    alignments = np.asarray(curvature.alignments(loss_fn, params, examples, total.mean), float)
-    mean, std = (
-        np.asarray(ravel_pytree(total.mean)[0], float),
-        np.asarray(ravel_pytree(total.variance)[0], float) ** 0.5,
+    flat = lambda tree: np.asarray(ravel_pytree(tree)[0], float)  # noqa: E731
+    mean, std = flat(total.mean), flat(total.variance) ** 0.5
+    names, normal = _layers(params)
+    unique = list(dict.fromkeys(names))
+    layers = [unique.index(name) for name in names]
+    alignments = np.asarray(curvature.layer_alignments(loss_fn, params, examples, total.mean, layers), float)
+    norms, squares = np.zeros_like(alignments), np.zeros(len(unique))
+    leaves = zip(layers, jax.tree.leaves(total.square_norms), jax.tree.leaves(total.mean), strict=True)
+    for layer, norm, average in leaves:
+        norms[layer] += np.asarray(norm, float)
+        squares[layer] += float((np.asarray(average, float) ** 2).sum())
+
+    def scale(chosen: Sequence[int]) -> noise.Estimate:
+        if not len(chosen):
+            return noise.undefined(int(total.n), np.nan, np.nan, "no normalisation layers")
+        picked = list(chosen)
+        return noise.b_simple(norms[picked].sum(0), alignments[picked].sum(0), float(squares[picked].sum()))
+
+    return GradientNoise(
+        groups=groups,
+        moments=total,
+        b_simple=scale(range(len(unique))),
+        sign=noise.sign_noise_scale(flat(halves[0].mean), flat(halves[1].mean), std, int(total.n)),
+        validity=noise.validity_quantiles(mean, std, np.array(QUANTILES)),
+        histogram=noise.validity_histogram(mean, std, VALIDITY_EDGES),
+        layers={name: scale([index]) for index, name in enumerate(unique)},
+        norms=scale([index for index, name in enumerate(unique) if name in normal]),
     )
-    simple = noise.b_simple(norms, alignments, float(mean @ mean))
-    one, other = (np.asarray(ravel_pytree(each.mean)[0], float) for each in halves)
-    sign = noise.sign_noise_scale(one, other, std, int(total.n))
-    return GradientNoise(total, simple, sign, noise.validity_quantiles(mean, std, np.array(QUANTILES)))
+
+
+def _layers(params: Any) -> tuple[list[str], set[str]]:
+    """The layer of each leaf, by its path but for the last key, and those that normalise: Flax gives them `scale`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    names = [path.rpartition("/")[0] or path for path in paths]
+    return names, {path.rpartition("/")[0] for path in paths if path.endswith("/scale")}
 
 
 def _noise(found: GradientNoise) -> xr.Dataset:
-    scales = found.b_simple, found.sign
+    scales, layers = (found.b_simple, found.sign, found.norms), found.layers
     return xr.Dataset(
         {
             "noise_scale": (("scale", "bound"), np.array([[each.value, each.low, each.high] for each in scales])),
             "noise_scale_why": ("scale", [each.why for each in scales]),
+            "layer_noise": (("layer", "bound"), np.array([[e.value, e.low, e.high] for e in layers.values()])),
+            "layer_noise_why": ("layer", [each.why for each in layers.values()]),
             "validity": ("quantile", found.validity),
+            "validity_share": ("validity_bin", found.histogram),
             "zero_share": ((), float(np.mean(ravel_pytree(found.moments.zero_share)[0]))),
         },
-        coords={"quantile": list(QUANTILES)},
+        coords={"quantile": list(QUANTILES), "layer": list(layers), "validity_bin": VALIDITY_EDGES[:-1]},
     )
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from surge.gradients import curvature
 from surge.gradients.curvature import alignments, along, hutchinson, hvp, mean_loss, quadratic_form
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -49,3 +50,17 @@ def test_hutchinson_covers_the_diagonal_and_the_trace():
     assert abs(found.trace - jnp.trace(hessian)) < 4 * found.trace_error
     with pytest.raises(ValueError, match="at least 2"):
         hutchinson(loss, PARAMS, BATCH, jax.random.key(1), 1)
+
+
+def test_layer_alignments_sum_to_the_whole_and_are_those_of_the_layer():
+    params = {"a": jnp.arange(3.0), "b": jnp.ones((3, 2)), "c": jnp.ones(2)}
+    batch = jax.random.normal(jax.random.key(0), (5, 3))
+
+    def loss(params, x):
+        return jnp.sum(jnp.tanh((x + params["a"]) @ params["b"] + params["c"]) ** 2)
+
+    found = curvature.layer_alignments(loss, params, batch, params, [0, 1, 1])
+    gradients = jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+    inner = {name: jnp.sum(gradients[name] * params[name], tuple(range(1, gradients[name].ndim))) for name in params}
+    np.testing.assert_allclose(found, jnp.stack([inner["a"], inner["b"] + inner["c"]]), rtol=1e-5)
+    np.testing.assert_allclose(found.sum(0), curvature.alignments(loss, params, batch, params), rtol=1e-5)

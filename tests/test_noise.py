@@ -99,3 +99,14 @@ def test_sign_noise_scale_covers_the_truth_where_signal_is_clear():
 def test_validity_quantiles_leave_out_dead_parameters():
     found = noise.validity_quantiles(np.array([1.0, 0.0, 2.0]), np.array([1.0, 0.0, 2.0]), np.array([0.0, 1.0]))
     assert found == pytest.approx([np.pi / 2, np.pi / 2])
+
+
+def test_histogram_shares_sum_to_one_and_match_the_quantiles():
+    rng = np.random.default_rng(0)
+    mean, std = rng.normal(size=5000), np.exp(rng.normal(size=5000))
+    edges = np.logspace(-2, 4, 31)
+    shares = noise.validity_histogram(mean, std, edges)
+    assert shares.sum() == pytest.approx(1)
+    median = noise.validity_quantiles(mean, std, np.array([0.5]))[0]
+    assert shares[edges[1:] <= median].sum() <= 0.5 <= shares[edges[:-1] <= median].sum()
+    assert np.isnan(noise.validity_histogram(mean, 0 * std, edges)).all()

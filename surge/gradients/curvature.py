@@ -1,6 +1,6 @@
 """The loss along directions: slopes, curvatures, Hessian products and diagonals, streamed over the batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +74,25 @@ def alignments(loss_fn: LossFn, params: Any, batch: Any, direction: Any) -> jax.
         return jax.jvp(lambda point: loss_fn(point, example), (params,), (direction,))[1]
 
     return jax.lax.map(slope, batch, batch_size=min(MICROBATCH, n))
+
+
+def layer_alignments(loss_fn: LossFn, params: Any, batch: Any, direction: Any, layers: Sequence[int]) -> jax.Array:
+    """⟨g_i, u⟩ over the parameters of each layer and for every example: [layer, n].
+
+    Args:
+      loss_fn: (params, example) -> scalar.
+      params: pytree.
+      batch: pytree [n, ...].
+      direction: u, a pytree like params.
+      layers: the layer of each leaf of params, counted from 0.
+    """
+    leaves, tree = jax.tree.flatten(direction)
+
+    def one(layer: jax.Array) -> jax.Array:
+        held = [jnp.where(layer == each, leaf, 0) for each, leaf in zip(layers, leaves, strict=True)]
+        return alignments(loss_fn, params, batch, tree.unflatten(held))
+
+    return jax.lax.map(one, jnp.arange(max(layers) + 1))
 
 
 class Hutchinson(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ LAW_COLORS = {
     "surge": "#d55e00",
     "saturating_surge": "#cc79a7",
 }
+LEGIBLE = 12  # entries of a legend
 ESTIMATES = {  # name in measure.nc -> label, color
     "independent": ("independent coordinates (the paper's formula)", "#d55e00"),
     "measured": ("measured directions, a/q", "#0072b2"),
@@ -146,6 +148,33 @@ def noise_along_training(axes: Axes, measured: xr.Dataset, entries: list[dict[st
         axes.plot(*zip(*points, strict=True), "s--", color="#222222", label="B_noise from the sweep's S(B)")
     axes.invert_xaxis()
     axes.legend(fontsize=7)
+
+
+def validity(axes: Axes, measured: xr.Dataset) -> None:
+    """Share of parameters by the batch size πσ²/2μ² up to which the small-batch law holds for them."""
+    axes.set_xscale("log")
+    axes.set_xlabel("πσ²/2μ² of a parameter: the small-batch law holds far below")
+    axes.set_ylabel("share of parameters")
+    for index in range(measured.sizes["checkpoint"]):
+        checkpoint = measured.isel(checkpoint=index)
+        label = f"loss {float(checkpoint.loss):.3g}"
+        axes.step(measured.validity_bin, checkpoint.validity_share, where="post", color=f"C{index}", label=label)
+    axes.legend(fontsize=7)
+
+
+def layer_noise(axes: Axes, measured: xr.Dataset) -> None:
+    """tr Σ/|μ|² of each layer alone against training loss."""
+    axes.set_yscale("log")
+    axes.set_xlabel("training loss (training runs to the right)")
+    axes.set_ylabel("noise scale of a layer, examples")
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, measured.sizes["layer"]))
+    for color, layer in zip(colors, measured.layer.values, strict=True):
+        label = str(layer) if measured.sizes["layer"] <= LEGIBLE else None
+        values = measured.layer_noise.sel(layer=layer, bound="value")
+        axes.plot(measured.loss, values, "o-", ms=3, color=color, label=label)
+    axes.invert_xaxis()
+    if measured.sizes["layer"] <= LEGIBLE:
+        axes.legend(fontsize=7)
 
 
 def closed_forms(axes: Axes, checkpoint: xr.Dataset) -> None:

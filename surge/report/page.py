@@ -183,8 +183,11 @@ def _checkpoint_section(
     same = [entry for entry in entries if entry["optimizer"] == measured.attrs["optimizer"]]
     page.figure(
         "noise-along-training",
-        "Noise scales from per-example gradients at checkpoints, with 95% intervals; each is its own quantity.",
+        "Noise scales from per-example gradients at checkpoints, with 95% intervals, each its own quantity; of single "
+        "layers, from the first to the last dark to light; and how far the small-batch law reaches.",
         lambda axes: figures.noise_along_training(axes, measured, same),
+        lambda axes: figures.layer_noise(axes, measured),
+        lambda axes: figures.validity(axes, measured),
     )
     page.add(_noise_scales_table(measured) + _drift_table(measured) + _cost_table(measured, sweep))
     for optimizer in measured.optimizer.values:

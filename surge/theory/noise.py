@@ -135,17 +135,30 @@ def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n:
     return Estimate((spread / signal) ** 2, low, high, n, spread, signal)
 
 
-def validity_quantiles(mean: np.ndarray, std: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """Quantiles over parameters of πσ²/2μ²: the small-batch law holds for B far below (the paper, section 2).
+def validity_bound(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """πσ²/2μ² of each parameter with σ > 0: the small-batch law holds for B far below (the paper, section 2).
 
-    μ² is debiased by nothing here: a plug-in μ of n examples puts a ceiling of about πn/2 on these quantiles.
+    μ² is debiased by nothing here: a plug-in μ of n examples puts a ceiling of about πn/2 on most of them.
 
     Args:
       mean: μ [P].
-      std: σ [P]; parameters with σ = 0 are left out.
-      quantiles: in [0, 1].
+      std: σ [P].
     """
     active = std > 0
     with np.errstate(divide="ignore"):
-        bound = np.pi * std[active] ** 2 / (2 * mean[active] ** 2)
-    return np.quantile(bound, quantiles) if active.any() else np.full(len(quantiles), math.nan)
+        return np.pi * std[active] ** 2 / (2 * mean[active] ** 2)
+
+
+def validity_quantiles(mean: np.ndarray, std: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    """Quantiles over parameters of `validity_bound`, in [0, 1]; nan where no parameter has noise."""
+    bound = validity_bound(mean, std)
+    return np.quantile(bound, quantiles) if len(bound) else np.full(len(quantiles), math.nan)
+
+
+def validity_histogram(mean: np.ndarray, std: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Share of parameters whose `validity_bound` lies between neighbouring edges [e] -> [e - 1].
+
+    What lies beyond the outermost edges counts in the outermost bins; all nan where no parameter has noise.
+    """
+    bound = np.clip(validity_bound(mean, std), edges[0], edges[-1])
+    return np.histogram(bound, edges)[0] / len(bound) if len(bound) else np.full(len(edges) - 1, math.nan)
