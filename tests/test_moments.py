@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surge.gradients.moments import merge, minibatch_moments, per_example_moments
+from surge.gradients.moments import _stream, merge, minibatch_moments, per_example_moments
+from surge.tasks import gpt, resnet
 
 
 class SmallCNN(nn.Module):
@@ -47,7 +48,7 @@ def problem(name, n=11, dtype=jnp.float32):
 
 def loop(loss, params, batch):
     """The second implementation: one example at a time, sums in float64."""
-    n = len(batch[0])
+    n = len(jax.tree.leaves(batch)[0])
     rows = [jax.grad(loss)(params, jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for i in range(n)]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float64) for leaf in leaves]), *rows)
 
@@ -70,8 +71,10 @@ def assert_equals_loop(moments, rows, rtol=1e-5):
         close(mean, g.mean(0), scale)
         close(variance, g.var(0, ddof=1), scale**2)
         close(norms, (g.reshape(n, -1) ** 2).sum(1), scale**2)
-        np.testing.assert_array_equal(signs, np.sign(g).sum(0))
-        np.testing.assert_array_equal(zeros, (g == 0).sum(0))
+        # Gradients that are zero but for rounding, as of an attention's key bias, have no sign to agree on.
+        told = ((g == 0) | (np.abs(g) > 1e-6 * scale)).all(0)
+        np.testing.assert_array_equal(np.asarray(signs)[told], np.sign(g).sum(0)[told])
+        np.testing.assert_array_equal(np.asarray(zeros)[told], (g == 0).sum(0)[told])
 
 
 @pytest.mark.parametrize("name", ["dense", "cnn", "tied"])
@@ -159,3 +162,30 @@ def test_bad_batches_are_refused():
         per_example_moments(lambda w, x: w @ x[0], jnp.zeros(2), (jnp.ones((3, 2)), jnp.ones(4)))
     with pytest.raises(ValueError, match="at least 1"):
         linear(jnp.ones((3, 2)), microbatch_size=0)
+
+
+def test_memory_grows_with_neither_examples_nor_micro_batches():
+    model = gpt.GPT(gpt.SIZES["tiny"])
+    params = model.init(jax.random.key(0), jnp.zeros(16, jnp.int32))
+    loss = lambda params, row: gpt.token_losses(model, params, row)[0].mean()  # noqa: E731
+
+    def temporaries(n):
+        rows = jnp.zeros((n, 17), jnp.uint8)
+        return _stream.lower(loss, 4, params, rows).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(64) <= 1.02 * temporaries(16)
+
+
+def test_a_gpt_and_a_resnet_equal_a_loop_over_examples():
+    key = jax.random.key(0)
+    model = gpt.GPT(gpt.SIZES["tiny"])
+    rows = jax.random.randint(key, (5, 9), 0, 256).astype(jnp.uint8)
+    params = model.init(key, jnp.zeros(8, jnp.int32))
+    loss = lambda params, row: gpt.token_losses(model, params, row)[0].mean()  # noqa: E731
+    assert_equals_loop(per_example_moments(loss, params, rows, microbatch_size=2), loop(loss, params, rows), rtol=5e-5)
+    images = jax.random.normal(key, (5, 8, 8, 3))
+    network = resnet.ResNet((4, 8), (1, 1), 3, 2)
+    params = network.init(key, images[0])
+    loss = lambda params, image: (network.apply(params, image) ** 2).sum()  # noqa: E731
+    moments = per_example_moments(loss, params, images, microbatch_size=2)
+    assert_equals_loop(moments, loop(loss, params, images), rtol=5e-5)
