@@ -23,7 +23,8 @@ class Measurement(NamedTuple):
       moments: of the gradients of all examples; leaves shaped like params.
       b_simple: tr Σ/|μ|² in examples, McCandlish's noise scale, with its 95% interval.
       sign: (‖σ‖₁/‖μ‖₁)² in examples, the noise scale of sign descent, with its 95% interval.
-      validity: quantile -> πσ²/2μ² over parameters, in examples: the small-batch law holds far below it.
+      validity: quantile -> [value, low, high] of πσ²/2μ² over parameters, in examples: the small-batch law holds
+        far below it.
       closed_form: coefficients of sign descent's closed forms; None where no optimizer was asked for.
       independent: the paper's formula for sign descent at each batch size; None likewise.
       measured: label -> measured one-step law of each optimizer at each batch size.
@@ -32,7 +33,7 @@ class Measurement(NamedTuple):
     moments: GradientMoments
     b_simple: Estimate
     sign: Estimate
-    validity: dict[float, float]
+    validity: dict[float, list[float]]
     closed_form: one_step.SignSummary | None
     independent: one_step.OneStepLR | None
     measured: dict[str, one_step.OneStepLR]

@@ -189,7 +189,7 @@ def _drift(dataset: xr.Dataset) -> xr.Dataset:
     """Exponents of what moves with the training loss."""
     loss = dataset.loss.values
     series = {f"noise scale, {scale}": dataset.noise_scale.sel(scale=scale, bound="value") for scale in SCALES}
-    series |= {"validity bound, median": dataset.validity.sel(quantile=0.5), "r = D/O": dataset.r}
+    series |= {"validity bound, median": dataset.validity.sel(quantile=0.5, bound="value"), "r = D/O": dataset.r}
     series |= {"B_noise of the independent law": dataset.b_noise}
     peaks = dataset.measured_peak.sel(bound="value")
     series |= {f"B_peak measured, {each}": peaks.sel(optimizer=each) for each in dataset.optimizer.values}
@@ -212,7 +212,7 @@ class GradientNoise(NamedTuple):
       moments: of the gradients of all examples.
       b_simple: tr Σ/|μ|², noise scale of SGD.
       sign: noise scale of sign descent.
-      validity: QUANTILES over parameters of πσ²/2μ².
+      validity: QUANTILES over parameters of πσ²/2μ² [q, 3]: value, low and high.
       histogram: shares of parameters between VALIDITY_EDGES of it.
       layers: name -> tr Σ/|μ|² of that layer's parameters alone.
       norms: tr Σ/|μ|² of all normalisation layers' parameters together.
@@ -266,7 +266,7 @@ def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any]) -> Gradien
         moments=total,
         b_simple=scale(range(len(unique))),
         sign=noise.sign_noise_scale(flat(halves[0].mean), flat(halves[1].mean), std, int(total.n)),
-        validity=noise.validity_quantiles(mean, std, np.array(QUANTILES)),
+        validity=noise.validity_quantiles(mean, std, int(total.n), np.array(QUANTILES)),
         histogram=noise.validity_histogram(mean, std, VALIDITY_EDGES),
         layers={name: scale([index]) for index, name in enumerate(unique)},
         norms=scale([index for index, name in enumerate(unique) if name in normal]),
@@ -277,7 +277,7 @@ def _layers(params: Any) -> tuple[list[str], set[str]]:
     """The layer of each leaf, by its path but for the last key, and those that normalise: Flax gives them `scale`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    names = [path.rpartition("/")[0] or path for path in paths]
+    names = [path.rpartition("/")[0] or path or "params" for path in paths]  # a bare array has no path
     return names, {path.rpartition("/")[0] for path in paths if path.endswith("/scale")}
 
 
@@ -289,7 +289,7 @@ def _noise(found: GradientNoise) -> xr.Dataset:
             "noise_scale_why": ("scale", [each.why for each in scales]),
             "layer_noise": (("layer", "bound"), np.array([[e.value, e.low, e.high] for e in layers.values()])),
             "layer_noise_why": ("layer", [each.why for each in layers.values()]),
-            "validity": ("quantile", found.validity),
+            "validity": (("quantile", "bound"), found.validity),
             "validity_share": ("validity_bin", found.histogram),
             "zero_share": ((), float(np.mean(ravel_pytree(found.moments.zero_share)[0]))),
         },

@@ -97,8 +97,23 @@ def test_sign_noise_scale_covers_the_truth_where_signal_is_clear():
 
 
 def test_validity_quantiles_leave_out_dead_parameters():
-    found = noise.validity_quantiles(np.array([1.0, 0.0, 2.0]), np.array([1.0, 0.0, 2.0]), np.array([0.0, 1.0]))
-    assert found == pytest.approx([np.pi / 2, np.pi / 2])
+    mean, std = np.array([1.0, 0.0, 2.0]), np.array([1.0, 0.0, 2.0])
+    found = noise.validity_quantiles(mean, std, 10**8, np.array([0.0, 1.0]))
+    assert found == pytest.approx(np.full((2, 3), np.pi / 2), rel=1e-3)
+    assert np.isnan(noise.validity_quantiles(mean, 0 * std, 9, np.array([0.5]))).all()
+
+
+@pytest.mark.parametrize("n", [64, 4_096])
+def test_validity_intervals_hold_the_true_quantiles_where_the_plug_in_hits_its_ceiling(n):
+    rng = np.random.default_rng(0)
+    mean, std, quantiles = rng.normal(size=2_000) / 30, np.exp(rng.normal(size=2_000) / 2), np.array([0.05, 0.5, 0.9])
+    truth = np.quantile(np.pi * std**2 / (2 * mean**2), quantiles)
+    for _ in range(20):
+        measured = mean + std * rng.normal(size=2_000) / n**0.5
+        value, low, high = noise.validity_quantiles(measured, std, n, quantiles).T
+        assert (low < truth).all() and (truth < high).all()
+    if n == 64:
+        assert value[1] < truth[1] / 3 and high[1] == np.inf
 
 
 def test_histogram_shares_sum_to_one_and_match_the_quantiles():
@@ -107,6 +122,6 @@ def test_histogram_shares_sum_to_one_and_match_the_quantiles():
     edges = np.logspace(-2, 4, 31)
     shares = noise.validity_histogram(mean, std, edges)
     assert shares.sum() == pytest.approx(1)
-    median = noise.validity_quantiles(mean, std, np.array([0.5]))[0]
+    median = noise.validity_quantiles(mean, std, 100, np.array([0.5]))[0, 0]
     assert shares[edges[1:] <= median].sum() <= 0.5 <= shares[edges[:-1] <= median].sum()
     assert np.isnan(noise.validity_histogram(mean, 0 * std, edges)).all()

@@ -55,7 +55,7 @@ def test_measure_finds_the_exact_answers_of_the_quadratic():
     truth = known.sigma @ known.sigma / (known.mu @ known.mu)
     assert found.b_simple.low < truth < found.b_simple.high and found.b_simple.n == 2_000
     assert found.sign.low < (known.sigma.sum() / np.abs(known.mu).sum()) ** 2 < found.sign.high
-    assert found.validity[0.5] == pytest.approx(np.pi / 2 * 16, rel=0.2)
+    assert found.validity[0.5][0] == pytest.approx(np.pi / 2 * 16, rel=0.2)
     np.testing.assert_allclose(found.moments.mean, known.mu, atol=5 * 4 / 2_000**0.5)
     trace = np.trace(known.hessian @ known.noise_root @ known.noise_root.T)
     signal = known.mu @ known.hessian @ known.mu

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from surge.gradients.layers import Outer, outer_layers, outer_sums, tapped_gradients
+from surge.gradients.products import BLOCK, LeafSums, Plan, leaf_sums, plan, tapped_gradients
 
-MICROBATCH_BYTES = 64 * 2**20  # of per-example gradients held at once, where no size is asked for
+MICROBATCH_BYTES = 128 * 2**20  # of activations and gradients of examples held at once, where no size is asked for
 MOST = 1024  # examples in such a micro-batch
 
 
@@ -82,14 +82,13 @@ def per_example_moments(
 @partial(jax.jit, static_argnums=(0, 1))
 def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> GradientMoments:
     n = jax.tree.leaves(batch)[0].shape[0]
-    layers = outer_layers(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], batch))
-    size = size or min(n, _automatic(params, layers))
+    found = plan(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], batch))
+    size = size or min(n, _automatic(params, found))
     whole = n // size
     head = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch)
-    moments = partial(_micro, loss_fn, params, layers)
 
     def step(total: GradientMoments, micro: Any) -> tuple[GradientMoments, Any]:
-        part = moments(micro)
+        part = _micro(found, params, micro)
         merged = _merge(total, part)
         return merged._replace(square_norms=()), part.square_norms
 
@@ -97,46 +96,41 @@ def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> Gra
     total = total._replace(square_norms=jax.tree.map(jnp.ravel, norms))
     if n % size:
         rest = jax.tree.map(lambda leaf: leaf[whole * size :], batch)
-        total = merge(total, moments(rest))
+        total = merge(total, _micro(found, params, rest))
     return total
 
 
-def _automatic(params: Any, layers: list[Outer]) -> int:
-    """Examples whose per-example gradients fit in MICROBATCH_BYTES."""
-    kernels = {layer.kernel for layer in layers}
-    sizes = [leaf.size * max(leaf.dtype.itemsize, 4) for leaf in jax.tree.leaves(params)]
-    held = sum(size for index, size in enumerate(sizes) if index not in kernels)
-    return max(1, min(MOST, MICROBATCH_BYTES // max(held, 1)))
+def _automatic(params: Any, found: Plan) -> int:
+    """Examples that fit in MICROBATCH_BYTES."""
+    leaves = jax.tree.leaves(params)
+    held = sum(leaves[index].size * max(leaves[index].dtype.itemsize, 4) for index in found.read)
+    fitting = max(1, min(MOST, MICROBATCH_BYTES // max(held + found.activations, 1)))
+    return fitting if fitting < BLOCK else fitting // BLOCK * BLOCK
 
 
-def _micro(loss_fn: Callable, params: Any, layers: list[Outer], examples: Any) -> GradientMoments:
-    """Moments of one micro-batch; by per-example gradients throughout where the short way would lose digits."""
-
-    def general() -> GradientMoments:
-        return _moments_of(jax.vmap(jax.grad(loss_fn), (None, 0))(params, examples))
-
-    if not layers:
-        return general()
-    tapped = tapped_gradients(loss_fn, params, examples, layers)
+def _micro(found: Plan, params: Any, examples: Any) -> GradientMoments:
+    """Moments of one micro-batch."""
     leaves, tree = jax.tree.flatten(params)
-    given: list[Any] = [None] * len(leaves)
-    sums = [outer_sums(*each) for each in zip(tapped.inputs, tapped.cotangents, strict=True)]
-    for layer, cotangent in zip(layers, tapped.cotangents, strict=True):
-        if layer.bias >= 0:
-            given[layer.bias] = cotangent
-    kernels = {layer.kernel for layer in layers}
-    others = iter(tapped.rest)
-    given = [next(others) if each is None and index not in kernels else each for index, each in enumerate(given)]
-    rest = _moments_of([each for each in given if each is not None])
+    tapped = tapped_gradients(found, params, examples)
+    sums = [
+        leaf_sums(found, index, leaf, tapped) if found.of(index) else _sums(tapped.gradients[index])
+        for index, leaf in enumerate(leaves)
+    ]
+    n = jnp.asarray(jax.tree.leaves(examples)[0].shape[0], jnp.int32)
+    return GradientMoments(n, *(tree.unflatten(each) for each in zip(*sums, strict=True)))
 
-    def joined(field: str) -> Any:
-        found, plain = {layer.kernel: getattr(one, field) for layer, one in zip(layers, sums, strict=True)}, None
-        plain = iter(getattr(rest, field))
-        return tree.unflatten([found[index] if index in found else next(plain) for index in range(len(leaves))])
 
-    fields = {field: joined(field) for field in ("mean", "square", "sign_sum", "zeros", "square_norms")}
-    fast = GradientMoments(n=rest.n, **fields)
-    return jax.lax.cond(jnp.stack([one.sound for one in sums]).all(), lambda: fast, general)
+def _sums(gradients: jax.Array) -> LeafSums:
+    """Of stacked gradients [n, ...] of one leaf."""
+    wide = gradients.astype(_wide(gradients))
+    mean = wide.mean(0)
+    return LeafSums(
+        mean=mean,
+        square=((wide - mean) ** 2).sum(0),
+        sign_sum=jnp.sign(gradients).astype(jnp.int32).sum(0),
+        zeros=(gradients == 0).astype(jnp.int32).sum(0),
+        square_norms=(wide**2).sum(tuple(range(1, wide.ndim))),
+    )
 
 
 def _wide(leaf: jax.Array) -> jnp.dtype:
@@ -147,21 +141,6 @@ def _nothing(params: Any) -> GradientMoments:
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), params)
     counts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int32), params)
     return GradientMoments(jnp.zeros((), jnp.int32), zeros, zeros, counts, counts, ())
-
-
-def _moments_of(gradients: Any) -> GradientMoments:
-    """Moments of stacked gradients: each leaf [n, ...]."""
-    n = jax.tree.leaves(gradients)[0].shape[0]
-    wide = jax.tree.map(lambda leaf: leaf.astype(_wide(leaf)), gradients)
-    mean = jax.tree.map(lambda leaf: leaf.mean(0), wide)
-    return GradientMoments(
-        n=jnp.asarray(n, jnp.int32),
-        mean=mean,
-        square=jax.tree.map(lambda leaf, centre: ((leaf - centre) ** 2).sum(0), wide, mean),
-        sign_sum=jax.tree.map(lambda leaf: jnp.sign(leaf).astype(jnp.int32).sum(0), gradients),
-        zeros=jax.tree.map(lambda leaf: (leaf == 0).astype(jnp.int32).sum(0), gradients),
-        square_norms=jax.tree.map(lambda leaf: (leaf**2).sum(tuple(range(1, leaf.ndim))), wide),
-    )
 
 
 def merge(a: GradientMoments, b: GradientMoments) -> GradientMoments:

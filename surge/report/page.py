@@ -220,8 +220,9 @@ def _noise_scales_table(measured: xr.Dataset) -> str:
             value, low, high = (float(each) for each in checkpoint.noise_scale.sel(scale=scale))
             why = str(checkpoint.noise_scale_why.sel(scale=scale).values)
             cells.append(why or f"{number(value)} {interval(low, high if np.isfinite(high) else None)}")
-        quantiles = checkpoint.validity.values
-        return [*cells, *(number(float(each)) for each in quantiles), number(float(checkpoint.zero_share))]
+        for value, low, high in checkpoint.validity.values:
+            cells.append(f"{number(value)} {interval(low, high if np.isfinite(high) else None)}")
+        return [*cells, number(float(checkpoint.zero_share))]
 
     scales = [str(each) for each in measured.scale.values]
     bounds = [f"πσ²/2μ², {quantile:.0%}" for quantile in measured["quantile"].values]

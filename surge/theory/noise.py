@@ -135,30 +135,41 @@ def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n:
     return Estimate((spread / signal) ** 2, low, high, n, spread, signal)
 
 
-def validity_bound(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """πσ²/2μ² of each parameter with σ > 0: the small-batch law holds for B far below (the paper, section 2).
+def validity_quantiles(mean: np.ndarray, std: np.ndarray, n: int, quantiles: np.ndarray) -> np.ndarray:
+    """Quantiles over parameters of πσ²/2μ², far below which the small-batch law holds (the paper, section 2).
 
-    μ² is debiased by nothing here: a plug-in μ of n examples puts a ceiling of about πn/2 on most of them.
+    The plug-in μ of n examples puts a ceiling of about πn/2 on the bound of a parameter whose mean is all noise. The
+    interval takes every parameter at an end of its own 95% interval, so that it holds the quantile more often.
 
     Args:
-      mean: μ [P].
-      std: σ [P].
+      mean: μ [P] over n examples.
+      std: σ [P] of one example; parameters with σ = 0 are left out.
+      n: examples.
+      quantiles: [q], in [0, 1].
+
+    Returns:
+      [q, 3]: value, low and high, which is inf where the means may be zero; nan where no parameter has noise.
     """
-    active = std > 0
+    snr = _snr(mean, std)
+    if not len(snr):
+        return np.full((len(quantiles), 3), math.nan)
+    reach = stats.norm.ppf(0.5 + CONFIDENCE / 2) / math.sqrt(n)
+    # The bound falls as the signal-to-noise ratio rises: its q quantile belongs to that ratio's 1 - q quantile.
+    ends = (np.quantile(each, 1 - np.asarray(quantiles)) for each in (snr, snr + reach, np.maximum(snr - reach, 0)))
     with np.errstate(divide="ignore"):
-        return np.pi * std[active] ** 2 / (2 * mean[active] ** 2)
+        return np.stack([np.pi / (2 * each**2) for each in ends], -1)
 
 
-def validity_quantiles(mean: np.ndarray, std: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
-    """Quantiles over parameters of `validity_bound`, in [0, 1]; nan where no parameter has noise."""
-    bound = validity_bound(mean, std)
-    return np.quantile(bound, quantiles) if len(bound) else np.full(len(quantiles), math.nan)
+def _snr(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    active = std > 0
+    return np.abs(mean[active]) / std[active]
 
 
 def validity_histogram(mean: np.ndarray, std: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Share of parameters whose `validity_bound` lies between neighbouring edges [e] -> [e - 1].
+    """Share of parameters whose πσ²/2μ² lies between neighbouring edges [e] -> [e - 1]; see `validity_quantiles`.
 
     What lies beyond the outermost edges counts in the outermost bins; all nan where no parameter has noise.
     """
-    bound = np.clip(validity_bound(mean, std), edges[0], edges[-1])
+    with np.errstate(divide="ignore"):
+        bound = np.clip(np.pi / (2 * _snr(mean, std) ** 2), edges[0], edges[-1])
     return np.histogram(bound, edges)[0] / len(bound) if len(bound) else np.full(len(edges) - 1, math.nan)
