@@ -10,7 +10,11 @@ Found here (:quick, --stages=sweep,fit; two CPU cores, 191 s): to 2.9 nats per b
 (.9, .999) from 2.9e-3 [2.0e-3, 5.2e-3] to 4.5e-3 [3.7e-3, 7.2e-3]. No fall is seen, so the data cannot tell the surge
 from a plateau. B_noise of β = (0, 0) grows from 5.8 [4.5, 7.3] at loss 3.1 to 19 [11, 31] at 2.9. See docs/results.
 Full scale names a hub for ELI5-Category and reads bytes; the paper's tokens need GPT-2's tokenizer file, given by
---config.task_args.tokenizer=tokenizer.json --config.task_args.vocabulary=50257.
+--config.task_args.tokenizer=tokenizer.json --config.task_args.vocabulary=50257. For the paper's linear grids of
+learning rates, to 5.5e-4 and 1.09e-3, it has powers of √2 from half to twice their range. Not run here: there is no
+accelerator, and the data set is not on this machine.
+A published checkpoint is measured with --config.task_args.weights=model.safetensors --config.task_args.size=distilgpt2
+beside these two.
 Quick scale: the Python standard library's own source as bytes, which is always there.
 """
 
@@ -30,10 +34,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.task = "surge.tasks.gpt:text"
     config.task_args = {
         "size": "distilgpt2",
-        "source": "rexarski/eli5_category",
+        "source": "dany0407/eli5_category",
         "tokenizer": "bytes",
         "vocabulary": 256,
         "context": 128,
+        "weights": "",
         "evaluation_examples": 1_024,
         "dtype": "bfloat16",
         "attention": "xla",

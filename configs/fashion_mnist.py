@@ -10,6 +10,8 @@ Found here (:quick, --stages=sweep,fit; two CPU cores, 5.5 minutes): to training
 and reads 1.5e-2 [1.1e-2, 2.2e-2] at 164 and 9.4e-3 [8.0e-3, 1.6e-2] at 764: a peak is likely, not shown. With
 β = (0, 0) no run reaches 0.9 at B = 1 and 2 in 2,000 steps, and the rest cannot tell. Every claim judged, and figures:
 docs/results.
+Full scale: for the paper's linear grid of learning rates, 1e-4 to 1e-3, powers of √2 on and around its range. Not run
+here: no accelerator.
 Data: Debian's `dataset-fashion-mnist` (60,000 real images); else --config.task_args.source=DIRECTORY or a hub name.
 """
 

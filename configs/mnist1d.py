@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.task = "surge.tasks.mlp:mnist1d"
-    config.task_args = {"model": "mlp", "widths": (100, 100), "examples": 20_000}
+    config.task_args = {"model": "mlp", "widths": (100, 100), "examples": 20_000, "evaluation_examples": 1_024}
 
     # The grid of each optimizer: every power of learning_rate_ratio between two bounds.
     config.optimizers = {

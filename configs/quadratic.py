@@ -2,6 +2,7 @@
 
     python -m surge.main --config=configs/quadratic.py            # H = I + c·11ᵀ: the surge
     python -m surge.main --config=configs/quadratic.py:diagonal   # H diagonal: no surge, B_noise is infinite
+    python -m surge.main --config=configs/quadratic.py:correlated # Σ correlated: the independent law fails
     python -m surge.main --config=configs/quadratic.py:quick      # fewer seeds
     python -m surge.main --config=configs/quadratic.py:full       # more seeds and batch sizes
 
@@ -16,12 +17,16 @@ import ml_collections
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    if variant not in ("", "diagonal", "quick", "full"):
-        raise ValueError(f"configs/quadratic.py has no variant {variant!r}: choose diagonal, quick, full, or none")
+    variants = ("", "diagonal", "correlated", "quick", "full")
+    if variant not in variants:
+        raise ValueError(f"configs/quadratic.py has no variant {variant!r}: choose {', '.join(variants[1:])}, or none")
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.task = "surge.tasks.quadratic:quadratic"
-    config.task_args = {"hessian": "diagonal" if variant == "diagonal" else "rank_one"}
+    config.task_args = {
+        "hessian": "diagonal" if variant == "diagonal" else "rank_one",
+        "correlation": 0.3 if variant == "correlated" else 0.0,
+    }
 
     config.optimizers = {
         "sign_sgd": {"spec": "sign_sgd", "learning_rates": (1e-3, 4.0)},
@@ -42,7 +47,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "batch_size": 64,
         "max_steps": 1,
         "losses": (),  # at the start only
-        "examples": 4_096,
+        "examples": 65_536,
         "directions": 256,
         "horizons": (1,),
         "branch_examples": 400_000,

@@ -3,10 +3,10 @@
     python scripts/bench_moments.py                     # about 8 minutes on two cores
     python scripts/bench_moments.py --workloads=cnn
 
-Every contestant but the plain gradients yields the same statistics of each parameter (mean, variance, count of signs)
-and the squared norm of each example's gradient, in a process of its own: seconds are the median of several calls after
-a warm-up, memory is the growth of the process's peak over what it held before. The plain gradient of the same
-framework is the floor; "x floor" is against it on as many devices.
+Every contestant but the plain gradients yields the same statistics of each parameter (mean, variance, count of signs;
+"no signs" leaves the last out) and the squared norm of each example's gradient, in a process of its own: seconds are
+the median of several calls after a warm-up, memory is the growth of the process's peak over what it held before. The
+plain gradient of the same framework is the floor; "x floor" is against it on as many devices.
 """
 
 import importlib.util
@@ -32,9 +32,12 @@ EXAMPLES = {"mlp": 4_096, "cnn": 512, "resnet": 256, "gpt": 64}
 CONTESTANTS = {  # name -> (devices, floor)
     "jax gradient": (1, "jax gradient"),
     "ours": (1, "jax gradient"),
+    "ours, no signs": (1, "jax gradient"),
     "naive vmap(grad)": (1, "jax gradient"),
+    "jax-privacy": (1, "jax gradient"),
     "jax gradient, a device a core": (2, "jax gradient, a device a core"),
     "ours, a device a core": (2, "jax gradient, a device a core"),
+    "ours, no signs, a device a core": (2, "jax gradient, a device a core"),
     "torch gradient": (1, "torch gradient"),
     "torch.func vmap(grad)": (1, "torch gradient"),
     "Opacus": (1, "torch gradient"),
@@ -63,13 +66,31 @@ def jax_contestant(name: str, workload: str) -> Callable[[], Any]:
         norms = sum((leaf**2).sum(tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(found))
         return jax.tree.map(lambda leaf: (leaf.mean(0), leaf.var(0, ddof=1), jnp.sign(leaf).sum(0)), found), norms
 
-    if name == "naive vmap(grad)":
+    if name == "jax-privacy":
+        from jax_privacy import clipping
+
+        summed = lambda grads: jax.tree.map(lambda leaf: (leaf, leaf**2, jnp.sign(leaf)), grads)  # noqa: E731
+        naive = clipping.clipped_grad(
+            task.loss,
+            l2_clip_norm=float("inf"),
+            keep_batch_dim=False,
+            pre_clipping_transform=summed,
+            return_grad_norms=True,
+            microbatch_size=16,
+        )
+    if name in ("naive vmap(grad)", "jax-privacy"):
         program = jax.jit(naive)
         return lambda: jax.block_until_ready(program(params, batch))
     if name.startswith("ours"):
+
+        def moments(params: Any, batch: Any) -> Any:
+            found = per_example_moments(task.loss, params, batch)
+            return found._replace(sign_sum=(), zeros=()) if "no signs" in name else found  # what is not asked for
+
         if devices == 1:
-            return lambda: jax.block_until_ready(per_example_moments(task.loss, params, batch).variance)
-        parts = jax.pmap(lambda params, batch: per_example_moments(task.loss, params, batch), in_axes=(None, 0))
+            program = jax.jit(moments)
+            return lambda: jax.block_until_ready(program(params, batch))
+        parts = jax.pmap(moments, in_axes=(None, 0))
         both = jax.jit(lambda found: merge(*(jax.tree.map(itemgetter(each), found) for each in (0, 1))))
         return lambda: jax.block_until_ready(both(parts(params, dealt)))
     program = jax.pmap(jax.grad(mean_loss), in_axes=(None, 0))
@@ -140,7 +161,8 @@ def measure(name: str, workload: str) -> tuple[float, float]:
 
 def child(name: str, workload: str, devices: int) -> tuple[float, float, str]:
     """What a fresh process measures, or why it could not."""
-    if name == "BackPACK" and importlib.util.find_spec("backpack") is None:
+    module = {"BackPACK": "backpack", "jax-privacy": "jax_privacy", "Opacus": "opacus"}.get(name)
+    if module and importlib.util.find_spec(module) is None:
         return float("nan"), float("nan"), "not installed"
     command = [sys.executable, "-W", "ignore", __file__, f"--one={name.replace(',', ';')},{workload}"]
     extra = {"JAX_NUM_CPU_DEVICES": str(devices)}

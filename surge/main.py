@@ -3,7 +3,6 @@
 python -m surge.main --config=configs/mnist1d.py [--workdir=DIR] [--stages=measure,sweep,fit,report]
 """
 
-import difflib
 from collections.abc import Sequence
 from logging import WARNING, Formatter
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from surge.cli import fail
+from surge.cli import config_fault, fail
 
 STAGES = ("measure", "sweep", "fit", "report")
 
@@ -29,31 +28,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     one_device_per_core()  # before the config file, which may ask what devices there are
     try:
         positional = flags.FLAGS(list(argv))
-        if _CONFIG.value is None:
-            raise flags.Error("--config is missing: give one, like --config=configs/mnist1d.py")
-        if unknown := [stage for stage in _STAGES.value if stage not in STAGES]:
-            raise flags.Error(f"--stages has no {', '.join(unknown)}: choose among {','.join(STAGES)}")
-        return positional
-    except (AttributeError, KeyError):
-        fail(_unknown_field(argv))
-    except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
-        fail(f"--config: {error}" if isinstance(error, SyntaxError) else error)
-
-
-def _unknown_field(argv: Sequence[str]) -> str:
-    """The sentence for the first --config.FIELD that the config file does not have."""
-    bare = [argument for argument in argv if not argument.startswith("--config.")]
-    config = config_flags.DEFINE_config_file("config", flag_values=(values := flags.FlagValues()), sys_argv=bare)
-    values(bare, known_only=True)
-    for path in (each.removeprefix("--config.").partition("=")[0] for each in argv if each.startswith("--config.")):
-        node = config.value
-        for name in path.split("."):
-            if not isinstance(node, ConfigDict) or name not in node:
-                fields = list(node) if isinstance(node, ConfigDict) else []
-                near = difflib.get_close_matches(name, fields) or fields
-                return f"the config has no field {path}: did you mean {' or '.join(near) or 'its parent'}?"
-            node = node[name]
-    return "a --config.FIELD flag names a field that the config does not have"
+    except Exception as error:  # the config file is a program: it may raise anything
+        fail(config_fault(argv) or error)
+    if not isinstance(_CONFIG.value, ConfigDict):
+        fail(config_fault(argv))
+    if not _STAGES.value or not set(_STAGES.value) <= set(STAGES):
+        fail(f"--stages={','.join(_STAGES.value)} is no list of stages: choose among {','.join(STAGES)}")
+    return positional
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,12 +48,13 @@ def main(argv: Sequence[str]) -> None:
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     path, _, variant = name.partition(":")
     default = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
+    workdir = Path(_WORKDIR.value or default)
     try:
-        pipeline.run(_CONFIG.value, Path(_WORKDIR.value or default), _STAGES.value)
+        pipeline.run(_CONFIG.value, workdir, _STAGES.value)
     except pipeline.UserError as error:
         fail(error)
     except OSError as error:
-        fail(f"{error.strerror or error} ({error.filename or 'no file named'}): what was finished before is kept")
+        fail(f"{error.strerror or error} ({error.filename or workdir}): what was finished before is kept")
     except KeyboardInterrupt:
         fail("interrupted: the same command goes on from the last finished piece")
 

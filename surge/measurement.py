@@ -17,13 +17,13 @@ from jax.flatten_util import ravel_pytree
 from surge.gradients import curvature, one_step
 from surge.gradients.moments import GradientMoments, merge, per_example_moments
 from surge.optimizers import gradient_weights, make_optimizer
-from surge.tasks import Task
+from surge.tasks import Task, count_rows, ghost_batches
 from surge.theory import noise
 from surge.theory.drift import power_law
 from surge.theory.fit import compare_laws, find_peak
 from surge.training import checkpoint
 from surge.training.branch import BranchOracle
-from surge.training.run import State, make_train
+from surge.training.run import State, evaluate, make_train
 from surge.training.sweep import geometric_steps, microbatch
 
 GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed over
@@ -32,6 +32,7 @@ BOUNDS = ("value", "low", "high")
 SCALES = ("b_simple", "sign (l1)", "b_simple, normalisation layers")
 VALIDITY_EDGES = np.logspace(-2, 8, 21)  # of the histogram of πσ²/2μ²
 CURVE = ("max_lr", "b_scale", "r")  # of the saturating surge through the measured law
+FEWEST = len(CURVE) + 1  # batch sizes with a known optimum: through fewer points the curve is arbitrary
 
 
 def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Path) -> list[tuple[State, float]]:
@@ -51,10 +52,10 @@ def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Pa
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     steps = geometric_steps(chosen.max_steps, 64)
     init_key, _ = jax.random.split(key)
-    params = task.init(init_key)
+    params = jax.jit(task.init)(init_key)
     transform = optimizer(chosen.learning_rate, chosen.batch_size, steps[-1])
     state = State(params, transform.init(params), jnp.zeros((), jnp.int32))
-    start = float(curvature.mean_loss(task.loss, task.evaluation)(params))
+    start = float(jax.jit(partial(evaluate, task))(params, task.evaluation))
     reached = [(state, start)]
     for level in sorted((each for each in chosen.losses if each < start), reverse=True):
         ahead = np.asarray([step for step in steps if step > state.step], np.int32)
@@ -77,58 +78,71 @@ def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Pa
 def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Dataset:
     """Trains to the chosen losses and measures there.
 
+    Where only a batch of examples has a loss, its ghost batches stand in for examples: moments are those of
+    mini-batches. Whatever counts examples does so nonetheless.
+
     Returns:
       Dataset with dims checkpoint, optimizer, batch_size, horizon, scale, quantile, quantity and bound (value, low,
       high); its attribute `verdicts` holds the sentences that the numbers amount to.
     """
     states = train_to_losses(config, task, directory)
-    optimizers = {label: make_optimizer(each.spec) for label, each in config.optimizers.items()}
+    single, unit = (task, 1) if task.batch_loss is None else (ghost_batches(task), task.ghost)
+    steppers = {label: _in_units(each.spec, unit) for label, each in config.optimizers.items()}
     branch_key = jax.random.fold_in(jax.random.key(config.seed), 2_000_000)
     branch = BranchOracle(task, branch_key, config.measure.branch_examples)
     rows = []
     for index, (state, loss) in enumerate(states):
         key = jax.random.fold_in(jax.random.key(config.seed), 1_000_000 + index)
-        row = _checkpoint(config, task, state.params, optimizers, branch, key)
+        row = _checkpoint(config, single, unit, state.params, steppers, branch, key)
         rows.append(row.assign(loss=loss, step=int(state.step)))
         logging.info("measure: %d of %d checkpoints done", index + 1, len(states))
     dataset = xr.concat(rows, "checkpoint", combine_attrs="override")
     dataset = dataset.merge(_drift(dataset))
-    dataset.attrs = {"optimizer": config.measure.optimizer, "verdicts": json.dumps(verdicts(dataset))}
+    found = verdicts(dataset, config.learning_rate_ratio)
+    dataset.attrs = {"optimizer": config.measure.optimizer, "verdicts": json.dumps(found)}
     return dataset
+
+
+def _in_units(spec: str, unit: int) -> tuple[Any, Any]:
+    """What `make_optimizer` and `gradient_weights` make of a spec, for batches that are counted in units."""
+    make = make_optimizer(spec)
+    return lambda rate, size, steps: make(rate, size * unit, steps), lambda size: gradient_weights(spec, size * unit)
 
 
 def _checkpoint(
     config: ml_collections.ConfigDict,
     task: Task,
+    unit: int,
     params: Any,
-    optimizers: dict[str, Any],
+    steppers: dict[str, tuple[Any, Any]],
     branch: BranchOracle,
     key: jax.Array,
 ) -> xr.Dataset:
+    """One row: `task` is of single units, each of `unit` examples."""
     chosen = config.measure
     example_key, probe_key, step_key = jax.random.split(key, 3)
-    size = chosen.examples // GROUPS
+    size, units = chosen.examples // GROUPS // unit, [each // unit for each in config.batch_sizes]
     draw = jax.jit(jax.vmap(task.draw, (None, 0)))
     batches = [draw(task.data, jax.random.split(each, size)) for each in jax.random.split(example_key, GROUPS)]
-    found = gradient_noise(task.loss, params, batches)
+    found = gradient_noise(task.loss, params, batches, unit)
     hessian = one_step.flat_hessian(task.loss, params, task.evaluation, probe_key)
-    independent = one_step.independent_law(hessian, found.groups, config.batch_sizes)
+    independent = one_step.independent_law(hessian, found.groups, units)
     summary = one_step.sign_summary(hessian, found.groups)
+    summary = summary._replace(snr=summary.snr / unit**0.5, b_noise=summary.b_noise * unit)
     dataset = _noise(found).assign(summary._asdict() | {"r": summary.r})
-    evaluation_size = len(jax.tree.leaves(task.evaluation)[0])
     rows = []
-    for label, optimizer in optimizers.items():
+    for label, (optimizer, weights) in steppers.items():
         spec = config.optimizers[label].spec
         point = task.loss, params, task.draw, task.data, task.evaluation
-        weights = partial(gradient_weights, spec)
-        samples = one_step.sample_steps(
-            *point, optimizer, config.batch_sizes, step_key, count=chosen.directions, weights=weights
-        )
+        samples = one_step.sample_steps(*point, optimizer, units, step_key, count=chosen.directions, weights=weights)
         # The paper's formula is for the sign of the gradient: it has nothing to say of SGD.
         formula = None if spec.startswith(("sgd", "momentum")) else independent
-        estimates = _estimates(config, samples, formula, evaluation_size)
+        # A second derivative along a direction, on the evaluation batch, costs about what a gradient of it does.
+        curvatures = len(samples) * chosen.directions * count_rows(task.evaluation)
+        cost = unit * (sum(each.examples for each in samples) + curvatures)
+        estimates = _estimates(config, samples, formula).assign(measured_examples=cost)
         rows.append(estimates.assign(_branches(config, branch, spec, params, samples)))
-    stacked = xr.concat(rows, "optimizer").assign_coords(optimizer=list(optimizers))
+    stacked = xr.concat(rows, "optimizer").assign_coords(optimizer=list(steppers))
     return dataset.merge(stacked).assign_coords(bound=list(BOUNDS), scale=list(SCALES))
 
 
@@ -136,9 +150,8 @@ def _estimates(
     config: ml_collections.ConfigDict,
     samples: list[one_step.StepSample],
     formula: one_step.OneStepLR | None,
-    evaluation_size: int,
 ) -> xr.Dataset:
-    """One optimizer's one-step estimates, the peak of the measured one, and what it cost."""
+    """One optimizer's one-step estimates, and the peak of the measured one."""
     measured = one_step.measured_law(samples)
     laws = {"independent": formula, "measured": measured, "oracle": one_step.one_step_oracle(samples)}
     nothing = np.full((len(config.batch_sizes), len(BOUNDS)), np.nan)
@@ -151,15 +164,13 @@ def _estimates(
     error = np.log(measured.high[known] / measured.low[known]) / (2 * 1.96)
     comparison = compare_laws(sizes, lr, error)
     peak = find_peak(sizes, lr, error, comparison)
-    # A second derivative along a direction, on the evaluation batch, costs about what a gradient of it does.
-    curvatures = len(samples) * len(samples[0].drift) * evaluation_size
+    curve = comparison.fits["saturating_surge"].parameters if len(sizes) >= FEWEST else dict.fromkeys(CURVE, np.nan)
     return xr.Dataset(
         values
         | {
-            "measured_curve": ("parameter", [comparison.fits["saturating_surge"].parameters[each] for each in CURVE]),
+            "measured_curve": ("parameter", [curve[each] for each in CURVE]),
             "measured_peak": ("bound", np.array([peak.value, peak.low, peak.high])),
             "measured_peak_why": ((), peak.why),
-            "measured_examples": ((), sum(each.examples for each in samples) + curvatures),
         },
         coords={"batch_size": list(config.batch_sizes), "parameter": list(CURVE)},
     )
@@ -228,13 +239,14 @@ class GradientNoise(NamedTuple):
     norms: noise.Estimate
 
 
-def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any]) -> GradientNoise:
+def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any], unit: int = 1) -> GradientNoise:
     """Moments and noise scales from disjoint batches of examples, at least two.
 
     Args:
       loss_fn: (params, example) -> scalar.
       params: pytree of arrays.
       batches: pytrees [n, ...].
+      unit: examples behind each of the n, where it is a ghost batch: Σ is then `unit` times that of its gradients.
     """
     examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
     groups = [per_example_moments(loss_fn, params, batch) for batch in batches]
@@ -244,7 +256,7 @@ def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any]) -> Gradien
         if index > 1:
             halves[index % 2] = merge(halves[index % 2], each)
     flat = lambda tree: np.asarray(ravel_pytree(tree)[0], float)  # noqa: E731
-    mean, std = flat(total.mean), flat(total.variance) ** 0.5
+    mean, std, n = flat(total.mean), (unit * flat(total.variance)) ** 0.5, unit * int(total.n)
     names, normal = _layers(params)
     unique = list(dict.fromkeys(names))
     layers = [unique.index(name) for name in names]
@@ -257,16 +269,18 @@ def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any]) -> Gradien
 
     def scale(chosen: Sequence[int]) -> noise.Estimate:
         if not len(chosen):
-            return noise.undefined(int(total.n), np.nan, np.nan, "no normalisation layers")
+            return noise.undefined(n, np.nan, np.nan, "no normalisation layers")
         picked = list(chosen)
-        return noise.b_simple(norms[picked].sum(0), alignments[picked].sum(0), float(squares[picked].sum()))
+        found = noise.b_simple(norms[picked].sum(0), alignments[picked].sum(0), float(squares[picked].sum()))
+        counted = {name: unit * getattr(found, name) for name in ("value", "low", "high", "n", "numerator")}
+        return found._replace(**counted)
 
     return GradientNoise(
         groups=groups,
         moments=total,
         b_simple=scale(range(len(unique))),
-        sign=noise.sign_noise_scale(flat(halves[0].mean), flat(halves[1].mean), std, int(total.n)),
-        validity=noise.validity_quantiles(mean, std, int(total.n), np.array(QUANTILES)),
+        sign=noise.sign_noise_scale(flat(halves[0].mean), flat(halves[1].mean), std, n),
+        validity=noise.validity_quantiles(mean, std, n, np.array(QUANTILES)),
         histogram=noise.validity_histogram(mean, std, VALIDITY_EDGES),
         layers={name: scale([index]) for index, name in enumerate(unique)},
         norms=scale([index for index, name in enumerate(unique) if name in normal]),
@@ -297,18 +311,39 @@ def _noise(found: GradientNoise) -> xr.Dataset:
     )
 
 
-def verdicts(dataset: xr.Dataset) -> list[str]:
-    """For each optimizer one sentence: how far each estimate is from the true one-step optimum."""
+def verdicts(dataset: xr.Dataset, ratio: float) -> list[str]:
+    """For each optimizer how far each estimate is from the true one-step optimum, and where independence fails.
+
+    Args:
+      dataset: with independent_lr, measured_lr and oracle_lr.
+      ratio: of learning rates that is a step of the grid.
+    """
     sentences = []
     truth = dataset.oracle_lr.sel(bound="value")
     for optimizer in dataset.optimizer.values:
         parts = []
         for name in ("measured", "independent"):
-            ratio = (dataset[f"{name}_lr"].sel(bound="value") / truth).sel(optimizer=optimizer)
-            off = np.exp(np.abs(np.log(ratio.values[np.isfinite(ratio.values)])))
+            ratios = (dataset[f"{name}_lr"].sel(bound="value") / truth).sel(optimizer=optimizer)
+            off = np.exp(np.abs(np.log(ratios.values[np.isfinite(ratios.values)])))
             if off.size:
                 what = "measured directions" if name == "measured" else "the independent law"
                 parts.append(f"{what} within a factor {np.median(off):.2f} (worst {off.max():.2f}, n = {off.size})")
         if parts:
             sentences.append(f"{optimizer}, one step from a checkpoint: {'; '.join(parts)} of the true optimum.")
+        sentences += _independence(dataset.sel(optimizer=optimizer), ratio)
     return sentences
+
+
+def _independence(dataset: xr.Dataset, ratio: float) -> list[str]:
+    """The sentence on the batch sizes at which one optimizer's independent law is off by much, and not by chance."""
+    law, truth = dataset.independent_lr, dataset.oracle_lr
+    much = np.abs(np.log(law / truth)).sel(bound="value") > np.log(ratio)
+    apart = (law.sel(bound="low") > truth.sel(bound="high")) | (law.sel(bound="high") < truth.sel(bound="low"))
+    off = (much & apart).any("checkpoint")
+    if not off.any():
+        return []
+    sizes = ", ".join(str(size) for size in dataset.batch_size.values[off.values])
+    return [
+        f"{dataset.optimizer.item()}: the independent law is off by more than a grid step ({ratio:.2f}), its interval "
+        f"apart from the truth's, at B = {sizes}: its premise of independent Gaussian gradients does not hold there."
+    ]

@@ -6,6 +6,7 @@
 import ast
 import difflib
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,16 +43,21 @@ COMMON = {
     "schedule": "constant, cosine, or wsd (warmup, stable, linear decay over the last fifth)",
     "hold": "steps at the start at learning rate 0, in which the moments settle",
     "warmup": "share of the run over which the learning rate rises linearly from 0",
-    "scaling": "co-scaling rule by which decay rates, eps and weight decay follow the batch size",
+    "warmup_steps": "the same in steps, at the base batch size where a scaling rule is given",
+    "scaling": "co-scaling rule by which decay rates, eps, weight decay and warmup_steps follow the batch size",
     "base_batch_size": "the batch size at which the hyperparameters hold as written",
 }
+TEXTS = {"schedule": SCHEDULES, "scaling": co_scaling.RULES}
+ABOVE_ZERO = ("clip", "base_batch_size")
+BELOW_ONE = (*co_scaling.DECAYS, "warmup")
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """Splits "name(keyword=literal, ...)" into its name and keywords.
 
     Raises:
-      ValueError: not of that form, or an unknown name or keyword; the message names near matches.
+      ValueError: not of that form, an unknown name or keyword (the message names near matches), or a value out of
+        its range.
     """
     try:
         node = ast.parse(spec, mode="eval").body
@@ -59,22 +65,35 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         if not isinstance(call.func, ast.Name) or call.args:
             raise ValueError
         keywords = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, TypeError, ValueError):
         raise ValueError(f"optimizer {spec!r} must read name or name(keyword=number, ...), like adam(b1=0)") from None
     name = call.func.id
     _known(name, DIRECTIONS, "optimizer")
     own = list(inspect.signature(DIRECTIONS[name]).parameters)
-    for keyword in keywords:
+    for keyword, value in keywords.items():
         _known(keyword, [*own, *COMMON], f"keyword of {name}")
-    if keywords.get("schedule", "constant") not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {keywords['schedule']!r}")
-    if not 0 <= keywords.get("warmup", 0.0) < 1:
-        raise ValueError(f"warmup is a share of the run, at least 0 and below 1; got {keywords['warmup']!r}")
-    if "scaling" in keywords:
-        _known(keywords["scaling"], co_scaling.RULES, "scaling rule")
-        if not keywords.get("base_batch_size", 0) > 0:
-            raise ValueError(f"scaling={keywords['scaling']!r} needs base_batch_size, a number above 0")
+        _in_range(keyword, value)
+    if "scaling" in keywords and "base_batch_size" not in keywords:
+        raise ValueError(f"scaling={keywords['scaling']!r} needs base_batch_size, a number above 0")
+    if {"warmup", "warmup_steps"} <= keywords.keys():
+        raise ValueError("warmup (a share of the run) and warmup_steps exclude each other: give one of them")
     return name, keywords
+
+
+def _in_range(keyword: str, value: Any) -> None:
+    if keyword in TEXTS:
+        return _known(str(value), TEXTS[keyword], keyword)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if keyword == "nesterov":
+        right, what = isinstance(value, bool), "True or False"
+    elif keyword in ABOVE_ZERO:
+        right, what = number and 0 < value < math.inf, "a finite number above 0"
+    elif keyword in BELOW_ONE:
+        right, what = number and 0 <= value < 1, "a number of at least 0 and below 1"
+    else:
+        right, what = number and 0 <= value < math.inf, "a finite number of at least 0"
+    if not right:
+        raise ValueError(f"{keyword} must be {what}, got {value!r}")
 
 
 def _known(name: str, choices: Any, kind: str) -> None:
@@ -83,17 +102,17 @@ def _known(name: str, choices: Any, kind: str) -> None:
         raise ValueError(f"unknown {kind} {name!r}: did you mean {' or '.join(near)}?")
 
 
-def _shape(schedule: str, warmup: float, total_steps: Any) -> Callable[[Any], Any]:
-    """The learning rate at a step as a share of its full value."""
+def _shape(schedule: str, warmup_steps: Any, total_steps: Any) -> Callable[[Any], Any]:
+    """The learning rate at a step as a share of its full value: above 0 in every step, and 1 in a run of one."""
 
     def share(step: Any) -> Any:
-        progress = (step + 1) / total_steps
+        decaying = jnp.clip((step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1), 0, 1)
         decay = {
             "constant": 1.0,
-            "cosine": 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip((progress - warmup) / (1 - warmup), 0, 1))),
-            "wsd": jnp.clip((1 - progress) / 0.2, 0, 1),
+            "cosine": jnp.cos(jnp.pi / 2 * decaying) ** 2,  # (1 + cos πx)/2, without its cancellation near 0
+            "wsd": jnp.minimum((1 - step / total_steps) / 0.2, 1),
         }[schedule]
-        return decay * jnp.clip(progress / warmup, 0, 1) if warmup else decay
+        return decay * jnp.minimum((step + 1) / jnp.maximum(warmup_steps, 1), 1)
 
     return share
 
@@ -112,16 +131,17 @@ def make_optimizer(spec: str) -> Callable[[Any, Any, Any], optax.GradientTransfo
       ValueError: see `parse`.
     """
     name, keywords = parse(spec)
-    schedule, warmup = keywords.get("schedule", "constant"), keywords.get("warmup", 0.0)
+    scheduled = {"schedule", "warmup", "warmup_steps"} & keywords.keys()
 
     def optimizer(learning_rate: Any, batch_size: Any, total_steps: Any) -> optax.GradientTransformation:
-        own, decay = _moved(name, keywords, batch_size)
+        own, decay, warmup_steps = _moved(name, keywords, batch_size)
         pieces = [optax.clip_by_global_norm(keywords["clip"])] if "clip" in keywords else []
         pieces.append(DIRECTIONS[name](**own))
         if "weight_decay" in keywords or name in WEIGHT_DECAY:
             pieces.append(optax.add_decayed_weights(decay))
-        if total_steps is not None and (schedule != "constant" or warmup):
-            pieces.append(optax.scale_by_schedule(_shape(schedule, warmup, total_steps)))
+        if total_steps is not None and scheduled:
+            warmup = keywords["warmup"] * total_steps if "warmup" in keywords else warmup_steps
+            pieces.append(optax.scale_by_schedule(_shape(keywords.get("schedule", "constant"), warmup, total_steps)))
         if total_steps is not None and "hold" in keywords:
             pieces.append(optax.scale_by_schedule(lambda step: jnp.where(step < keywords["hold"], 0.0, 1.0)))
         return optax.chain(*pieces, optax.scale_by_learning_rate(learning_rate))
@@ -132,20 +152,21 @@ def make_optimizer(spec: str) -> Callable[[Any, Any, Any], optax.GradientTransfo
 def settled(spec: str, steps: int) -> str:
     """The spec without its schedule, and with moments that settle over some steps before parameters move."""
     name, keywords = parse(spec)
-    kept = {key: value for key, value in keywords.items() if key not in ("schedule", "warmup")} | {"hold": steps}
+    dropped = {"schedule", "warmup", "warmup_steps"}
+    kept = {key: value for key, value in keywords.items() if key not in dropped} | {"hold": steps}
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in kept.items())})"
 
 
-def _moved(name: str, keywords: dict[str, Any], batch_size: Any) -> tuple[dict[str, Any], Any]:
-    """The direction's own keywords and the weight decay, as co-scaling has them at a batch size."""
+def _moved(name: str, keywords: dict[str, Any], batch_size: Any) -> tuple[dict[str, Any], Any, Any]:
+    """The direction's own keywords, weight decay and warmup_steps, as co-scaling has them at a batch size."""
     own = {key: value for key, value in keywords.items() if key not in COMMON}
-    decay = keywords.get("weight_decay", WEIGHT_DECAY.get(name, 0.0))
+    decay, warmup = keywords.get("weight_decay", WEIGHT_DECAY.get(name, 0.0)), keywords.get("warmup_steps", 0)
     if "scaling" not in keywords:
-        return own, decay
+        return own, decay, warmup
     ratio = batch_size / keywords["base_batch_size"]
-    scaled = co_scaling.co_scale(keywords["scaling"], ratio, **_defaults(name) | own, weight_decay=decay)
-    decay = scaled.pop("weight_decay")
-    return scaled, decay
+    given = _defaults(name) | own | {"weight_decay": decay, "warmup_steps": warmup}
+    scaled = co_scaling.co_scale(keywords["scaling"], ratio, **given)
+    return scaled, scaled.pop("weight_decay"), scaled.pop("warmup_steps")
 
 
 def _defaults(name: str) -> dict[str, Any]:

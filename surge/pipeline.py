@@ -3,8 +3,10 @@
 import difflib
 import importlib.metadata
 import json
+import math
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +16,45 @@ import tqdm
 from absl import logging
 
 from surge import measurement, results
+from surge.gradients import one_step
 from surge.optimizers import make_optimizer
 from surge.report import page, summary
 from surge.results import ResultError
-from surge.tasks import Task, make_task
+from surge.tasks import Task, count_rows, draw_from_arrays, make_task
 from surge.theory.table import fit_table
 from surge.training import sweep
 from surge.training.adaptive import run_adaptive
 
-NUMBERS = {"seed": 0, "seeds": 1, "max_steps": 1, "max_examples": 1, "evals": 1}
+NUMBERS = {  # field -> (least, what it is a multiple of)
+    "seed": (0, 1),
+    "seeds": (1, 1),
+    "max_steps": (1, 1),
+    "max_examples": (1, 1),
+    "evals": (1, 1),
+    "measure.batch_size": (1, 1),
+    "measure.max_steps": (1, 1),
+    "measure.examples": (2 * measurement.GROUPS, measurement.GROUPS),
+    "measure.directions": (one_step.GROUPS, one_step.GROUPS),
+    "measure.branch_examples": (1, 1),
+}
 
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message is one sentence for the user."""
 
 
-UserError = (ConfigError, ResultError)
+UserError = (ConfigError, ResultError, MemoryError)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError with one sentence for the first thing in a config that cannot be run."""
-    for name, least in NUMBERS.items():
-        if not isinstance(config[name], int) or config[name] < least:
-            raise ConfigError(f"config.{name} must be a whole number of at least {least}, got {config[name]!r}")
-    sizes = config.batch_sizes
-    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ConfigError(f"config.batch_sizes must be whole numbers of at least 1, got {sizes!r}")
-    if max(sizes) > config.max_examples:
+    _check_numbers(config)
+    _check_optimizers(config)
+    if max(config.batch_sizes) > config.max_examples:
         raise ConfigError(
-            f"config.max_examples ({config.max_examples}) allows no step at batch size {max(sizes)}: raise it"
+            f"config.max_examples ({config.max_examples}) allows no step at batch size {max(config.batch_sizes)}: "
+            "raise it"
         )
-    if config.learning_rate_ratio <= 1:
-        raise ConfigError(f"config.learning_rate_ratio must be above 1, got {config.learning_rate_ratio}")
-    if not config.optimizers:
-        raise ConfigError("config.optimizers is empty: name at least one, like {'adam': {'spec': 'adam', ...}}")
-    for label, optimizer in config.optimizers.items():
-        low, high = optimizer.learning_rates
-        if not 0 < low < high:
-            raise ConfigError(f"config.optimizers.{label}.learning_rates must be 0 < low < high, got ({low}, {high})")
-        try:
-            make_optimizer(optimizer.spec)
-        except ValueError as error:
-            raise ConfigError(f"config.optimizers.{label}.spec: {error}") from None
-    if config.measure.optimizer not in config.optimizers:
-        near = difflib.get_close_matches(config.measure.optimizer, list(config.optimizers)) or list(config.optimizers)
-        raise ConfigError(f"config.measure.optimizer {config.measure.optimizer!r} is not in config.optimizers: {near}")
     if config.grid not in ("dense", "adaptive"):
         raise ConfigError(f"config.grid must be 'dense' or 'adaptive', got {config.grid!r}")
     if config.fit.objective not in ("steps", "loss"):
@@ -68,6 +64,49 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.fit.target_losses {low_targets} lie below config.stop_loss ({config.stop_loss}), where runs end"
         )
+    try:
+        plan(config)
+    except ValueError as error:
+        raise ConfigError(f"config.optimizers: {error}") from None
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    for name, (least, factor) in NUMBERS.items():
+        value = attrgetter(name)(config)
+        if not isinstance(value, int) or value < least or value % factor:
+            also = f", a multiple of {factor}" if factor > 1 else ""
+            raise ConfigError(f"config.{name} must be a whole number of at least {least}{also}; got {value!r}")
+    for name in ("batch_sizes", "measure.horizons"):
+        values = attrgetter(name)(config)
+        if not values or not all(isinstance(each, int) and each > 0 for each in values):
+            raise ConfigError(f"config.{name} must be whole numbers of at least 1, got {values!r}")
+    for name in ("measure.losses", "fit.target_losses"):
+        if not all(map(_is_number, attrgetter(name)(config))):
+            raise ConfigError(f"config.{name} must be numbers, got {attrgetter(name)(config)!r}")
+    if not config.measure.learning_rate > 0:
+        raise ConfigError(f"config.measure.learning_rate must be above 0, got {config.measure.learning_rate}")
+    if config.learning_rate_ratio <= 1:
+        raise ConfigError(f"config.learning_rate_ratio must be above 1, got {config.learning_rate_ratio}")
+
+
+def _check_optimizers(config: ml_collections.ConfigDict) -> None:
+    if not config.optimizers:
+        raise ConfigError("config.optimizers is empty: name at least one, like {'adam': {'spec': 'adam', ...}}")
+    for label, optimizer in config.optimizers.items():
+        rates = optimizer.learning_rates
+        if len(rates) != 2 or not all(map(_is_number, rates)) or not 0 < rates[0] < rates[1]:
+            raise ConfigError(f"config.optimizers.{label}.learning_rates must be 0 < low < high, got {rates!r}")
+        try:
+            make_optimizer(optimizer.spec)
+        except ValueError as error:
+            raise ConfigError(f"config.optimizers.{label}.spec: {error}") from None
+    if config.measure.optimizer not in config.optimizers:
+        near = difflib.get_close_matches(config.measure.optimizer, list(config.optimizers)) or list(config.optimizers)
+        raise ConfigError(f"config.measure.optimizer {config.measure.optimizer!r} is not in config.optimizers: {near}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
@@ -77,6 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str])
       ConfigError: the config cannot be run.
       ResultError: the workdir is in use or belongs to another config, lacks what a stage reads, or holds a broken
         file.
+      MemoryError: one run alone does not fit.
       OSError: the workdir cannot be written.
     """
     check(config)
@@ -107,9 +147,24 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]
 
 def _task(config: ml_collections.ConfigDict) -> Task:
     try:
-        return make_task(config.task, **config.task_args.to_dict())
+        task = make_task(config.task, **config.task_args.to_dict())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.task {config.task}: {error}") from error
+    sizes = sorted({*config.batch_sizes, config.measure.batch_size})
+    rows = count_rows(task.data) if task.draw is draw_from_arrays else task.rows
+    if rows is not None and rows < sizes[-1]:
+        raise ConfigError(
+            f"config.task {config.task} has {rows} examples to train on, fewer than the batch size {sizes[-1]}: "
+            "give it more, or lower config.batch_sizes and config.measure.batch_size"
+        )
+    counts = [*sizes, count_rows(task.evaluation), config.measure.examples // measurement.GROUPS]
+    uneven = [each for each in counts if each % task.ghost]
+    if task.batch_loss is not None and uneven:
+        raise ConfigError(
+            f"config.task {config.task} couples ghost batches of {task.ghost} examples: batch sizes, the evaluation "
+            f"and an eighth of config.measure.examples must be multiples of that, and {uneven} are not"
+        )
+    return task
 
 
 def _measure(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
@@ -118,10 +173,6 @@ def _measure(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> No
         results.read_dataset(path)
         logging.info("measure: done before, kept (%s)", path)
         return
-    if task.loss is None:
-        raise ConfigError(
-            f"{config.task} has no loss of one example, so nothing to measure: run --stages=sweep,fit,report"
-        )
     dataset = measurement.run(config, task, workdir / "checkpoints")
     dataset.attrs |= _attributes(config)
     results.write_dataset(path, dataset)
@@ -155,7 +206,9 @@ def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None
         return
     attributes, key, stop_loss = _attributes(config), jax.random.key(config.seed), config.stop_loss
     if config.grid == "dense":
-        found = sweep.run_pieces(task, todo, key, stop_loss=stop_loss)
+        # The block of the whole grid, also for its rest: a resumed sweep is then the same to the last bit.
+        block = sweep.whole_block(list(grid.values()))
+        found = sweep.run_pieces(task, todo, key, stop_loss=stop_loss, block=block)
     else:
         judged = {"ratio": config.learning_rate_ratio, "targets": _targets(config)}
         found = run_adaptive(task, list(grid.values()), key, **judged, stop_loss=stop_loss, done=done)
@@ -170,7 +223,7 @@ def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None
 
 
 def _finished(piece: sweep.Piece, path: Path) -> tuple[sweep.Piece, sweep.PieceResult]:
-    stored = results.read_dataset(path)
+    stored = results.read_piece(path)
     ran = piece._replace(learning_rates=tuple(stored.learning_rate.values.tolist()))
     return ran, sweep.PieceResult(stored.loss.values[0, 0], stored.diverged.values[0, 0])
 

@@ -14,8 +14,7 @@ import json
 import math
 import os
 import socket
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,10 @@ UNITS = {
     "learning_rate": "update per step in units of the optimizer's direction",
     "batch_size": "examples per optimizer step",
 }
+DIMS = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
+PIECE = (*DIMS, "loss", "diverged", "steps", "examples")
+FIT = {"optimizer", "target_loss", "judged_by", "optimal_lr", "noise_scale", "laws", "best_law", "b_peak"}
+PARTIAL = ".part"  # ends the names of files that are being written
 
 
 class ResultError(Exception):
@@ -37,17 +40,21 @@ class ResultError(Exception):
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that a killed process leaves no half file."""
+    """Writes a file under a temporary name and renames it, so that a killed process leaves no half file.
+
+    Raises:
+      OSError: it cannot be written; `filename` is `path`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")  # unlike mkstemp's, its mode obeys the umask
     try:
-        with open(handle, "wb") as file:
-            file.write(content)
+        temporary.write_bytes(content)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None  # a full disk names no file
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def finite_or_none(value: Any) -> Any:
@@ -88,31 +95,59 @@ def write_dataset(path: Path | str, dataset: xr.Dataset) -> None:
     write_bytes(path, bytes(dataset.to_netcdf(engine="h5netcdf")))  # pyrefly: ignore
 
 
-def read_dataset(path: Path | str) -> xr.Dataset:
+def read_dataset(path: Path | str, variables: Collection[str] = ()) -> xr.Dataset:
     """Reads a NetCDF-4 file into memory.
 
     Raises:
-      ResultError: the file is missing or truncated.
+      ResultError: the file is missing, truncated, or lacks one of `variables`.
     """
     if not Path(path).exists():
         raise ResultError(f"{path} does not exist: run the stage that writes it first")
     try:
-        return xr.load_dataset(path, engine="h5netcdf")
+        dataset = xr.load_dataset(path, engine="h5netcdf")
     except Exception:  # h5py, h5netcdf and xarray each raise their own kinds for a broken file
         raise _unreadable(path) from None
+    if missing := [name for name in variables if name not in dataset.variables]:
+        raise _unreadable(path, f"it is of another kind, without {', '.join(missing)}")
+    return dataset
 
 
-def _unreadable(path: Path | str) -> ResultError:
-    return ResultError(f"{path} cannot be read (cut short?): delete that file and run the same command again")
+def read_piece(path: Path | str) -> xr.Dataset:
+    """Reads one finished piece of the sweep, as `piece_dataset` labels it; raises as `read_dataset` does."""
+    return read_dataset(path, PIECE)
+
+
+def read_fits(workdir: Path | str) -> list[dict[str, Any]]:
+    """The entries of fit.json, none where there is no such file.
+
+    Raises:
+      ResultError: it is no JSON, or holds something else.
+    """
+    path = Path(workdir) / "fit.json"
+    if not path.exists():
+        return []
+    content = read_json(path)
+    entries = content.get("fits") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(each, dict) and each.keys() >= FIT for each in entries):
+        raise _unreadable(path, "it holds no fits")
+    return entries
+
+
+def _unreadable(path: Path | str, why: str = "cut short?") -> ResultError:
+    return ResultError(f"{path} cannot be read ({why}): delete that file and run the stage that writes it again")
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
     """Keeps other processes out of a workdir; the system frees it when this one ends, however it ends.
 
+    What a killed process was writing is removed.
+
     Raises:
-      ResultError: another process is at work there; the message names it.
+      ResultError: another process is at work there, and the message names it; or the workdir is a file.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise ResultError(f"--workdir {workdir} is a file: give a folder")
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "a+") as file:
         try:
@@ -124,6 +159,8 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        for stale in [*workdir.glob(f".*{PARTIAL}"), *workdir.glob(f"*/.*{PARTIAL}")]:
+            stale.unlink()
         yield
 
 
@@ -135,18 +172,37 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
     Raises:
       ResultError: the workdir holds results of another config; the message names the fields that differ.
     """
-    free = () if config["grid"] == "adaptive" else ("fit",)
-    bound = json.loads(json.dumps({key: value for key, value in config.items() if key not in free}))
+    bound = _bound(json.loads(json.dumps(config)))
+    for owner in _owners(workdir):
+        if differing := sorted(_differences(_bound(owner), bound)):
+            shown = "; ".join(differing[:5]) + ("; and more" if len(differing) > 5 else "")
+            raise ResultError(
+                f"{workdir} holds results of a different config ({shown}): give another --workdir, or the old config"
+            )
+    write_json(workdir / "config.json", bound)
+
+
+def _bound(config: dict[str, Any]) -> dict[str, Any]:
+    free = () if config.get("grid") == "adaptive" else ("fit",)
+    return {key: value for key, value in config.items() if key not in free}
+
+
+def _owners(workdir: Path) -> list[dict[str, Any]]:
+    """The configs of what has been computed, which is nothing where a first run failed early."""
+    computed = [path for path in (workdir / "measure.nc", *sorted((workdir / "sweep").glob("*.nc"))) if path.exists()]
     path = workdir / "config.json"
-    if not path.exists():
-        write_json(path, bound)
-        return
-    differing = sorted(_differences(read_json(path), bound))
-    if differing:
-        shown = "; ".join(differing[:5]) + ("; and more" if len(differing) > 5 else "")
-        raise ResultError(
-            f"{workdir} holds results of a different config ({shown}): give another --workdir, or the old config"
-        )
+    if not computed or not path.exists():
+        return [_config_within(each) for each in computed]
+    if not isinstance(owner := read_json(path), dict):
+        raise _unreadable(path, "it holds no config")
+    return [owner]
+
+
+def _config_within(path: Path) -> dict[str, Any]:
+    attributes = read_dataset(path).attrs
+    if "config" not in attributes:
+        raise _unreadable(path, "it does not say which config it is of")
+    return json.loads(attributes["config"])
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:
@@ -176,8 +232,8 @@ def piece_dataset(
     steps = np.asarray(tuple(eval_steps), float)[None, None]
     return xr.Dataset(
         {
-            "loss": (("optimizer", "batch_size", "learning_rate", "seed", "eval"), loss[None, None]),
-            "diverged": (("optimizer", "batch_size", "learning_rate", "seed"), diverged[None, None].astype(float)),
+            "loss": (DIMS, loss[None, None]),
+            "diverged": (DIMS[:-1], diverged[None, None].astype(float)),
             "steps": (("optimizer", "batch_size", "eval"), steps),
             "examples": (("optimizer", "batch_size", "eval"), steps * batch_size),
         },
@@ -197,24 +253,32 @@ def open_sweep(workdir: Path | str) -> xr.Dataset:
 
     Returns:
       Dataset with dims optimizer, batch_size, learning_rate, seed, eval and variables loss, diverged
-      (without eval), steps and examples (optimizer, batch_size, eval); attributes give units, config, versions.
+      (without eval), steps and examples (optimizer, batch_size, eval); attributes give units, config, versions and
+      devices, and `mixed` names those that differ between pieces.
 
     Raises:
-      ResultError: no piece is finished, or one cannot be read.
+      ResultError: no piece is finished, or a file in the folder is not one.
     """
     paths = sorted((Path(workdir) / "sweep").glob("*.nc"))
     if not paths:
         raise ResultError(f"{workdir} holds no sweep: run --stages=sweep first")
-    pieces = [read_dataset(path) for path in paths]
-    dims = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
-    coords = {name: np.unique(np.concatenate([piece[name].values for piece in pieces])) for name in dims}
-    sweep = xr.Dataset(coords=coords, attrs=pieces[0].attrs)
+    pieces = [read_piece(path) for path in paths]
+    labels = {name: np.unique(np.concatenate([piece[name].values for piece in pieces])) for name in DIMS}
+    coords = {name: (name, values, pieces[0][name].attrs) for name, values in labels.items()}
+    sweep = xr.Dataset(coords=coords, attrs=pieces[0].attrs | _mixed(pieces))
     for name, variable in pieces[0].data_vars.items():
-        shape = [coords[str(dim)].size for dim in variable.dims]
+        shape = [sweep.sizes[dim] for dim in variable.dims]
         sweep[name] = xr.Variable(variable.dims, np.full(shape, np.nan), variable.attrs)
         for piece in pieces:
             sweep[name].loc[{str(dim): piece[dim] for dim in variable.dims}] = piece[name]
     return sweep
+
+
+def _mixed(pieces: Iterable[xr.Dataset]) -> dict[str, str]:
+    """What was not the same for all pieces, as it may be after an upgrade or a move to another machine."""
+    found = {name: sorted({str(piece.attrs.get(name)) for piece in pieces}) for name in ("versions", "devices")}
+    differing = [f"{name}: {' and '.join(values)}" for name, values in found.items() if len(values) > 1]
+    return {"mixed": "; ".join(differing)} if differing else {}
 
 
 def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
@@ -225,8 +289,7 @@ def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
     Returns:
       steps [optimizer, batch_size, learning_rate, seed].
     """
-    order = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
-    loss = sweep.loss.transpose(*order)
+    loss = sweep.loss.transpose(*DIMS)
     steps = np.log(sweep.steps.transpose("optimizer", "batch_size", "eval").values)[:, :, None, None]
     below = (loss <= target).values
     first = below.argmax(-1, keepdims=True)
@@ -239,7 +302,7 @@ def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
     share = np.where(drop > 0, (at(loss.values, before) - target) / np.where(drop > 0, drop, 1.0), 1.0)
     log_steps = at(steps, before) + share * (at(steps, first) - at(steps, before))
     reached = np.where(below.any(-1), np.exp(log_steps), np.nan)
-    return xr.DataArray(reached, dims=order[:-1], coords={name: loss[name] for name in order[:-1]})
+    return xr.DataArray(reached, dims=DIMS[:-1], coords={name: loss[name] for name in DIMS[:-1]})
 
 
 def _carried(loss: xr.DataArray) -> xr.DataArray:
@@ -269,7 +332,7 @@ def rows(sweep: xr.Dataset, optimizer: str, target: float | None) -> dict[str, n
         values = np.log(steps)
     table = xr.Dataset({"value": values, "steps": steps, "run": chosen.diverged}).isel(optimizer=0, drop=True)
     frame = table.to_dataframe().reset_index().dropna(subset=["run"])
-    return {name: frame[name].to_numpy() for name in ("batch_size", "learning_rate", "seed", "value", "steps")}
+    return {name: np.asarray(frame[name]) for name in ("batch_size", "learning_rate", "seed", "value", "steps")}
 
 
 def loss_when_first_arrives(sweep: xr.Dataset, optimizer: str, target: float | None) -> xr.DataArray:

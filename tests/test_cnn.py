@@ -66,6 +66,22 @@ def test_pooling_takes_the_maximum_of_each_square():
     np.testing.assert_array_equal(cnn.max_pool(inputs), nn.max_pool(inputs, (2, 2), (2, 2)))
 
 
+def test_bfloat16_computes_a_finite_loss_and_leaves_parameters_float32():
+    data = {"x": jax.random.bits(jax.random.key(0), (8, 12, 12, 1), "uint8"), "y": jnp.arange(8) % 2}
+    losses = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = cnn.CNN((2, 3), 4, classes=2, dtype=dtype)
+        loss = cnn.image_loss(model.apply, (0.5,), (0.25,))
+        init = lambda key, model=model: model.init(key, jnp.zeros((12, 12, 1)))  # noqa: E731
+        task = Task(init, loss, data, draw_from_arrays, data)
+        train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
+        result = train(1e-2, jax.random.key(1), 8, np.array([1, 10]), 0.0, data, data)
+        assert {leaf.dtype for leaf in jax.tree.leaves(result.state)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+        losses.append(result.loss)
+    assert np.isfinite(losses).all()
+    np.testing.assert_allclose(*losses, rtol=0.05)
+
+
 @real
 def test_loss_falls_on_fashion_mnist():
     task = cnn.fashion_mnist(channels=(4, 8), hidden=16, evaluation_examples=64)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surge.tasks import cnn, images
+from surge.tasks import cnn, images, linear, mlp
 
 
 def write_idx(path: Path, array: np.ndarray, zipped: bool = True) -> None:
@@ -51,6 +51,13 @@ def test_each_mistake_in_idx_files_is_one_sentence(tmp_path, pixels):
         images.fashion_mnist_arrays(str(tmp_path))
     with pytest.raises(ValueError, match="install Debian's dataset-fashion-mnist"):
         images.fashion_mnist_arrays("/nowhere")
+
+
+@pytest.mark.parametrize("task", [mlp.mnist1d, linear.mnist1d])
+def test_an_evaluation_does_not_shrink_with_the_data(task):
+    with pytest.raises(ValueError, match="has 16 rows, fewer than evaluation_examples=1024"):
+        task(examples=20)
+    assert len(task(examples=20, evaluation_examples=16).evaluation["y"]) == 16
 
 
 def write_parquet(directory: Path, pixels: np.ndarray, labels: list[int]) -> str:

@@ -1,13 +1,19 @@
 """GPT-2 against transformers' PyTorch GPT-2, published parameter counts, and text in every shape."""
 
+import gzip
+import importlib.util
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from surge import pipeline, results
 from surge.optimizers import make_optimizer
 from surge.tasks import gpt, text
+from surge.tasks.data import load_rows
 from surge.training.run import make_train
 from surge.training.sweep import plan, run_pieces
 
@@ -55,6 +61,17 @@ def test_logits_equal_those_of_transformers(theirs, tmp_path):
     np.testing.assert_allclose(logits, expected, atol=0.15 * np.abs(expected).max())
 
 
+def test_gradients_are_the_same_when_layers_are_recomputed():
+    window = jnp.asarray(np.random.default_rng(0).integers(0, 97, 17))
+    params = gpt.GPT(SIZE).init(jax.random.key(0), window[:-1])
+
+    def gradients(remat):
+        model = gpt.GPT(SIZE, remat=remat)
+        return jax.jit(jax.grad(lambda params: gpt.token_losses(model, params, window)[0].mean()))(params)
+
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), *map(gradients, (False, True)))
+
+
 @pytest.mark.parametrize(("name", "count"), [("gpt2", 124_439_808), ("distilgpt2", 81_912_576)])
 def test_parameter_counts_are_the_published_ones(name, count):
     shapes = jax.eval_shape(gpt.GPT(gpt.SIZES[name]).init, jax.random.key(0), jnp.zeros(8, jnp.int32))
@@ -66,6 +83,42 @@ def test_weights_that_are_no_gpt2_are_refused(tmp_path):
         gpt.convert({"transformer.wte.weight": np.zeros((2, 2))})
     with pytest.raises(ValueError, match="no weights at"):
         gpt.load_safetensors(str(tmp_path / "none"))
+    pytest.importorskip("safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        gpt.load_safetensors(str(tmp_path / "model.safetensors"))
+
+
+def write_weights(path, size, dtype):
+    """A GPT of some size in the published format, and its parameters."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    params = jax.jit(gpt.GPT(size).init)(jax.random.key(3), jnp.zeros(1, jnp.int32))["params"]
+    tensors = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = ".".join(each.key for each in keys).replace("h_", "h.").replace("wpe", "wpe.weight")
+        name = name.replace("embedding", "weight").replace("kernel", "weight").replace("scale", "weight")
+        tensors[name] = np.asarray(leaf, dtype)
+    safetensors.save_file(tensors, path)
+    return params
+
+
+def test_weights_must_fit_and_become_float32(tmp_path):
+    path, source = str(tmp_path / "model.safetensors"), tmp_path / "a.txt"
+    source.write_text("what is measured need not be assumed. " * 50)
+    stored = write_weights(path, gpt.SIZES["tiny"], np.float16)
+    task = gpt.text("tiny", str(source), context=16, evaluation_examples=4, weights=path)
+    params = task.init(jax.random.key(0))["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(params["wpe"], stored["wpe"][:16], atol=1e-3)  # positions beyond are never read
+    assert np.isfinite(task.loss({"params": params}, task.evaluation[0]))
+    for size, sentence in (
+        ({"depth": 4}, "depth 4, .* not Size.*depth=2.*: choose another size, vocabulary=256"),
+        ({"vocabulary": 300}, "choose size=tiny, vocabulary=300 and a context of at most 64"),
+        ({"context": 8}, "choose size=tiny, .* a context of at most 8"),
+    ):
+        write_weights(path, gpt.SIZES["tiny"]._replace(**size), np.float32)
+        with pytest.raises(ValueError, match=sentence):
+            gpt.text("tiny", str(source), context=16, evaluation_examples=4, weights=path)
 
 
 def test_text_is_packed_once_and_follows_its_source(tmp_path):
@@ -106,6 +159,10 @@ def test_each_mistake_in_a_text_is_one_sentence(tmp_path):
         gpt.text("tiny", str(path), tokenizer="/nowhere/tokenizer.json")
     with pytest.raises(ValueError, match="size must be one of gpt2"):
         gpt.text("huge", str(path))
+    with pytest.raises(ValueError, match="attention must be xla or cudnn, got 'flash'"):
+        gpt.text("tiny", str(path), attention="flash")
+    with pytest.raises(ValueError, match=r"is not a tokenizer\.json"):
+        gpt.text("tiny", str(path), tokenizer=str(path))
 
 
 @pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
@@ -124,6 +181,110 @@ def test_local_copy_of_eli5_and_a_tokenizer_file(tmp_path, monkeypatch):
     assert bpe.decode(tokens[: len(tokens) // 2].tolist()) == expected and tokens[-1] == bpe.token_to_id(
         "<|endoftext|>"
     )
+
+
+def write_rows(path, texts):
+    """Rows with a text column, in the format that the name says."""
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": texts})
+    if path.suffix == ".parquet":
+        rows.to_parquet(path)
+    elif path.suffix == ".csv":
+        rows.to_csv(path)
+    else:
+        lines = "".join(f'{{"text": "{each}"}}\n' for each in texts).encode()
+        path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+
+
+@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train.json", "train.json.gz", "train.csv"])
+def test_rows_are_read_as_rows_whatever_lies_beside_them(tmp_path, monkeypatch, name):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    copy = tmp_path / "copy"
+    (copy / ".cache").mkdir(parents=True)
+    (copy / "README.md").write_text("---\nlicense: mit\n---\nA data set.")
+    (copy / ".gitattributes").write_text("*.parquet lfs")
+    (copy / ".cache" / "a.txt").write_text("hidden")
+    (copy / "prepare.py").write_text("print()")
+    write_rows(copy / name, ["one", "two"])
+    assert bytes(text.text_tokens(str(copy))) == b"one\0two\0"
+    assert bytes(text.text_tokens(str(copy / name))) == b"one\0two\0"
+    write_rows(copy / name, ["new", "row"])  # of the same size, so that only its time tells
+    assert bytes(text.text_tokens(str(copy))) == b"new\0row\0"
+
+
+@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+def test_a_data_set_saved_to_disk_is_a_local_copy_too(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    rows.save_to_disk(tmp_path / "rows")
+    datasets.DatasetDict(train=rows, test=rows.select([1])).save_to_disk(tmp_path / "splits")
+    for name in ("rows", "splits"):
+        assert bytes(text.text_tokens(str(tmp_path / name))) == b"one\0two\0"
+
+
+def test_hidden_files_are_no_text(tmp_path):
+    (tmp_path / ".hidden").mkdir()
+    for name in (".gitattributes", ".hidden/a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    assert bytes(text.text_tokens(str(tmp_path))) == b"b.txt\0"
+    (tmp_path / "b.txt").rename(tmp_path / "b.log")
+    assert bytes(text.text_tokens(str(tmp_path / "b.log"))) == b"b.txt\0"  # named, so it is text
+
+
+def test_packed_text_follows_where_it_is_read_from_and_its_tokenizer(tmp_path, monkeypatch):
+    tokenizers = pytest.importorskip("tokenizers")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+        monkeypatch.chdir(tmp_path / name)
+        assert bytes(text.text_tokens("a.txt")) == f"{name}\0".encode()
+    packed = []
+    for words in (["one", "two"], ["two", "one"]):
+        rules = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, words[0]))
+        rules.save(str(tmp_path / "tokenizer.json"))
+        packed.append(text.text_tokens("a.txt", str(tmp_path / "tokenizer.json")).tolist())
+    assert packed == [[1], [0]]
+
+
+def test_hub_names_may_have_a_configuration_and_scripts_are_refused(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(*arguments, split):
+        asked.append((*arguments, split))
+        if "script" in arguments[0]:
+            raise RuntimeError("Dataset scripts are no longer supported, but found script.py")
+        return [{"text": "row"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert bytes(text.text_tokens("owner/name:config")) == b"row\0"
+    text.text_tokens("owner/name", split="test")
+    assert asked == [("owner/name", "config", "train"), ("owner/name", None, "test")]
+    with pytest.raises(ValueError, match=r"load train of owner/script .Dataset scripts are no longer .*: do this"):
+        load_rows("owner/script", "train", "do this")
+
+
+@pytest.mark.filterwarnings("ignore")  # of matplotlib and its dependencies
+def test_the_config_runs_from_text_to_report(tmp_path):
+    spec = importlib.util.spec_from_file_location("gpt2", Path(__file__).parent.parent / "configs" / "gpt2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "a.txt").write_text("what is measured need not be assumed. " * 50)
+    config = module.get_config("quick")
+    config.task_args.update(source=str(tmp_path / "a.txt"), context=16, evaluation_examples=16)
+    config.optimizers.adam.learning_rates = (4e-3, 2e-2)
+    config.update(batch_sizes=(4, 8), seeds=1, max_steps=24, max_examples=200, evals=6, stop_loss=2.5)
+    config.measure.update(max_steps=24, losses=(), examples=64, horizons=(1,), branch_examples=1)
+    config.fit.target_losses = (4.0,)
+    pipeline.run(config, tmp_path / "run", ("measure", "sweep", "fit", "report"))
+    measured = results.read_dataset(tmp_path / "run" / "measure.nc")
+    assert measured.loss == pytest.approx(np.log(256), rel=0.02) and measured.noise_scale.sel(bound="value").min() > 0
+    (fit,) = results.read_json(tmp_path / "run" / "fit.json")["fits"]
+    assert all(4e-3 <= point["lr"] <= 2e-2 for point in fit["optimal_lr"])
+    assert "From single checkpoints" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_windows_are_pieces_of_the_training_text():

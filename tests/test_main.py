@@ -1,6 +1,8 @@
 """The command line as a user meets it: results, resuming, and one sentence for each mistake."""
 
 import random
+import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -11,13 +13,14 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from surge import results
+from surge import pipeline, results
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "--config=configs/mnist1d.py:quick",
     "--config.task_args.widths=(16,)",
     "--config.task_args.examples=1000",
+    "--config.task_args.evaluation_examples=800",
     "--config.batch_sizes=(4,32)",
     "--config.max_steps=200",
     "--config.max_examples=2000",
@@ -167,6 +170,53 @@ def test_mistakes_end_in_one_sentence(arguments, words, tmp_path):
     assert words in failed.stderr
     assert "Traceback" not in failed.stderr
     assert len(failed.stderr.strip().splitlines()) <= 2
+
+
+def loaded(name, variant="", **changes):
+    """A config of configs/ with some fields changed."""
+    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](variant)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("measure.directions", 12, "at least 8, a multiple of 8; got 12"),
+        ("measure.directions", 0, "at least 8"),
+        ("measure.examples", 8, "at least 16, a multiple of 8; got 8"),
+        ("measure.examples", 100, "a multiple of 8; got 100"),
+        ("measure.horizons", (1, 0), "measure.horizons must be whole numbers of at least 1"),
+        ("measure.horizons", (), "measure.horizons must be whole numbers of at least 1"),
+        ("measure.branch_examples", 0, "measure.branch_examples must be a whole number of at least 1"),
+        ("measure.losses", (1.0, "x"), "measure.losses must be numbers"),
+        ("measure.learning_rate", 0.0, "measure.learning_rate must be above 0"),
+        ("measure.batch_size", 0, "measure.batch_size must be a whole number of at least 1"),
+        ("measure.max_steps", -1, "measure.max_steps must be a whole number of at least 1"),
+        ("fit.target_losses", (1.2, "x"), "fit.target_losses must be numbers"),
+        ("optimizers.adam.learning_rates", (1e-3,), "must be 0 < low < high, got"),
+        ("optimizers.adam.learning_rates", (1e-3, "x"), "must be 0 < low < high, got"),
+        ("optimizers.adam.learning_rates", (1.1e-3, 1.2e-3), "adam: no power of 1.41421 lies in"),
+    ],
+)
+def test_a_number_that_cannot_be_run_is_refused_before_anything_is(field, value, words):
+    with pytest.raises(pipeline.ConfigError, match=re.escape(words)):
+        pipeline.check(loaded("mnist1d", **{field: value}))
+
+
+def test_data_that_the_batches_do_not_fit_is_one_sentence(tmp_path):
+    (tmp_path / "a.txt").write_text("what is measured need not be assumed. " * 4)
+    text = {"task_args.source": str(tmp_path / "a.txt"), "task_args.evaluation_examples": 16}
+    coupled = text | {"task_args.balance_over": "batch", "task_args.ghost": 16}
+    rows = {"task_args.examples": 1_000, "task_args.evaluation_examples": 100}
+    for name, variant, changes, words in (
+        ("mnist1d", "", rows, "has 800 examples to train on, fewer than the batch size 4096"),
+        ("mnist1d", "", {"task_args.examples": 20}, "has 16 rows, fewer than evaluation_examples=1024"),
+        ("gpt2", "quick", text | {"measure.batch_size": 128}, "has 114 examples to train on, fewer than the batch"),
+        ("moe", "quick", coupled, "couples ghost batches of 16 examples: .* multiples of that, and .4, 8. are not"),
+    ):
+        with pytest.raises(pipeline.ConfigError, match=words):
+            pipeline.run(loaded(name, variant, **changes), tmp_path / name, ("measure",))
 
 
 def test_full_disk_is_one_sentence_and_loses_nothing(finished, tmp_path):

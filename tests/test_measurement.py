@@ -1,14 +1,25 @@
-"""Noise scales of layers, against gradients of those layers taken alone."""
+"""Noise scales of layers against gradients of those layers taken alone, and all of a measurement on the quadratic."""
+
+import json
+import runpy
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from scipy.special import erf, erfinv
 
+from surge import measurement, results
 from surge.gradients.moments import per_example_moments
+from surge.gradients.one_step import StepSample
 from surge.measurement import gradient_noise
+from surge.tasks import by_ghosts
+from surge.tasks.quadratic import problem, quadratic
 from surge.theory import noise
+from surge.theory.laws import saturating_surge
 
 
 class Normed(nn.Module):
@@ -87,3 +98,122 @@ def test_moments_equal_opacus_on_copied_weights():
         moments.variance,
         theirs,
     )
+
+
+P, NOISE, SIZES = 40, 16.0, (16, 64, 256, 1024, 4096)
+
+
+def measured(directory, task, **changes):
+    """What measure.nc holds of a quadratic, H = I + 0.15·11ᵀ with μ = 1 and σ = NOISE at the start."""
+    config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "quadratic.py"))["get_config"]()
+    config.batch_sizes = SIZES
+    config.optimizers.sgd.learning_rates = (1e-4, 1.0)
+    config.measure.update(directions=128, examples=32_768, branch_examples=1)
+    config.measure.update(changes)
+    results.write_dataset(directory / "measure.nc", measurement.run(config, task, directory / "checkpoints"))
+    return results.read_dataset(directory / "measure.nc")
+
+
+@pytest.fixture(scope="module")
+def along_training(tmp_path_factory):
+    """Measured at four losses along a run of gradient descent with hardly any noise: μ stays proportional to 1."""
+    directory = tmp_path_factory.mktemp("quadratic")
+    losses = {
+        "optimizer": "sgd",
+        "learning_rate": 2e-3,
+        "batch_size": 4096,
+        "max_steps": 200,
+        "losses": (2.0, 1.4, 1.0),
+    }
+    return measured(directory, quadratic(size=P, noise=NOISE), **losses)
+
+
+def exact_sign_lr(batch_size, mu):
+    """ε_opt of sign descent for equal coordinates: P·μ·e/(D + O·e²) with e = erf(√(B/2)·μ/σ)."""
+    trace, coupling = 1.15 * P, 0.15 * P * (P - 1)
+    mean = erf(np.sqrt(batch_size / 2) * mu / NOISE)
+    return P * mu * mean / (trace + coupling * mean**2)
+
+
+def assert_near(measured, exact):
+    """Every estimate is within a fifth of the truth, and its interval, a tenth wider, holds it."""
+    for law in ("measured", "independent", "oracle"):
+        value, low, high = (measured[f"{law}_lr"].sel(bound=bound).values for bound in ("value", "low", "high"))
+        np.testing.assert_allclose(value / exact, 1, atol=0.2, err_msg=law)
+        assert (low < 1.1 * exact).all() and (high > exact / 1.1).all(), law
+
+
+def test_laws_curve_and_peak_are_those_of_the_quadratic(along_training):
+    for index, loss in enumerate(along_training.loss.values):
+        here = along_training.isel(checkpoint=index).sel(optimizer="sign_sgd")
+        mu = (loss / along_training.loss.values[0]) ** 0.5  # L = |μ|²/2λ
+        exact = exact_sign_lr(np.array(SIZES, float), mu)
+        assert_near(here, exact)
+        curve = saturating_surge(np.array(SIZES, float), *here.measured_curve.values)
+        np.testing.assert_allclose(curve / exact, 1, atol=0.15)
+        peak = 2 * (NOISE / mu) ** 2 * erfinv((1.15 / (0.15 * (P - 1))) ** 0.5) ** 2
+        assert here.measured_peak.sel(bound="low") <= 1.1 * peak and here.measured_peak.sel(bound="high") >= peak / 1.1
+        assert along_training.noise_scale.isel(checkpoint=index).sel(scale="b_simple", bound="value").item() == (
+            pytest.approx((NOISE / mu) ** 2, rel=0.15)
+        )
+
+
+def test_what_drifts_with_the_loss_has_the_exponents_of_the_quadratic(along_training):
+    value = along_training.drift.sel(bound="value")
+    for name in ("noise scale, b_simple", "noise scale, sign (l1)", "validity bound, median"):
+        assert value.sel(quantity=name).item() == pytest.approx(-1, abs=0.3), name
+    assert value.sel(quantity="r = D/O").item() == pytest.approx(0, abs=0.05)
+    assert along_training.drift_n.sel(quantity="noise scale, b_simple") == 4
+    norms = along_training.sel(quantity="noise scale, b_simple, normalisation layers")
+    assert np.isnan(norms.drift).all() and "fewer than three" in norms.drift_why.item()
+
+
+def test_verdicts_blame_the_independent_law_only_where_noise_is_correlated(along_training, tmp_path):
+    found = json.loads(along_training.attrs["verdicts"])
+    assert [sentence.split(", ")[0] for sentence in found] == ["sgd", "sign_sgd"]
+    assert all("measured directions within a factor 1.0" in sentence for sentence in found)
+    correlated = measured(tmp_path, quadratic(size=P, noise=NOISE, correlation=0.5), losses=())
+    (_, _, blame) = json.loads(correlated.attrs["verdicts"])
+    assert blame.startswith("sign_sgd: the independent law is off by more than a grid step (1.41)")
+    assert "at B = 64: its premise of independent" in blame
+    ratio = (correlated.independent_lr / correlated.oracle_lr).sel(optimizer="sign_sgd", bound="value")
+    assert (ratio.sel(batch_size=64) > 2**0.5).all() and (ratio.sel(batch_size=4096) < 2**0.5).all()
+
+
+def test_few_batch_sizes_with_an_optimum_have_no_curve():
+    def estimates(*curvatures):
+        """Of one direction's drift and curvature at each batch size, noisy from direction to direction."""
+        scatter = 1 + 0.1 * np.random.default_rng(0).normal(size=(len(curvatures), 2, 8))
+        rates = np.geomspace(0.1, 10, 5)
+        samples = [
+            StepSample(noise[0], bend * noise[1], np.ones(8), rates, np.ones((5, 8)))
+            for bend, noise in zip(curvatures, scatter, strict=True)
+        ]
+        config = ConfigDict({"batch_sizes": tuple(2**k for k in range(len(curvatures)))})
+        return measurement._estimates(config, samples, None)
+
+    for curvatures in ((-1.0, -1.0), (1.0,), (1.0, 1.0, 1.0, -1.0)):
+        found = estimates(*curvatures)
+        assert np.isfinite(found.measured_lr).any("bound").sum() == sum(each > 0 for each in curvatures)
+        assert np.isnan(found.measured_curve).all() and np.isnan(found.measured_peak).all()
+        assert "fewer than four" in found.measured_peak_why.item()
+    assert np.isfinite(estimates(1.0, 1.0, 1.0, 1.0).measured_curve).all()
+
+
+def test_ghost_batches_give_what_single_examples_give_where_nothing_is_coupled(tmp_path):
+    single = quadratic(size=P, noise=NOISE)
+    batch_loss = by_ghosts(lambda theta, batch: jax.vmap(single.loss, (None, 0))(theta, batch).mean(), 4)
+    coupled = single._replace(batch_loss=batch_loss, ghost=4, evaluation=jnp.zeros((4, P)))
+    found = measured(tmp_path, coupled, losses=())
+    for scale in ("b_simple", "sign (l1)"):
+        estimate = found.noise_scale.sel(scale=scale).squeeze()
+        assert estimate.sel(bound="low") < NOISE**2 < estimate.sel(bound="high")
+    here = found.isel(checkpoint=0).sel(optimizer="sign_sgd")
+    known = problem(size=P, noise=NOISE)
+    assert here.validity.sel(quantile=0.5, bound="value").item() == pytest.approx(np.pi / 2 * NOISE**2, rel=0.15)
+    assert here.snr.item() == pytest.approx(1 / NOISE, rel=0.1)
+    assert here.b_noise.item() == pytest.approx(
+        np.pi * np.trace(known.hessian) / 2 / (0.15 * P * (P - 1) / NOISE**2), rel=0.3
+    )
+    assert_near(here, exact_sign_lr(np.array(SIZES, float), 1.0))
+    assert here.measured_examples.item() % 4 == 0

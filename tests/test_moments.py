@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surge.gradients.moments import _stream, merge, minibatch_moments, per_example_moments
-from surge.tasks import gpt, resnet
+from surge.tasks import gpt
 
 
 class SmallCNN(nn.Module):
@@ -92,6 +92,14 @@ def test_two_devices_merge_to_the_whole():
     assert_equals_loop(merge(one, other), loop(loss, params, batch))
 
 
+def product(weights, row):
+    return weights @ row
+
+
+def linear(rows, **kwargs):
+    return per_example_moments(product, jnp.zeros(rows.shape[1], rows.dtype), rows, **kwargs)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.randoms())
 def test_merge_does_not_mind_split_or_order(sizes, random):
@@ -99,7 +107,7 @@ def test_merge_does_not_mind_split_or_order(sizes, random):
     n = sum(sizes)
     rows = np.random.default_rng(n).normal(3.0, 1.0, (n, 2)).astype(np.float32)
     cuts = np.cumsum(sizes)[:-1]
-    parts = [per_example_moments(lambda w, x: w @ x, jnp.zeros(2), part) for part in np.split(rows, cuts)]
+    parts = [linear(part) for part in np.split(rows, cuts)]
     random.shuffle(parts)
     total = parts[0]
     for part in parts[1:]:
@@ -107,10 +115,6 @@ def test_merge_does_not_mind_split_or_order(sizes, random):
     np.testing.assert_allclose(total.mean, rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(total.square, ((rows - rows.mean(0)) ** 2).sum(0), rtol=1e-4)
     assert sorted(np.asarray(total.square_norms)) == pytest.approx(sorted((rows**2).sum(1)), rel=1e-5)
-
-
-def linear(rows, **kwargs):
-    return per_example_moments(lambda w, x: w @ x, jnp.zeros(rows.shape[1], rows.dtype), rows, **kwargs)
 
 
 def test_a_mean_of_ten_thousand_standard_deviations_keeps_the_variance():
@@ -174,18 +178,3 @@ def test_memory_grows_with_neither_examples_nor_micro_batches():
         return _stream.lower(loss, 4, params, rows).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(64) <= 1.02 * temporaries(16)
-
-
-def test_a_gpt_and_a_resnet_equal_a_loop_over_examples():
-    key = jax.random.key(0)
-    model = gpt.GPT(gpt.SIZES["tiny"])
-    rows = jax.random.randint(key, (5, 9), 0, 256).astype(jnp.uint8)
-    params = model.init(key, jnp.zeros(8, jnp.int32))
-    loss = lambda params, row: gpt.token_losses(model, params, row)[0].mean()  # noqa: E731
-    assert_equals_loop(per_example_moments(loss, params, rows, microbatch_size=2), loop(loss, params, rows), rtol=5e-5)
-    images = jax.random.normal(key, (5, 8, 8, 3))
-    network = resnet.ResNet((4, 8), (1, 1), 3, 2)
-    params = network.init(key, images[0])
-    loss = lambda params, image: (network.apply(params, image) ** 2).sum()  # noqa: E731
-    moments = per_example_moments(loss, params, images, microbatch_size=2)
-    assert_equals_loop(moments, loop(loss, params, images), rtol=5e-5)

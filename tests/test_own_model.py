@@ -30,11 +30,14 @@ def page(tmp_path):
 
 def test_the_documented_config_runs_from_the_command_line(page):
     directory, _ = page
-    command = [sys.executable, "-m", "surge.main", "--config=my_config.py", "--stages=sweep,fit"]
+    command = [sys.executable, "-m", "surge.main", "--config=my_config.py"]
     tiny = ["--config.max_steps=40", "--config.max_examples=2000", "--config.batch_sizes=(4,16)", "--config.evals=4"]
+    tiny += ["--config.measure.max_steps=40", "--config.measure.examples=64", "--config.measure.directions=8"]
+    tiny += ["--config.measure.horizons=(1,)", "--config.measure.branch_examples=20000"]
     environment = os.environ | {"PYTHONPATH": f"{directory}:{ROOT}"}
     subprocess.run([*command, *tiny], cwd=directory, env=environment, check=True, capture_output=True, text=True)
-    assert (directory / "runs" / "my_config" / "fit.json").exists()
+    for name in ("measure.nc", "fit.json", "report.html"):
+        assert (directory / "runs" / "my_config" / name).exists()
 
 
 def test_the_documented_notebook_runs(page, monkeypatch, capsys):

@@ -1,11 +1,16 @@
 """ResNet against the same layers in torch, on copied weights, with either normalisation."""
 
+import importlib.util
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from surge.tasks import resnet
+from surge import measurement
+from surge.tasks import by_ghosts, ghost_batches, resnet
 from surge.training.run import batch_gradient, evaluate
 
 WIDTHS, BLOCKS, GROUPS = (4, 8), (1, 2), 2
@@ -59,25 +64,96 @@ def test_resnet18_has_the_known_number_of_parameters():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 11_689_512 - stem - 800 * 513
 
 
-@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
-def test_batch_norm_task_has_a_batch_loss_and_no_single_loss(tmp_path, monkeypatch):
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """A directory of 16 small images in Tiny-ImageNet's format, and what describes them."""
     datasets, image = pytest.importorskip("datasets"), pytest.importorskip("PIL.Image")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    columns = {"image": [image.fromarray(each) for each in pixels], "label": [0, 1] * 4}
+    columns = {"image": [image.fromarray(each) for each in pixels], "label": [0, 1] * 8}
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train-00000.parquet")
-    options = {"widths": (4,), "blocks": (1,), "shape": (8, 8, 3), "classes": 2, "evaluation_examples": 8}
+    return str(tmp_path / "data"), {
+        "widths": (4,),
+        "blocks": (1,),
+        "shape": (8, 8, 3),
+        "classes": 2,
+        "evaluation_examples": 16,
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_either_norm_has_finite_losses_and_gradients_in_float32(images, dtype):
+    source, options = images
     for norm in ("group", "batch"):
-        task = resnet.tiny_imagenet(str(tmp_path / "data"), norm, **options)
+        task = resnet.tiny_imagenet(source, norm, ghost=4, dtype=dtype, **options)
         params = task.init(jax.random.key(0))
         assert np.isfinite(evaluate(task, params, task.evaluation))
-        gradient = batch_gradient(task, params, task.data, jax.random.key(1), 4, 4)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    with pytest.raises(ValueError, match="BatchNorm couples"):
-        task.loss(params, None)
+        gradient = batch_gradient(task, params, task.data, jax.random.key(1), 8, 4)
+        for leaf in jax.tree.leaves((params, gradient)):
+            assert np.isfinite(leaf).all() and leaf.dtype == jnp.float32
+
+
+@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+def test_each_mistake_is_one_sentence(images):
+    source, options = images
     with pytest.raises(ValueError, match="norm must be group or batch"):
-        resnet.tiny_imagenet(str(tmp_path / "data"), "layer", **options)
-    with pytest.raises(ValueError, match="8 rows, fewer than evaluation_examples=9"):
-        resnet.tiny_imagenet(str(tmp_path / "data"), **options | {"evaluation_examples": 9})
+        resnet.tiny_imagenet(source, "layer", **options)
+    with pytest.raises(ValueError, match="ghost must be a whole number of at least 1, got 0"):
+        resnet.tiny_imagenet(source, "batch", ghost=0, **options)
+    with pytest.raises(ValueError, match="16 rows, fewer than evaluation_examples=17"):
+        resnet.tiny_imagenet(source, **options | {"evaluation_examples": 17})
+    with pytest.raises(ValueError, match="BatchNorm couples"):
+        resnet.tiny_imagenet(source, "batch", **options).loss({}, None)
+
+
+@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+def test_batch_norm_takes_its_statistics_over_ghost_batches(images):
+    source, options = images
+    task = resnet.tiny_imagenet(source, "batch", ghost=4, **options)
+    params = task.init(jax.random.key(0))
+    whole = resnet.tiny_imagenet(source, "batch", ghost=16, **options)
+    parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 4], task.evaluation) for i in range(0, 16, 4)]
+    each = [task.batch_loss(params, part) for part in parts]
+    np.testing.assert_allclose(task.batch_loss(params, task.evaluation), np.mean(each), rtol=1e-5)
+    assert abs(whole.batch_loss(params, task.evaluation) - np.mean(each)) > 1e-4
+    single = ghost_batches(task)
+    np.testing.assert_allclose(jax.vmap(single.loss, (None, 0))(params, single.evaluation), each, rtol=1e-5)
+    drawn = single.draw(task.data, jax.random.key(1))
+    assert drawn["x"].shape == (4, 8, 8, 3) and by_ghosts(single.loss, 4)(params, drawn) == single.loss(params, drawn)
+
+
+@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+def test_gradient_noise_of_batch_norm_is_that_of_a_loop_over_ghost_batches(images):
+    source, options = images
+    task = ghost_batches(resnet.tiny_imagenet(source, "batch", ghost=4, **options))
+    params = task.init(jax.random.key(0))
+    batches = [jax.vmap(task.draw, (None, 0))(task.data, jax.random.split(jax.random.key(i), 3)) for i in range(2)]
+    found = measurement.gradient_noise(task.loss, params, batches, 4)
+    gradient = jax.jit(lambda ghost: ravel_pytree(jax.grad(task.loss)(params, ghost))[0])
+    rows = np.stack([gradient(jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for batch in batches for i in range(3)])
+    rows = rows.astype(float)
+    np.testing.assert_allclose(ravel_pytree(found.moments.mean)[0], rows.mean(0), atol=1e-5)
+    np.testing.assert_allclose(ravel_pytree(found.moments.variance)[0], rows.var(0, ddof=1), rtol=1e-3, atol=1e-7)
+    trace = 4 * rows.var(0, ddof=1).sum()  # of Σ of one example
+    assert found.b_simple.numerator == pytest.approx(trace, rel=1e-3) and found.b_simple.n == 24
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+def test_batch_norm_goes_through_the_measure_stage(images, tmp_path):
+    source, options = images
+    path = Path(__file__).parent.parent / "configs" / "tiny_imagenet.py"
+    spec = importlib.util.spec_from_file_location("tiny_imagenet", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("quick")
+    config.batch_sizes = (4, 8)
+    config.measure.update(losses=(), batch_size=4, examples=128, branch_examples=1)
+    task = resnet.tiny_imagenet(source, "batch", ghost=4, **options)
+    found = measurement.run(config, task, tmp_path / "checkpoints")
+    scale = found.noise_scale.sel(scale="b_simple", bound="value").item()
+    assert 0 < scale < 1e4 and found.layer.size > 3
+    assert found.measured_lr.shape == (1, 1, 2, 3)

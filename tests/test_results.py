@@ -1,19 +1,23 @@
 """Labelled arrays in and out of the workdir, and the tables read from them."""
 
+import errno
+import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from surge import results
 from surge.results import ResultError
 
 
-def store(workdir, optimizer, batch_size, rates, loss, steps):
+def store(workdir, optimizer, batch_size, rates, loss, steps, **attrs):
     loss = np.asarray(loss, float)  # [learning_rate, seed, eval]
     diverged = np.zeros(loss.shape[:2], bool)
-    dataset = results.piece_dataset(optimizer, batch_size, rates, range(loss.shape[1]), steps, loss, diverged, {})
+    dataset = results.piece_dataset(optimizer, batch_size, rates, range(loss.shape[1]), steps, loss, diverged, attrs)
     results.write_dataset(results.sweep_path(workdir, optimizer, batch_size), dataset)
 
 
@@ -29,6 +33,25 @@ def test_pieces_of_unlike_grids_make_one_array(sweep):
     assert sweep.loss.sel(optimizer="adam", batch_size=8, learning_rate=0.1, seed=0).values.tolist() == [3, 2, 1]
     assert np.isnan(sweep.loss.sel(optimizer="adam", learning_rate=0.4)).all()
     assert sweep.examples.sel(optimizer="sgd", batch_size=16).values[:2].tolist() == [16, 64]
+
+
+def test_units_survive_joining(sweep):
+    for name in ("learning_rate", "batch_size", "loss", "steps", "examples", "diverged"):
+        assert sweep[name].attrs["units"] == results.UNITS[name]
+
+
+def test_pieces_made_unlike_are_said_so(tmp_path):
+    alike = {"versions": "1", "devices": "2 x cpu"}
+    for size, attrs in ((4, alike), (8, alike), (16, alike | {"devices": "1 x gpu"})):
+        store(tmp_path, "adam", size, [0.1], [[[3, 2, 1]]], [1, 10, 100], **attrs)
+        mixed = results.open_sweep(tmp_path).attrs.get("mixed")
+        assert mixed == (None if size < 16 else "devices: 1 x gpu and 2 x cpu")
+
+
+def test_a_file_of_another_kind_is_named(sweep, tmp_path):
+    xr.Dataset({"temperature": ("day", [1.0])}).to_netcdf(tmp_path / "sweep" / "notes.nc", engine="h5netcdf")
+    with pytest.raises(ResultError, match=r"notes\.nc cannot be read .*without optimizer, .*: delete that file"):
+        results.open_sweep(tmp_path)
 
 
 def test_steps_to_target_interpolates_log_steps_in_the_loss(sweep):
@@ -56,14 +79,42 @@ def test_json_has_no_nan(tmp_path):
     assert results.read_json(tmp_path / "a.json") == {"x": [None, None, 2]}
 
 
+def full(*_):
+    raise OSError(errno.ENOSPC, "the disk is full")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     results.write_json(path, {"old": 1})
-    monkeypatch.setattr(results.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
-    with pytest.raises(OSError, match="disk"):
+    monkeypatch.setattr(results.os, "replace", full)
+    with pytest.raises(OSError, match="disk") as caught:
         results.write_json(path, {"new": 1})
+    assert caught.value.filename == str(path)
     assert results.read_json(path) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_as_readable_as_the_umask_lets_them(tmp_path):
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(mask)
+        try:
+            results.write_json(tmp_path / "a.json", {})
+        finally:
+            os.umask(before)
+        assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    program = (
+        "import os, sys; from surge import results\n"
+        "results.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "results.write_json(sys.argv[1], {})"
+    )
+    for path in (tmp_path / "a.json", tmp_path / "sweep" / "b.nc"):
+        subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert len(list(tmp_path.rglob(".*"))) == 2
+    with results.lock_workdir(tmp_path):
+        assert [path.name for path in tmp_path.rglob(".*")] == [".lock"]
 
 
 @pytest.mark.parametrize("name", ["broken.nc", "broken.json"])
@@ -76,18 +127,62 @@ def test_a_truncated_file_is_named(tmp_path, name):
         read(tmp_path / "missing")
 
 
+CONFIG = {"a": {"b": (1, 2)}, "grid": "dense", "fit": 1}
+
+
+def computed(workdir, config):
+    """A workdir with a result of `config`."""
+    results.claim_workdir(workdir, config)
+    store(workdir, "adam", 8, [0.1], [[[3, 2, 1]]], [1, 10, 100], config=json.dumps(config))
+
+
 def test_a_workdir_belongs_to_one_config(tmp_path):
-    config = {"a": {"b": (1, 2)}, "grid": "dense", "fit": 1}
-    results.claim_workdir(tmp_path, config)
-    results.claim_workdir(tmp_path, config | {"fit": 2})  # what only the fit reads may change
+    computed(tmp_path, CONFIG)
+    results.claim_workdir(tmp_path, CONFIG)
+    results.claim_workdir(tmp_path, CONFIG | {"fit": 2})  # what only the fit reads may change
     with pytest.raises(ResultError, match=r"a\.b was \[1, 2\] and is now \[1, 3\]"):
-        results.claim_workdir(tmp_path, config | {"a": {"b": (1, 3)}})
+        results.claim_workdir(tmp_path, CONFIG | {"a": {"b": (1, 3)}})
 
 
 def test_the_targets_of_an_adaptive_grid_are_bound_too(tmp_path):
-    results.claim_workdir(tmp_path, {"grid": "adaptive", "fit": {"target_losses": (1,)}})
+    computed(tmp_path, {"grid": "adaptive", "fit": {"target_losses": (1,)}})
     with pytest.raises(ResultError, match=r"fit\.target_losses was \[1\] and is now \[2\]"):
         results.claim_workdir(tmp_path, {"grid": "adaptive", "fit": {"target_losses": (2,)}})
+
+
+def test_a_first_run_that_computed_nothing_binds_nothing(tmp_path):
+    results.claim_workdir(tmp_path, CONFIG)
+    computed(tmp_path, CONFIG | {"a": 3})
+    assert results.read_json(tmp_path / "config.json") == {"a": 3, "grid": "dense"}
+
+
+def test_results_know_their_config_without_its_file(tmp_path):
+    computed(tmp_path, CONFIG)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ResultError, match=r"a was .* and is now 3"):
+        results.claim_workdir(tmp_path, CONFIG | {"a": 3})
+    results.claim_workdir(tmp_path, CONFIG | {"fit": 2})
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_result_of_no_config_is_named(tmp_path):
+    store(tmp_path, "adam", 8, [0.1], [[[3, 2, 1]]], [1, 10, 100])
+    with pytest.raises(ResultError, match=r"adam-b8\.nc cannot be read .*which config"):
+        results.claim_workdir(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"a'])
+def test_a_damaged_config_is_named(tmp_path, content):
+    computed(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ResultError, match=r"config\.json cannot be read"):
+        results.claim_workdir(tmp_path, CONFIG)
+
+
+def test_a_workdir_is_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResultError, match="file is a file: give a folder"), results.lock_workdir(tmp_path / "file"):
+        pass
 
 
 def test_a_workdir_is_locked_while_a_process_lives(tmp_path):

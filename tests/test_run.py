@@ -1,31 +1,46 @@
-"""One run as a pure function: equal to a plain loop, to its own branches, to itself under vmap."""
+"""One run as a pure function: equal to a plain loop, to its own branches, to itself under vmap and in the engine."""
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from surge.optimizers import make_optimizer
+from surge.optimizers import DIRECTIONS, make_optimizer
 from surge.tasks import Task, draw_from_arrays
-from surge.training.run import batch_gradient, make_train
+from surge.tasks.mlp import mnist1d
+from surge.training import sweep
+from surge.training.run import batch_gradient, evaluate, make_train
 
 KEY = jax.random.key(0)
-OPTIMIZERS = [
-    "sgd",
-    "momentum",
-    "sign_sgd",
-    "signum",
-    "adam",
-    "adamw(weight_decay=0.1)",
-    "lion",
-    "adafactor",
-    "rmsprop",
-    "adagrad",
-    "muon",
-    "adam(clip=0.5,schedule='cosine',warmup=0.2)",
-    "adam(scaling='sde',base_batch_size=4)",
-]
+CHAINS = {  # written out, so that names are checked too
+    "sgd": lambda rate: optax.sgd(rate),
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "sign_sgd": lambda rate: optax.sign_sgd(rate),
+    "signum": lambda rate: optax.chain(optax.ema(0.9, debias=False), optax.sign_sgd(rate)),
+    "adam": lambda rate: optax.adam(rate),
+    "adamw": lambda rate: optax.adamw(rate, weight_decay=1e-4),
+    "lion": lambda rate: optax.lion(rate, b1=0.9, b2=0.99, weight_decay=0.0),
+    "adafactor": lambda rate: optax.chain(
+        optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_learning_rate(rate)
+    ),
+    "rmsprop": lambda rate: optax.rmsprop(rate, decay=0.9),
+    "adagrad": lambda rate: optax.adagrad(rate, initial_accumulator_value=0.1),
+    "muon": lambda rate: optax.contrib.muon(rate),
+}
+SPECS = {
+    "adam(clip=0.5, weight_decay=0.1, schedule='wsd', scaling='sde', base_batch_size=4)": lambda rate: optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.scale_by_adam(b1=0.8, b2=0.998, eps=1e-8 / 2**0.5),
+        optax.add_decayed_weights(0.1 * 2**0.5),
+        optax.scale_by_schedule(lambda step: jnp.minimum((1 - step / 7) / 0.2, 1.0)),
+        optax.scale_by_learning_rate(rate),
+    ),
+}
+STEPS, RATES, SIZE = (1, 3, 7), (0.01, 0.02, 0.03, 0.04), 8
 
 
 def regression(examples=64):
@@ -33,64 +48,83 @@ def regression(examples=64):
     data = {"x": jnp.asarray(rng.normal(size=(examples, 4)), jnp.float32)}
     data["y"] = jnp.sin(data["x"].sum(1))
 
-    def init(key):
-        hidden, out = jax.random.split(key)
-        return {"w": jax.random.normal(hidden, (4, 6)) / 2, "v": jax.random.normal(out, (6,)) / 2}
-
     def loss(params, example):
-        return (jnp.tanh(example["x"] @ params["w"]) @ params["v"] - example["y"]) ** 2
+        return (jax.nn.silu(example["x"] @ params["w"]).sum() - example["y"]) ** 2
 
+    init = lambda key: {"w": jax.random.normal(key, (4, 6)) / 4}  # noqa: E731
     return Task(init, loss, data, draw_from_arrays, jax.tree.map(lambda leaf: leaf[:16], data))
 
 
 TASK = regression()
 
 
-def compiled(function):
-    """jit with the options that the sweep compiles with."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 1})
+@cache
+def task_named(name):
+    return TASK if name == "regression" else mnist1d(widths=(16,), examples=1_000, evaluation_examples=64)
 
 
-def run(spec, *, learning_rate=0.02, batch_size=8, steps=(1, 3, 7), stop=-np.inf, **options):
-    train = compiled(make_train(TASK, make_optimizer(spec), microbatch_size=8))
-    steps = jnp.asarray(steps, jnp.int32)
-    return train(jnp.float32(learning_rate), KEY, batch_size, steps, stop, TASK.data, TASK.evaluation, **options)
+@cache
+def start_and_loss(name):
+    task = task_named(name)
+    return jax.jit(task.init), jax.jit(lambda params: evaluate(task, params, task.evaluation))
 
 
-def plain_loop(spec, learning_rate, batch_size, steps):
-    """The same run as a user would write it: one jitted step, a Python loop."""
-    init_key, data_key = jax.random.split(KEY)
+@cache
+def plain_loop(name, spec):
+    """Losses and last parameters of seed 1 at the second rate, as a user would get them: a jitted step in a loop."""
+    task, chain = task_named(name), (CHAINS | SPECS)[spec]
+    init_key, data_key = jax.random.split(jax.random.fold_in(KEY, 1))
 
-    @compiled
-    def step(params, state, index, learning_rate, batch_size, steps):
-        grads = batch_gradient(TASK, params, TASK.data, jax.random.fold_in(data_key, index), batch_size, 8)
-        updates, state = make_optimizer(spec)(learning_rate, batch_size, steps).update(grads, state, params)
+    @jax.jit
+    def step(params, state, index, rate):
+        grads = batch_gradient(task, params, task.data, jax.random.fold_in(data_key, index), SIZE, SIZE)
+        updates, state = chain(rate).update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    params = jax.jit(TASK.init)(init_key)
-    state = make_optimizer(spec)(learning_rate, batch_size, steps).init(params)
-    for index in range(steps):
-        params, state = step(params, state, index, jnp.float32(learning_rate), batch_size, steps)
-    return params
+    init, loss = start_and_loss(name)
+    params, losses = init(init_key), []
+    state = chain(RATES[1]).init(params)
+    for index in range(STEPS[-1]):
+        params, state = step(params, state, index, jnp.float32(RATES[1]))
+        losses += [loss(params)] if index + 1 in STEPS else []
+    return np.array(losses), ravel_pytree(params)[0]
 
 
-@pytest.mark.parametrize("spec", OPTIMIZERS)
-def test_equals_a_plain_optax_loop_bit_for_bit(spec):
-    ours, theirs = run(spec).state.params, plain_loop(spec, 0.02, 8, 7)
+def in_engine(monkeypatch, name, spec, block):
+    """The same of the same run, as the engine has it in blocks of some shape."""
+
+    def ending_in_parameters(*args, **options):
+        train = make_train(*args, **options)
+
+        def with_parameters(*args):
+            result = train(*args)
+            return result._replace(diverged=ravel_pytree(result.state.params)[0])
+
+        return with_parameters
+
+    monkeypatch.setattr(sweep, "make_train", ending_in_parameters)
+    engine = sweep.Engine(task_named(name), KEY, stop_loss=-np.inf, block=block)
+    loss, parameters = engine.run(sweep.Piece(spec, spec, SIZE, RATES, (0, 1), STEPS))
+    return loss[1, 1], parameters[1, 1]
+
+
+def test_every_optimizer_is_written_out():
+    assert CHAINS.keys() >= DIRECTIONS.keys()
+
+
+@pytest.mark.parametrize("spec", CHAINS)
+def test_alone_in_the_engine_a_run_equals_a_plain_optax_loop_bit_for_bit(monkeypatch, spec):
+    ours, theirs = in_engine(monkeypatch, "regression", spec, (1, 1)), plain_loop("regression", spec)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 @pytest.mark.parametrize(
-    "spec",
-    [spec if spec in ("sgd", "adam", "muon") else pytest.param(spec, marks=pytest.mark.slow) for spec in OPTIMIZERS],
+    ("name", "spec"),
+    [("regression", spec) for spec in (*CHAINS, *SPECS)] + [("mlp", spec) for spec in ("sgd", "adam", "lion")],
 )
-def test_a_lane_equals_the_run_alone(spec):
-    train = make_train(TASK, make_optimizer(spec), microbatch_size=8, axis_name=("rate",))
-    steps, rates = jnp.asarray((1, 3, 7), jnp.int32), jnp.asarray([0.01, 0.02, 0.03])
-    shared = (KEY, 8, steps, -jnp.inf, TASK.data, TASK.evaluation)
-    lanes = compiled(jax.vmap(lambda rate: train(rate, *shared), axis_name="rate"))(rates)
-    alone = plain_loop(spec, 0.02, 8, 7)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=2e-6), lanes.state.params, alone)
+def test_a_lane_equals_the_run_alone(monkeypatch, name, spec):
+    lane, alone = in_engine(monkeypatch, name, spec, (2, 2)), plain_loop(name, spec)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), lane, alone)
 
 
 def mean_gradient(params, batch_size):
@@ -99,12 +133,12 @@ def mean_gradient(params, batch_size):
     return jax.tree.map(lambda *leaves: sum(leaves) / batch_size, *grads)
 
 
-@pytest.mark.parametrize(("batch_size", "size"), [(1, 4), (3, 4), (4, 4), (10, 4), (12, 4)])
-def test_micro_batches_add_up_to_the_batch(batch_size, size):
+def test_micro_batches_add_up_to_the_batch():
     params = TASK.init(KEY)
-    got = jax.jit(lambda b: batch_gradient(TASK, params, TASK.data, KEY, b, size))(batch_size)
-    want = mean_gradient(params, batch_size)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
+    gradient = jax.jit(lambda batch_size: batch_gradient(TASK, params, TASK.data, KEY, batch_size, 4))
+    for batch_size in (1, 3, 4, 10, 12):
+        got, want = gradient(batch_size), mean_gradient(params, batch_size)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
 
 
 def test_a_batch_loss_is_taken_of_whole_micro_batches():
@@ -112,6 +146,18 @@ def test_a_batch_loss_is_taken_of_whole_micro_batches():
     params = TASK.init(KEY)
     got = batch_gradient(task, params, TASK.data, KEY, 8, 4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, mean_gradient(params, 8))
+
+
+@cache
+def compiled(spec):
+    train = make_train(TASK, make_optimizer(spec), microbatch_size=8)
+    return jax.jit(train, compiler_options={"xla_backend_optimization_level": 1})
+
+
+def run(spec, *, learning_rate=0.02, batch_size=8, steps=(1, 3, 7), stop=-np.inf, **options):
+    steps = jnp.asarray(steps, jnp.int32)
+    shared = KEY, batch_size, steps, stop, TASK.data, TASK.evaluation
+    return compiled(spec)(jnp.float32(learning_rate), *shared, **options)
 
 
 def test_a_branch_goes_on_as_the_whole_run():
@@ -140,7 +186,7 @@ def test_stops_at_the_target_loss():
 
 
 def test_divergence_is_data():
-    result = run("sgd", learning_rate=1e6, steps=(1, 2, 4, 8))
+    result = run("sgd", learning_rate=1e6, steps=(1, 2, 4, 8, 16))
     assert result.diverged
     assert np.all(np.isnan(result.loss[2:]))
 

@@ -1,6 +1,7 @@
 """The grid: the same data whatever the devices, blocks and forms; few programs; adaptive against dense."""
 
 import logging
+import pickle
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import pytest
 
 from surge.optimizers import make_optimizer
 from surge.tasks.quadratic import quadratic
+from surge.theory.optimum import optimal_lr
 from surge.training import sweep
-from surge.training.adaptive import run_adaptive, steps_to
+from surge.training.adaptive import last_loss, run_adaptive, steps_to
 from surge.training.run import State, make_train
 
 KEY = jax.random.key(0)
@@ -27,6 +29,11 @@ GRID = {
     "evals": 12,
 }
 PIECES = sweep.plan(**GRID)
+FINE = sweep.plan(
+    **GRID
+    | {"optimizers": {"sgd": ("sgd", (0.001, 2.0))}, "batch_sizes": (8, 16, 32, 64), "max_examples": 2560, "seeds": 4}
+)
+TARGETS = (0.4, 0.2)
 
 
 def collected(pieces, **options):
@@ -35,9 +42,40 @@ def collected(pieces, **options):
     }
 
 
+def adaptive(pieces=FINE, *, targets=TARGETS, stop_loss=TARGETS[-1]):
+    search = run_adaptive(TASK, pieces, KEY, ratio=2**0.5, targets=targets, stop_loss=stop_loss, done={})
+    return {found.batch_size: (found, result) for found, result in search}
+
+
+def optimum(piece, value):
+    """Of values [rate, seed]."""
+    rate, seed = (each.ravel() for each in np.meshgrid(piece.learning_rates, piece.seeds, indexing="ij"))
+    return optimal_lr(rate, value.ravel(), seed)
+
+
+def optima(runs):
+    """(batch size, target) -> OptimalLR of its steps."""
+    return {
+        (size, target): optimum(piece, steps_to(result.loss, piece.eval_steps, target))
+        for size, (piece, result) in runs.items()
+        for target in TARGETS
+    }
+
+
+def spent(piece, result):
+    """Training examples, each run to its own end."""
+    ran = np.isfinite(result.loss).sum(-1)
+    return np.sum(np.asarray(piece.eval_steps)[np.maximum(ran, 1) - 1]) * piece.batch_size
+
+
 @pytest.fixture(scope="module")
 def dense():
     return collected(PIECES)
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    return adaptive()
 
 
 def test_plan():
@@ -49,6 +87,14 @@ def test_plan():
     assert 0.02 <= rates[0] < 0.03 < 0.49 < rates[-1] <= 0.7
     assert PIECES[1].cells == 3 * len(rates)
     assert PIECES[1].examples == 3 * len(rates) * 60 * 8
+
+
+def test_plan_from_a_later_step():
+    """Horizons count from there, in examples (here at batch size 64) or in steps (at 8)."""
+    later = sweep.plan(**GRID, start_step=100)
+    assert [piece.eval_steps[-1] for piece in later] == [110, 160]
+    assert later[0].eval_steps[0] == 101
+    assert [piece.examples for piece in later] == [piece.examples for piece in PIECES]
 
 
 @pytest.mark.parametrize(
@@ -88,43 +134,137 @@ def test_pieces_do_not_depend_on_their_company(dense):
     np.testing.assert_array_equal(again[8].loss, dense[8].loss)
 
 
-def test_one_device_gives_the_same_data(dense, tmp_path):
+def test_a_resumed_grid_is_the_same_to_the_last_bit():
+    optimizers = {"wide": ("sgd", (0.02, 0.7)), "narrow": ("momentum", (0.02, 0.07))}
+    pieces = sweep.plan(**GRID | {"optimizers": optimizers, "batch_sizes": (8,)})
+    left = [piece for piece in pieces if piece.optimizer == "narrow"]
+    assert sweep.whole_block(pieces) != sweep.whole_block(left)
+    options = {"stop_loss": -np.inf, "block": sweep.whole_block(pieces)}
+    whole, resumed = (dict(sweep.run_pieces(TASK, each, KEY, **options)) for each in (pieces, left))
+    for piece, result in resumed.items():
+        np.testing.assert_array_equal(result.loss, whole[piece].loss)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """dense[8] and narrow, from a process with one device."""
+    path = tmp_path_factory.mktemp("one") / "results.pickle"
     program = (
-        "import numpy as np, tests_sweep as t; "
-        "r = t.collected(t.PIECES[1:]); import jax; assert jax.local_device_count() == 1; "
-        f"np.save({str(tmp_path / 'loss.npy')!r}, r[8].loss)"
+        "import pickle, jax, tests_sweep as t; assert jax.local_device_count() == 1; "
+        f"pickle.dump((t.collected(t.PIECES[1:])[8], t.adaptive()), open({str(path)!r}, 'wb'))"
     )
     source = f"import sys; import importlib.util as u; s = u.spec_from_file_location('tests_sweep', {__file__!r}); "
     source += "m = u.module_from_spec(s); sys.modules['tests_sweep'] = m; s.loader.exec_module(m); "
     subprocess.run([sys.executable, "-c", source + program], check=True)
-    np.testing.assert_allclose(np.load(tmp_path / "loss.npy"), dense[8].loss, rtol=2e-5)
+    sys.modules["tests_sweep"] = sys.modules[__name__]
+    return pickle.loads(path.read_bytes())
 
 
-def test_few_programs_serve_every_batch_size(monkeypatch):
+def test_one_device_gives_the_same_data(dense, one_device):
+    np.testing.assert_allclose(one_device[0].loss, dense[8].loss, rtol=2e-5)
+
+
+def test_one_device_gives_the_same_adaptive_optima(narrow, one_device):
+    ours, theirs = optima(narrow), optima(one_device[1])
+    assert ours.keys() == theirs.keys()
+    for cell, found in ours.items():
+        assert found[:3] == pytest.approx(theirs[cell][:3], rel=1e-3, nan_ok=True)
+
+
+def test_two_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     made = []
     compile_one = sweep.Engine._compile
     monkeypatch.setattr(
-        sweep.Engine, "_compile", lambda self, *args: made.append(args[1:]) or compile_one(self, *args)
+        sweep.Engine, "_compile", lambda self, *args: made.append(args[0].optimizer) or compile_one(self, *args)
     )
-    sizes = (1, 2, 8, 16, 64, 100, 128, 256, 320)
-    pieces = sweep.plan(**GRID | {"batch_sizes": sizes, "optimizers": {"sgd": ("sgd", (0.1, 0.2))}, "seeds": 1})
-    assert len(list(sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == len(sizes)
-    assert len(made) == 2
+    sizes = (1, 2, 3, 8, 16, 48, 64, 100, 128, 181, 256, 320)
+    optimizers = {"sgd": ("sgd", (0.1, 0.2)), "momentum": ("momentum", (0.1, 0.2))}
+    pieces = sweep.plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
+    assert len(list(sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == 2 * len(sizes)
+    assert sorted(made) == 2 * ["momentum"] + 2 * ["sgd"]
 
 
-def test_short_memory_makes_smaller_blocks_and_says_so(dense, monkeypatch, caplog):
+def test_runs_of_any_length_share_one_program_and_its_memory():
+    engine = sweep.Engine(TASK, KEY, stop_loss=-np.inf, block=(1, 1))
+    short, long = (PIECES[1]._replace(eval_steps=steps) for steps in ((1,), (1, 100, 10**6)))
+    assert engine.compile(short).result() is engine.compile(long).result()
+
+
+def test_data_stay_on_the_devices(monkeypatch):
+    task, seen, compile_one = TASK._replace(data=np.asarray(TASK.data)), [], sweep.Engine._compile
+
+    def guarded(self, *args):
+        program = compile_one(self, *args)
+
+        def call(*arguments):
+            seen.append([shard.data.unsafe_buffer_pointer() for shard in arguments[5].addressable_shards])
+            with jax.transfer_guard("disallow"):
+                return program(*arguments)
+
+        return call
+
+    monkeypatch.setattr(sweep.Engine, "_compile", guarded)
+    engine = sweep.Engine(task, KEY, stop_loss=-np.inf, block=(1, 1))
+    engine.run(PIECES[1]._replace(seeds=(0,)))
+    assert len(seen) > 2 and all(each == seen[0] for each in seen)
+    assert len(seen[0]) == jax.local_device_count()
+
+
+def starve(monkeypatch, fits):
     compile_one = sweep.Engine._compile
 
     def little(self, piece, size, block):
-        if block[0] * block[1] > 6:
+        if not fits(size, block):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return compile_one(self, piece, size, block)
 
     monkeypatch.setattr(sweep.Engine, "_compile", little)
+
+
+def test_short_memory_makes_smaller_blocks_of_the_programs_that_need_them(dense, monkeypatch, caplog):
+    starve(monkeypatch, lambda size, block: size == 8 or block[0] * block[1] <= 6)
     with caplog.at_level(logging.WARNING):
-        result = collected(PIECES[1:])[8]
-    np.testing.assert_allclose(result.loss, dense[8].loss, rtol=2e-5)
+        result = collected(PIECES)
+    np.testing.assert_allclose(result[64].loss, dense[64].loss, rtol=2e-5)
+    np.testing.assert_array_equal(result[8].loss, dense[8].loss)
     assert "out of memory: going on with 2 learning rates x 3 seeds" in caplog.text
+
+
+def test_a_run_that_does_not_fit_ends_in_a_sentence(monkeypatch):
+    one_run = r"^one run does not fit in memory \(sgd at batch size 8\): "
+    with monkeypatch.context() as patch, pytest.raises(MemoryError, match=one_run):
+        patch.setattr(sweep, "device_bytes", lambda: 1.0)
+        collected(PIECES[1:], block=(1, 1))
+    starve(monkeypatch, lambda size, block: False)
+    with pytest.raises(MemoryError, match=one_run):
+        collected(PIECES[1:])
+
+
+@pytest.mark.parametrize(("limit", "gibibytes"), [("max", 8), (str(3 * 2**30), 3), (str(2**63), 8), (None, 8)])
+def test_blocks_are_judged_by_all_memory_not_by_what_is_free(monkeypatch, tmp_path, limit, gibibytes):
+    pages = {"SC_PHYS_PAGES": 2**21, "SC_PAGE_SIZE": 2**12}
+    monkeypatch.setattr(sweep.os, "sysconf", pages.__getitem__)  # a KeyError where free pages are asked for
+    monkeypatch.setattr(sweep, "CGROUP_LIMIT", tmp_path / "memory.max")
+    if limit is not None:
+        sweep.CGROUP_LIMIT.write_text(limit + "\n")
+    assert sweep.device_bytes() == gibibytes * 2**30 / jax.local_device_count()
+
+
+def test_an_accelerator_says_how_much_memory_it_has(monkeypatch):
+    class Device:
+        memory_stats = staticmethod(lambda: {"bytes_limit": 100, "bytes_in_use": 90})
+
+    monkeypatch.setattr(sweep.jax, "local_devices", lambda: [Device])
+    assert sweep.device_bytes() == 100
+
+
+def test_a_ghost_batch_is_of_one_size_whatever_the_batch():
+    coupled = TASK._replace(batch_loss=lambda params, batch: jnp.float32(0))
+    assert {sweep.microbatch(coupled, size) for size in (16, 48, 176, 1024)} == {16}
+    assert sweep.microbatch(coupled._replace(ghost=4), 12) == 4
+    with pytest.raises(ValueError, match="batch size 181 is no multiple of the 16 examples of a ghost batch"):
+        sweep.microbatch(coupled, 181)
+    assert [sweep.microbatch(TASK, size) for size in (1, 8, 63, 64, 181)] == [8, 8, 8, 64, 64]
 
 
 def test_other_failures_are_not_hidden(monkeypatch):
@@ -136,18 +276,25 @@ def test_other_failures_are_not_hidden(monkeypatch):
         collected(PIECES[1:])
 
 
-def test_runs_branch_from_a_state(dense):
-    optimizer = make_optimizer("sgd")(0.1, 8, 60)
-    params = TASK.init(KEY) / 2
-    start = State(params, optimizer.init(params), jnp.int32(5))
-    piece = sweep.Piece("sgd", "sgd", 8, (0.1, 0.2), (0, 1), (6, 7))
-    ((_, result),) = sweep.run_pieces(TASK, [piece], KEY, stop_loss=-np.inf, start=start)
-    assert result.loss.shape == (2, 2, 2)
-    data_key = jax.random.split(jax.random.fold_in(KEY, 1))[1]
-    keys = [jax.random.fold_in(jax.random.fold_in(data_key, 5), i) for i in range(8)]
-    gradient = sum(jax.grad(TASK.loss)(params, TASK.draw(TASK.data, key)) for key in keys) / 8
-    want = TASK.loss(params - 0.2 * gradient, jnp.zeros(6))
-    assert result.loss[1, 1, 0] == pytest.approx(float(want), rel=1e-5)
+def test_runs_branch_from_a_state_of_parameters_and_optimizer():
+    train = jax.jit(make_train(TASK, make_optimizer("adam"), microbatch_size=8))
+
+    def alone(*steps):
+        shared = jax.random.fold_in(KEY, 1), 8, jnp.asarray(steps, jnp.int32), -jnp.inf, TASK.data, TASK.evaluation
+        return train(jnp.float32(0.1), *shared)
+
+    whole, start = alone(5, 9), alone(4, 5).state
+    ends = {"max_steps": 4, "evals": 3, "batch_sizes": (8,), "start_step": 5}
+    (piece,) = sweep.plan(**GRID | ends | {"optimizers": {"adam": ("adam", (0.03, 0.3))}})
+    assert piece.eval_steps == (6, 7, 9)
+    piece = piece._replace(learning_rates=(0.1, 0.2))
+    engine = sweep.Engine(TASK, KEY, stop_loss=-np.inf, block=(1, 2), start=start)
+    branch = engine.run(piece).loss[0, 1, -1]
+    assert branch == pytest.approx(float(whole.loss[-1]), rel=2e-5)
+    engine.start = State(start.params, jax.tree.map(jnp.zeros_like, start.opt_state), start.step)
+    assert abs(engine.run(piece).loss[0, 1, -1] / branch - 1) > 1e-3
+    with pytest.raises(ValueError, match="from step 5: the first eval, at 5, must be later"):
+        engine.run(piece._replace(eval_steps=(5, 9)))
 
 
 def test_steps_to():
@@ -156,38 +303,51 @@ def test_steps_to():
     np.testing.assert_allclose(got, [np.log(8), np.inf, 0])
 
 
-def test_adaptive_finds_the_dense_optimum_for_less():
-    grid = GRID | {"optimizers": {"sgd": ("sgd", (0.001, 2.0))}, "batch_sizes": (8, 16, 32, 64), "max_examples": 2560}
-    pieces, targets = sweep.plan(**grid), (0.4, 0.2)
-    wide = dict(sweep.run_pieces(TASK, pieces, KEY, stop_loss=0.2))
-    narrow = list(run_adaptive(TASK, pieces, KEY, ratio=2**0.5, targets=targets, stop_loss=0.2, done={}))
-
-    def spent(piece, result):
-        ran = np.isfinite(result.loss).sum(-1)
-        return np.sum(np.asarray(piece.eval_steps)[np.maximum(ran, 1) - 1]) * piece.batch_size
-
-    for piece, (found, result) in zip(reversed(pieces), narrow, strict=True):
-        for target in targets:
-            values = steps_to(wide[piece].loss, piece.eval_steps, target).mean(-1)
-            ours = steps_to(result.loss, piece.eval_steps, target).mean(-1)
-            if np.isfinite(values.min()):
-                assert found.learning_rates[ours.argmin()] == piece.learning_rates[values.argmin()]
-                assert 0 < ours.argmin() < len(ours) - 1
-    cost = sum(spent(*each) for each in narrow) / sum(spent(*each) for each in wide.items())
+def test_adaptive_finds_the_dense_optima_for_less(narrow):
+    runs = sweep.run_pieces(TASK, FINE, KEY, stop_loss=TARGETS[-1])
+    wide = {piece.batch_size: (piece, result) for piece, result in runs}
+    ours, theirs, compared = optima(narrow), optima(wide), 0
+    for cell, want in theirs.items():
+        if np.isfinite(want.lr):
+            assert want.low <= ours[cell].lr <= want.high and ours[cell].low <= want.lr <= ours[cell].high
+            assert not ours[cell].at_edge
+            compared += 1
+    assert compared >= 6
+    cost = sum(spent(*each) for each in narrow.values()) / sum(spent(*each) for each in wide.values())
     assert cost < 0.4
+
+
+def test_adaptive_judges_runs_that_ended_early_by_their_last_loss():
+    """All but the slowest rates reach the stop loss: the optimum among what is left is the dense grid's."""
+    (piece,) = sweep.plan(**GRID | {"optimizers": {"sgd": ("sgd", (0.004, 4.0))}, "batch_sizes": (64,)})
+    ((_, wide),) = sweep.run_pieces(TASK, [piece], KEY, stop_loss=0.6)
+    ended = np.isnan(wide.loss[..., -1]) & (wide.diverged == 0)
+    assert ended.any() and wide.diverged.any()
+    ((found, result),) = adaptive([piece], targets=(None,), stop_loss=0.6).values()
+    want, got = (optimum(*each) for each in ((piece, last_loss(*wide)), (found, last_loss(*result))))
+    assert got.lr == pytest.approx(want.lr, rel=0.05)
+    assert not got.at_edge
+
+
+def test_last_loss():
+    loss = np.array([[3.0, 2.0, 1.0], [3.0, 0.5, np.nan], [9.0, np.nan, np.nan], [np.nan, np.nan, np.nan]])
+    np.testing.assert_array_equal(last_loss(loss, np.array([False, False, True, False])), [1.0, 0.5, np.inf, np.nan])
 
 
 def test_adaptive_follows_an_optimum_beyond_the_bounds():
     (piece,) = sweep.plan(**GRID | {"optimizers": {"sgd": ("sgd", (0.004, 0.04))}, "batch_sizes": (64,)})
-    ((found, result),) = run_adaptive(TASK, [piece], KEY, ratio=2**0.5, targets=(None,), stop_loss=-np.inf, done={})
+    ((found, result),) = adaptive([piece], targets=(None,), stop_loss=-np.inf).values()
     best = result.loss[..., -1].mean(-1).argmin()
     assert found.learning_rates[best] > 0.05
     assert best < len(found.learning_rates) - 1
 
 
-def test_one_device_per_core_and_cache_are_settings(monkeypatch, tmp_path):
+def test_the_compilation_cache_is_on_and_a_users_own_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
-    sweep.enable_compilation_cache()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "surge" / "programs")
-    jax.config.update("jax_compilation_cache_dir", before)
+    for given, want in ((None, str(tmp_path / "surge" / "programs")), ("/somewhere/else", "/somewhere/else")):
+        jax.config.update("jax_compilation_cache_dir", given)  # where JAX_COMPILATION_CACHE_DIR is read into
+        sweep.enable_compilation_cache()
+        found = jax.config.jax_compilation_cache_dir
+        jax.config.update("jax_compilation_cache_dir", before)
+        assert found == want

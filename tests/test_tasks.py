@@ -4,10 +4,12 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from surge import pipeline, results
 from surge.gradients.moments import per_example_moments
 from surge.tasks import linear, make_task, mlp, moe
 from surge.tasks.quadratic import problem, quadratic
@@ -36,7 +38,7 @@ def test_quadratic_has_the_moments_it_says(correlation):
 
 
 def test_linear_regression_has_the_moments_it_says():
-    task = linear.mnist1d(examples=200)
+    task = linear.mnist1d(examples=200, evaluation_examples=160)
     theta = 0.1 * jax.random.normal(jax.random.key(0), (41,))
     known = linear.exact(task.data, theta)
     moments = per_example_moments(task.loss, theta, task.data)
@@ -47,7 +49,7 @@ def test_linear_regression_has_the_moments_it_says():
 
 
 def test_draws_with_a_key_are_reproducible_and_cover_the_data():
-    task = mlp.mnist1d(widths=(4,), examples=20)
+    task = mlp.mnist1d(widths=(4,), examples=20, evaluation_examples=16)
     labels = jax.vmap(lambda key: task.draw(task.data, key)["x"][0])(jax.random.split(jax.random.key(0), 400))
     assert set(np.asarray(labels)) == set(task.data["x"][:, 0])
 
@@ -88,11 +90,12 @@ def prose(tmp_path, monkeypatch):
 
 def test_balance_over_a_batch_couples_its_examples(prose):
     options = {"source": prose, "context": 8, "evaluation_examples": 4, "balance": 1.0}
-    single, coupled = moe.text(**options), moe.text(**options, balance_over="batch")
+    single, coupled = moe.text(**options), moe.text(**options, balance_over="batch", ghost=4)
     params = single.init(jax.random.key(0))
     windows = single.evaluation
     one_by_one = evaluate(single, params, windows)
-    np.testing.assert_allclose(coupled.batch_loss(params, windows[:1]), single.loss(params, windows[0]), rtol=1e-6)
+    alone = moe.text(**options, balance_over="batch", ghost=1)
+    np.testing.assert_allclose(alone.batch_loss(params, windows), one_by_one, rtol=1e-6)
     assert abs(coupled.batch_loss(params, windows) - one_by_one) > 1e-6
     with pytest.raises(ValueError, match="balance couples the examples"):
         coupled.loss(params, windows[0])
@@ -102,6 +105,31 @@ def test_balance_over_a_batch_couples_its_examples(prose):
     for wrong, sentence in (({"active": 9}, "active must be"), ({"balance_over": "x"}, "balance_over must be")):
         with pytest.raises(ValueError, match=sentence):
             moe.text(**options, **wrong)
+
+
+def test_experts_in_bfloat16_have_a_finite_loss_and_float32_parameters(prose):
+    task = moe.text(source=prose, context=8, evaluation_examples=4, dtype="bfloat16")
+    train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=4))
+    result = train(1e-2, jax.random.key(0), 4, np.array([1, 40]), 0.0, task.data, task.evaluation)
+    assert np.isfinite(result.loss).all() and result.loss[1] < result.loss[0] - 1
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.state.params)} == {jnp.dtype("float32")}
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_experts_balanced_over_a_batch_are_measured_in_ghost_batches(prose, tmp_path):
+    config = load("moe").get_config("quick")
+    config.task_args.update(source=prose, context=8, evaluation_examples=16, balance_over="batch", routed=4, hidden=8)
+    config.batch_sizes = (4, 8)
+    config.measure.update(losses=(), examples=64, branch_examples=1)
+    pipeline.run(config, tmp_path / "run", ("measure",))
+    found = results.read_dataset(tmp_path / "run" / "measure.nc")
+    assert (found.noise_scale.sel(scale="b_simple") > 0).all() and found.measured_lr.sizes["batch_size"] == 2
 
 
 def test_a_task_that_cannot_be_found_is_one_sentence():
@@ -114,16 +142,38 @@ def test_a_task_that_cannot_be_found_is_one_sentence():
             make_task(name)
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist", "tiny_imagenet", "distilgpt2", "gpt2", "moe"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
 def test_configs_are_complete_at_every_scale(name):
-    from surge import pipeline
-
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load(name)
     with pytest.raises(ValueError, match="no variant 'big'"):
         module.get_config("big")
     for variant in ("", "quick", "full"):
         config = module.get_config(variant)
         pipeline.check(config)
         assert pipeline.plan(config)
+
+
+# Its Table 1: learning rates, batch sizes in examples, seeds.
+PAPER = {
+    "fashion_mnist": ((1e-4, 1e-3), (*range(1, 13), *range(64, 1165, 100)), 100),
+    "tiny_imagenet": ((1e-4, 7.9e-4), tuple(range(16, 377, 33)), 100),
+    "distilgpt2": ((1e-5, 5.5e-4), tuple(range(4, 115, 10)), 30),
+    "moe": ((2e-6, 6e-5), tuple(192 * 2**k for k in range(7)), 10),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_full_scale_is_the_papers(name):
+    config = load(name).get_config("full")
+    (low, high), sizes, seeds = PAPER[name]
+    assert (config.batch_sizes, config.seeds) == (sizes, seeds)
+    for optimizer in config.optimizers:
+        (rates,) = {piece.learning_rates for piece in pipeline.plan(config) if piece.optimizer == optimizer}
+        assert rates[0] <= low < high <= rates[-1]
+
+
+def test_the_quadratic_has_a_correlated_variant():
+    options = load("quadratic").get_config("correlated").task_args
+    covariance = problem(**options).noise_root @ problem(**options).noise_root.T
+    assert covariance[0, 1] / covariance[0, 0] == pytest.approx(0.3)
+    assert load("quadratic").get_config().task_args.correlation == 0

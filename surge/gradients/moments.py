@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from surge.gradients.products import BLOCK, LeafSums, Plan, leaf_sums, plan, tapped_gradients
 
 MICROBATCH_BYTES = 128 * 2**20  # of activations and gradients of examples held at once, where no size is asked for
-MOST = 1024  # examples in such a micro-batch
+MOST = 2048  # examples in such a micro-batch
 
 
 class GradientMoments(NamedTuple):
@@ -55,14 +56,15 @@ def per_example_moments(
     """Moments of the gradients of single examples.
 
     Memory is that of a few copies of params and one micro-batch of per-example gradients, whatever n. A gradient
-    that is not finite makes the moments nan and is found by its squared norm. Flax dense layers that see one vector
-    per example need no per-example gradients (see `layers`), and any other layer has them.
+    that is not finite makes the moments nan and is found by its squared norm. Weights that the loss multiplies
+    activations by need no batch of gradients (see `products`); any other parameter has one, and so has a weight in a
+    scan, a remat or a native convolution. The log says how many parameters are of which kind.
 
     Args:
       loss_fn: (params, example) -> scalar loss of one example.
       params: pytree of arrays.
       batch: pytree of arrays with a common leading axis [n].
-      microbatch_size: examples differentiated at once; None: as many as 64 MiB of gradients, at most 1024.
+      microbatch_size: examples differentiated at once; None: as many as 128 MiB hold.
 
     Returns:
       GradientMoments of n gradients.
@@ -84,6 +86,15 @@ def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> Gra
     n = jax.tree.leaves(batch)[0].shape[0]
     found = plan(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], batch))
     size = size or min(n, _automatic(params, found))
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    others = sum(sizes[index] for index in found.read)
+    logging.info(
+        "moments: %d of %d parameters by products, %d also or only by single gradients, %d examples at once",
+        sum(sizes) - others,
+        sum(sizes),
+        others,
+        size,
+    )
     whole = n // size
     head = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch)
 

@@ -6,7 +6,7 @@ each weight's per-example gradients are then formed a few at a time, while they 
 found in the traced program, so any model has them: dense layers, projections, convolutions as patches, tied weights.
 """
 
-import itertools
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +18,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 INLINED = ("jit", "pjit", "closed_call")  # calls whose inside is read as if it stood outside
 LAYOUTS = ("reshape", "transpose", "squeeze", "convert_element_type")  # of a weight on its way to a product
-BLOCK = 8  # gradients of single examples formed at once: separate products, which XLA's CPU backend hands to a library
-ZERO = 1 << 16  # what an exact zero counts in the sum that holds signs and zeros; above the most signs in a micro-batch
+BLOCK = 4  # gradients of single examples formed at once: separate products, which XLA's CPU backend hands to a library
+ZERO = (
+    1 << 16
+)  # what an exact zero counts in the sum that holds signs and zeros; above the most signs in a micro-batch
 # Where squared means exceed this many variances, Σg² - n·mean² loses the digits that shifted sums keep.
 CANCELLING = 10.0
 
@@ -152,7 +154,10 @@ def _run(
             outputs = [equation.primitive.bind(*inputs, **equation.params)]
             known[equation.outvars[0]] = _laid_out(seen[0], equation)
         elif product := _product(equation, seen):
-            held = [each if found is None else jax.lax.stop_gradient(each) for each, found in zip(inputs, seen)]
+            held = [
+                each if found is None else jax.lax.stop_gradient(each)
+                for found, each in zip(seen, inputs, strict=True)
+            ]
             y = equation.primitive.bind(*held, **equation.params)
             outputs = [meet(product, inputs[0 if product.left else 1], y)]
         else:
@@ -233,7 +238,7 @@ def tapped_gradients(plan: Plan, params: Any, examples: Any) -> Tapped:
 
 
 class LeafSums(NamedTuple):
-    """Of n gradients of one leaf: mean, sum of squared deviations, sign sum and zeros in its layout, and norms² [n]."""
+    """Of n gradients of one leaf: mean, sum of squared deviations, sign sum, zeros in its layout, and norms² [n]."""
 
     mean: jax.Array
     square: jax.Array
@@ -251,21 +256,24 @@ def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSum
         parts = (pairs, [tapped.gradients[leaf]] if leaf in plan.read else [])
 
         def gradient(part: Any) -> jax.Array:
-            shares = zip(products, part[0], strict=True)
-            return sum((each.place(_weight_gradient(pair), like) for each, pair in shares), sum(part[1]))
+            pairs, read = part
+            shares = [each.place(_weight_gradient(*pair), like) for each, pair in zip(products, pairs, strict=True)]
+            return functools.reduce(jnp.add, [*shares, *read])
 
         return _streamed(gradient, parts)
-    if products[0].rows == 1:
-        sums = _outer(*(each[:, 0] for each in pairs[0]), lambda: _streamed(_weight_gradient, pairs[0]))
-    else:
-        sums = _streamed(_weight_gradient, pairs[0])
-    *laid_out, norms = sums
-    placed = (products[0].place(each.astype(jnp.result_type(float)), like) for each in laid_out)
-    return LeafSums(*(each.astype(old.dtype) for each, old in zip(placed, laid_out, strict=True)), norms)
+    inputs, cotangents = pairs[0]
+    streamed = lambda: _streamed(lambda pair: _weight_gradient(*pair), (inputs, cotangents))  # noqa: E731
+    sums = _outer(inputs[:, 0], cotangents[:, 0], streamed) if products[0].rows == 1 else streamed()
+
+    def placed(matrix: jax.Array) -> jax.Array:
+        return products[0].place(matrix.astype(jnp.result_type(float)), like).astype(matrix.dtype)
+
+    return LeafSums(
+        placed(sums.mean), placed(sums.square), placed(sums.sign_sum), placed(sums.zeros), sums.square_norms
+    )
 
 
-def _weight_gradient(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-    x, cotangent = pair
+def _weight_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     wide = jnp.promote_types(cotangent.dtype, jnp.float32)
     return jax.lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())), preferred_element_type=wide)
 
@@ -317,13 +325,42 @@ def _outer(inputs: jax.Array, cotangents: jax.Array, otherwise: Callable[[], Lea
     x, d = (each.astype(jnp.promote_types(each.dtype, jnp.float32)) for each in (inputs, cotangents))
     mean = x.T @ d / n
     square = (x**2).T @ d**2 - n * mean**2
-    signs = jnp.sign(x), jnp.sign(d)
+    sign_sum, nonzero = _outer_counts(x, d)
     sums = LeafSums(
         mean=mean,
         square=jnp.maximum(square, 0),
-        sign_sum=(signs[0].T @ signs[1]).astype(jnp.int32),
-        zeros=n - (jnp.abs(signs[0]).T @ jnp.abs(signs[1])).astype(jnp.int32),
+        sign_sum=sign_sum.astype(jnp.int32),
+        zeros=n - nonzero.astype(jnp.int32),
         square_norms=(x**2).sum(1) * (d**2).sum(1),
     )
     sound = (n * mean**2 <= CANCELLING * square).all() & jnp.isfinite(square).all()
     return jax.lax.cond(sound, lambda: sums, otherwise)
+
+
+def _outer_counts(x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum of signs and count of what is not zero, over outer products of x [n, I] and d [n, O]."""
+    n = len(x)
+    base = 2 * n + 2  # more than twice any sum of signs, so that two sums fit in one number
+    some = lambda values: (values != 0).astype(values.dtype)  # noqa: E731
+
+    def separate(nonzero: Callable[[], jax.Array]) -> Callable[[], tuple[jax.Array, jax.Array]]:
+        shape = x.shape[1], d.shape[1]
+        return lambda: (jnp.sign(x).T @ jnp.sign(d), jnp.broadcast_to(nonzero(), shape))
+
+    def packed() -> tuple[jax.Array, jax.Array]:
+        code = some(x).T @ jnp.where(d > 0, base + 1, jnp.where(d < 0, base - 1, 0)).astype(d.dtype)
+        nonzero = jnp.round(code / base)
+        return code - base * nonzero, nonzero
+
+    # One product of matrices does where a factor is nowhere zero, or where x is nowhere negative: after a ReLU.
+    fits = (x.min() >= 0) & (base * n < 2**24)
+    case = jnp.where(jnp.abs(d).min() > 0, 0, jnp.where(fits, 1, jnp.where(jnp.abs(x).min() > 0, 2, 3)))
+    return jax.lax.switch(
+        case,
+        [
+            separate(lambda: some(x).sum(0)[:, None]),
+            packed,
+            separate(lambda: some(d).sum(0)),
+            separate(lambda: some(x).T @ some(d)),
+        ],
+    )

@@ -1,5 +1,6 @@
 """The finding in words: sentences computed from fit.json, for the terminal and for the page."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ from surge import results
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people; a dash where it is undefined."""
-    return "–" if value is None else f"{value:.{digits}g}"
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}g}"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """An interval for people, open where a bound is undefined."""
-    return f"[{number(low, 2)}, {'∞' if high is None else number(high, 2)}]"
+    """An interval for people, open where one bound is missing; a dash where both are: it is undefined."""
+    if all(bound is None or math.isnan(bound) for bound in (low, high)):
+        return "–"
+    return f"[{'-∞' if low is None else number(low, 2)}, {'∞' if high is None else number(high, 2)}]"
 
 
 def goal(entry: dict[str, Any]) -> str:
@@ -25,9 +28,10 @@ def verdict(entry: dict[str, Any]) -> str:
     """One sentence on one fit: does the optimal learning rate rise and fall, and which law wins?"""
     peak = entry["b_peak"]
     law = entry["best_law"]
-    winner = f"best law: {law.replace('_', ' ')}" if law else "no law wins: the data cannot tell them apart"
+    winner = f"best law: {law.replace('_', ' ')}" if law else f"no law wins: {entry['best_law_why']}"
     if peak["value"] is None:
-        return f"no peak ({peak['why']}); {winner}"
+        known = peak["low"] is not None or peak["high"] is not None
+        return f"{'no peak' if known else 'peak unknown'} ({peak['why']}); {winner}"
     why = f" ({peak['why']})" if peak.get("why") else ""
     return f"B_peak {number(peak['value'])} {interval(peak['low'], peak['high'])}{why}; {winner}"
 

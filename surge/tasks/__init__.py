@@ -20,7 +20,11 @@ class Task(NamedTuple):
         batches of one seed are nested across batch sizes and do not depend on how a batch is split.
       evaluation: pytree of training examples with a leading axis: the fixed subset that losses are reported on.
       batch_loss: (params, batch) -> scalar, only for models whose batch loss is not the mean of single
-        losses (BatchNorm); None otherwise. Such a task has no per-example gradients.
+        losses (BatchNorm); None otherwise. Such a task has no per-example gradients. See `by_ghosts`.
+      ghost: examples that batch_loss couples. Batch sizes and the evaluation are multiples of it, so that
+        the coupling is the same whatever the batch size and however a batch is split.
+      rows: how many different examples `draw` picks among, where that is not the rows of `data`; None where it is not
+        known or has no end.
     """
 
     init: Callable[[jax.Array], Any]
@@ -29,12 +33,58 @@ class Task(NamedTuple):
     draw: Callable[[Any, jax.Array], Any]
     evaluation: Any
     batch_loss: Callable[[Any, Any], jax.Array] | None = None
+    ghost: int = 16
+    rows: int | None = None
+
+
+def by_ghosts(loss: Callable[[Any, Any], jax.Array], ghost: int) -> Callable[[Any, Any], jax.Array]:
+    """Mean of a loss of coupled examples over ghost batches (Hoffer et al., arXiv 1705.08741): a `Task.batch_loss`.
+
+    Args:
+      loss: (params, ghost batch) -> scalar.
+      ghost: examples in a ghost batch; what the result is given is split in order, and must be a multiple.
+
+    Raises:
+      ValueError: ghost is not a whole number of at least 1.
+    """
+    if not isinstance(ghost, int) or ghost < 1:
+        raise ValueError(f"ghost must be a whole number of at least 1, got {ghost!r}")
+
+    def batch_loss(params: Any, batch: Any) -> jax.Array:
+        return jax.vmap(loss, (None, 0))(params, _split(batch, ghost)).mean()
+
+    return batch_loss
+
+
+def ghost_batches(task: Task) -> Task:
+    """The same problem with a ghost batch in the place of an example.
+
+    A batch of B examples is one of B/ghost independent ghost batches whose losses are averaged: what is measured of
+    single examples elsewhere is measured of these where single gradients do not exist (mini-batch moments).
+
+    Args:
+      task: with a batch_loss.
+    """
+
+    def draw(data: Any, key: jax.Array) -> Any:
+        return jax.vmap(task.draw, (None, 0))(data, jax.random.split(key, task.ghost))
+
+    assert task.batch_loss is not None
+    return Task(task.init, task.batch_loss, task.data, draw, _split(task.evaluation, task.ghost))
+
+
+def _split(batch: Any, size: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
+
+
+def count_rows(batch: Any) -> int:
+    """Length of the leading axis that the arrays of a pytree share."""
+    return jax.tree.leaves(batch)[0].shape[0]
 
 
 def draw_from_arrays(data: Any, key: jax.Array) -> Any:
     """One uniformly drawn row of a pytree of arrays that share their leading axis."""
-    count = jax.tree.leaves(data)[0].shape[0]
-    index = jax.random.randint(key, (), 0, count)
+    index = jax.random.randint(key, (), 0, count_rows(data))
     return jax.tree.map(lambda array: jnp.asarray(array)[index], data)
 
 
@@ -44,8 +94,7 @@ def first_rows(data: Any, count: int, name: str) -> Any:
     Raises:
       ValueError: there are fewer.
     """
-    held = jax.tree.leaves(data)[0].shape[0]
-    if held < count:
+    if (held := count_rows(data)) < count:
         raise ValueError(f"{name} has {held} rows, fewer than evaluation_examples={count}")
     return jax.tree.map(lambda array: array[:count], data)
 

@@ -29,21 +29,35 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def load_rows(source: str, split: str, how: str) -> Any:
-    """Rows of a `datasets` data set: a name on the hub, or a directory that holds it in one of its formats.
+    """Rows of a `datasets` data set: a name on the hub, or a file or directory that holds it in one of its formats.
+
+    Args:
+      source: owner/name, owner/name:configuration, or a path.
+      split: "train", ...
+      how: to get the data: what an error message ends with.
 
     Raises:
-      ValueError: `datasets` is not installed, or the data is not there; the message ends with `how` to get it.
+      ValueError: `datasets` is not installed, or the data is not there or of a kind that it does not read.
     """
-    looks_local = source.startswith(("/", ".", "~"))
-    if looks_local and not Path(source).expanduser().exists():
+    path = Path(source).expanduser().resolve()
+    if source.startswith(("/", ".", "~")) and not path.exists():
         raise ValueError(f"no data at {source}: {how}")
     try:
         import datasets
     except ImportError:
         raise ValueError(f"{source} needs Hugging Face datasets: pip install 'surge[data]'") from None
+    # Data sets that are Python scripts are refused by a RuntimeError, missing decompressors by an ImportError.
+    refusals = (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError)
     try:
-        return datasets.load_dataset(str(Path(source).expanduser()) if looks_local else source, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if (path / "state.json").is_file():
+            return datasets.load_from_disk(str(path))
+        if path.is_file():
+            return datasets.load_dataset(str(path.parent), data_files=path.name, split=split)
+        if path.is_dir():
+            return datasets.load_dataset(str(path), split=split)
+        name, _, configuration = source.partition(":")
+        return datasets.load_dataset(name, configuration or None, split=split)
+    except refusals as error:
         first = str(error).strip().splitlines()[:1]
         raise ValueError(f"cannot load {split} of {source} ({' '.join(first)}): {how}") from None
 

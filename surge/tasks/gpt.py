@@ -137,12 +137,12 @@ class GPT(nn.Module):
 
 
 def convert(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Parameters of `GPT` from tensors named as transformers names GPT-2's.
+    """Parameters of `GPT`, float32, from tensors named as transformers names GPT-2's.
 
     Raises:
       ValueError: a tensor is missing.
     """
-    arrays = {name.removeprefix("transformer."): jnp.asarray(tensor) for name, tensor in tensors.items()}
+    arrays = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     params: dict[str, Any] = {}
 
     def put(path: str, tensor: str) -> None:
@@ -152,7 +152,7 @@ def convert(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
         place = params
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[last] = arrays[tensor]
+        place[last] = jnp.asarray(arrays[tensor], jnp.float32)
 
     put("wte/embedding", "wte.weight")
     put("wpe", "wpe.weight")
@@ -174,12 +174,38 @@ def load_safetensors(path: str) -> dict[str, Any]:
       ValueError: no such file, `safetensors` is not installed, or not a GPT-2.
     """
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError:
         raise ValueError(f"{path} needs safetensors: pip install safetensors") from None
     if not Path(path).is_file():
         raise ValueError(f"no weights at {path}: give the path of a GPT-2's model.safetensors")
-    return convert(load_file(path))
+    try:
+        return convert(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file ({error})") from None
+
+
+def load_weights(path: str, model: GPT) -> dict[str, Any]:
+    """Parameters of a model from a published checkpoint, without the positions beyond the model's context.
+
+    Raises:
+      ValueError: no such weights, see `load_safetensors`, or they are of a model of another shape.
+    """
+    params = load_safetensors(path)
+    held = params["params"]
+    context, width = held["wpe"].shape
+    vocabulary, depth = len(held["wte"]["embedding"]), sum(name.startswith("h_") for name in held)
+    held["wpe"] = held["wpe"][: model.size.context]
+    wanted = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, jnp.int32))
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
+        alike = [name for name, size in SIZES.items() if (size.width, size.depth) == (width, depth)]
+        raise ValueError(
+            f"{path} holds a GPT of width {width}, depth {depth}, vocabulary {vocabulary} and context {context}, not "
+            f"{model.size}: choose {' or '.join(f'size={name}' for name in alike) or 'another size'}, "
+            f"vocabulary={vocabulary} and a context of at most {context}"
+        )
+    return params
 
 
 def draw_window(data: dict[str, Any], key: jax.Array) -> jax.Array:
@@ -225,10 +251,8 @@ def token_losses(model: nn.Module, params: Any, window: jax.Array) -> tuple[jax.
     return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]), extra
 
 
-def text_data(
-    source: str, tokenizer: str, length: int, count: int, vocabulary: int, stream: bool
-) -> tuple[Callable[[Any, jax.Array], jax.Array], Any, np.ndarray]:
-    """(draw, its data, evaluation windows of the training text); `length` tokens are predicted.
+def text_data(source: str, tokenizer: str, length: int, count: int, vocabulary: int, stream: bool) -> dict[str, Any]:
+    """Fields of a Task: data, draw, rows, and evaluation windows of the training text; `length` tokens are predicted.
 
     Raises:
       ValueError: the text is missing, shorter than a window or `count` of them, or has tokens outside the vocabulary.
@@ -242,10 +266,10 @@ def text_data(
         raise ValueError(f"the text of {source} has {len(tokens) - length} windows, below evaluation_examples={count}")
     if int(tokens.max()) >= vocabulary:
         raise ValueError(f"the text of {source} has token {tokens.max()}, outside the vocabulary of {vocabulary}")
-    evaluation = windows(tokens, count, length + 1)
+    fields = {"evaluation": windows(tokens, count, length + 1), "rows": len(tokens) - length}
     if stream:
-        return streamed_window(tokens, length + 1), (), evaluation
-    return draw_window, {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)}, evaluation
+        return fields | {"draw": streamed_window(tokens, length + 1), "data": ()}
+    return fields | {"draw": draw_window, "data": {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)}}
 
 
 def text(
@@ -270,7 +294,8 @@ def text(
       vocabulary: where it differs from the named size's.
       context: tokens predicted per example, where it differs from the named size's.
       evaluation_examples: windows that losses are reported on.
-      weights: a model.safetensors to start from instead of a random initialisation; "" for none.
+      weights: a model.safetensors to start from instead of a random initialisation; "" for none. It fits its own
+        size and vocabulary, and any context up to its own.
       dtype: of the computation.
       attention: see `GPT`.
       remat: see `GPT`.
@@ -278,19 +303,18 @@ def text(
         a device; else they are moved there whole.
 
     Raises:
-      ValueError: unknown size, or text or weights that cannot be used.
+      ValueError: unknown size or attention, or text or weights that cannot be used.
     """
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    if attention not in ("xla", "cudnn"):
+        raise ValueError(f"attention must be xla or cudnn, got {attention!r}")
     shape = SIZES[size]
     shape = shape._replace(vocabulary=vocabulary or shape.vocabulary, context=context or shape.context)
     model = GPT(shape, jnp.dtype(dtype), attention, remat)
-    draw, data, evaluation = text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream)
-    loaded = load_safetensors(weights) if weights else None
+    loaded = load_weights(weights, model) if weights else None
     return Task(
         init=lambda key: loaded or model.init(key, jnp.zeros(shape.context, jnp.int32)),
         loss=lambda params, window: token_losses(model, params, window)[0].mean(),
-        data=data,
-        draw=draw,
-        evaluation=evaluation,
+        **text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream),
     )

@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from surge.tasks import Task, draw_from_arrays
+from surge.tasks import Task, draw_from_arrays, first_rows
 from surge.tasks.data import mnist1d_arrays
 
 
@@ -29,7 +28,7 @@ def mnist1d(examples: int = 20_000, evaluation_examples: int = 1_024, seed: int 
     """Least squares for the standardised label of MNIST-1D from its signal and a constant; starts at 0.
 
     Raises:
-      ValueError: too few examples, see `data.mnist1d_arrays`.
+      ValueError: too few examples, see `data.mnist1d_arrays`, or fewer than the evaluation's.
     """
     train, _ = mnist1d_arrays(examples, seed)
     x = np.concatenate([train["x"], np.ones((len(train["x"]), 1), np.float32)], 1)
@@ -40,5 +39,5 @@ def mnist1d(examples: int = 20_000, evaluation_examples: int = 1_024, seed: int 
         loss=lambda theta, example: 0.5 * (example["x"] @ theta - example["y"]) ** 2,
         data=data,
         draw=draw_from_arrays,
-        evaluation=jax.tree.map(lambda array: array[:evaluation_examples], data),
+        evaluation=first_rows(data, evaluation_examples, "MNIST-1D's training part"),
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from surge.tasks import Task, draw_from_arrays
+from surge.tasks import Task, draw_from_arrays, first_rows
 from surge.tasks.data import mnist1d_arrays
 
 
@@ -64,7 +64,7 @@ def mnist1d(
       seed: of the recipe.
 
     Raises:
-      ValueError: `examples` is too small, or another model or number of widths than that.
+      ValueError: `examples` is too small, also for the evaluation, or another model or number of widths than that.
     """
     if model not in MODELS or (model == "cnn" and len(widths) != 3):
         raise ValueError(f"model must be mlp, or cnn with three widths; got {model!r} with widths {tuple(widths)}")
@@ -81,5 +81,5 @@ def mnist1d(
         loss=loss,
         data=train,
         draw=draw_from_arrays,
-        evaluation=jax.tree.map(lambda array: array[:evaluation_examples], train),
+        evaluation=first_rows(train, evaluation_examples, "MNIST-1D's training part"),
     )

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from surge.tasks import Task
+from surge.tasks import Task, by_ghosts
 from surge.tasks.gpt import GPT, SIZES, Size, text_data, token_losses
 from surge.tasks.text import STDLIB
 
@@ -56,6 +56,7 @@ def text(
     hidden: int = 64,
     balance: float = 0.01,
     balance_over: str = "sequence",
+    ghost: int = 16,
     evaluation_examples: int = 64,
     dtype: str = "float32",
     remat: bool = False,
@@ -71,8 +72,9 @@ def text(
       hidden: width of one expert.
       balance: weight of the load-balancing loss, summed over layers.
       balance_over: "sequence" balances each example by itself, so that the loss of one example exists and
-        per-example gradients are exact; "batch" balances over the examples given together (the micro-batch, in
-        training, as trainers do), which couples them: then the task has a batch loss only.
+        per-example gradients are exact; "batch" balances over ghost batches, as trainers do over what a device
+        holds, which couples examples: then the task has a batch loss only.
+      ghost: examples in a ghost batch, which batch sizes must be multiples of.
       evaluation_examples: windows that losses are reported on.
 
     Raises:
@@ -88,9 +90,8 @@ def text(
     shape = shape._replace(vocabulary=vocabulary or shape.vocabulary, context=context or shape.context)
     layer = partial(Experts, routed=routed, active=active, shared=shared, hidden=hidden)
     model = GPT(shape, jnp.dtype(dtype), remat=remat, feed_forward=layer)
-    draw, data, evaluation = text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream)
 
-    def batch_loss(params: Any, batch: jax.Array) -> jax.Array:
+    def coupled_loss(params: Any, batch: jax.Array) -> jax.Array:
         losses, routing = jax.vmap(partial(token_losses, model), (None, 0))(params, batch)
         load, probability = jnp.moveaxis(routing.mean(0), -2, 0)  # each [layer, routed]
         return losses.mean() + balance * (load * probability).sum()
@@ -98,13 +99,12 @@ def text(
     def single_loss(params: Any, window: jax.Array) -> jax.Array:
         if balance_over == "batch":
             raise ValueError("a batch-level balance couples the examples of a batch: choose balance_over='sequence'")
-        return batch_loss(params, window[None])
+        return coupled_loss(params, window[None])
 
     return Task(
         init=lambda key: model.init(key, jnp.zeros(shape.context, jnp.int32)),
         loss=single_loss,
-        data=data,
-        draw=draw,
-        evaluation=evaluation,
-        batch_loss=batch_loss if balance_over == "batch" else None,
+        batch_loss=by_ghosts(coupled_loss, ghost) if balance_over == "batch" else None,
+        ghost=ghost,
+        **text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream),
     )

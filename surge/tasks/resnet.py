@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from surge.tasks import Task, draw_from_arrays, first_rows
+from surge.tasks import Task, by_ghosts, draw_from_arrays, first_rows
 from surge.tasks.cnn import Conv, image_loss
 from surge.tasks.images import image_rows
 
@@ -74,6 +74,7 @@ def _no_single_loss(params: Any, example: Any) -> jax.Array:
 def tiny_imagenet(
     source: str = "zh-plus/tiny-imagenet",
     norm: str = "group",
+    ghost: int = 16,
     widths: Sequence[int] = (64, 128, 256, 512),
     blocks: Sequence[int] = (2, 2, 2, 2),
     shape: tuple[int, int, int] = (64, 64, 3),
@@ -86,6 +87,7 @@ def tiny_imagenet(
     Args:
       source: `datasets` name on the hub, or a local copy.
       norm: "group", or "batch" with mini-batch moments only: a variant without per-example gradients.
+      ghost: examples that BatchNorm takes its statistics over, which batch sizes must be multiples of.
       widths: see ResNet.
       blocks: see ResNet.
       shape: [height, width, channels] of the images.
@@ -116,5 +118,6 @@ def tiny_imagenet(
         data=train,
         draw=draw_from_arrays,
         evaluation=first_rows(train, evaluation_examples, source),
-        batch_loss=None if groups else loss,
+        batch_loss=None if groups else by_ghosts(loss, ghost),
+        ghost=ghost,
     )

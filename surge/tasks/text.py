@@ -2,9 +2,9 @@
 
 import hashlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from surge.tasks.data import cache_directory, load_rows, write_whole
 STDLIB = "stdlib"  # the Python standard library's own source: the text that is always there
 HOW = "give a text file, a directory of text files, a `datasets` name or local copy, or 'stdlib' as `source`"
 NOT_OURS = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
-LISTED = {".txt", ".md", ".py", ".rst", ".tex", ".html", ".json", ".c", ".h", ""}
+LISTED = {".txt", ".md", ".py", ".rst", ".tex", ".html", ".c", ".h", ""}
+TABLES = (".parquet", ".arrow", ".jsonl", ".csv", ".json", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
 ROWS = ("text", "raw_content", "content")
 
 
@@ -25,12 +26,14 @@ def _read(path: Path) -> str:
 
 
 def _files(source: str) -> list[Path]:
+    """All that a local source holds, but for hidden files; nothing for a name on a hub."""
     if source == STDLIB:
         root = Path(sysconfig.get_path("stdlib"))
         return [path for path in sorted(root.rglob("*.py")) if not NOT_OURS & set(path.relative_to(root).parts)]
-    path = Path(source).expanduser()
+    path = Path(source).expanduser().resolve()
     if path.is_dir():
-        return [each for each in sorted(path.rglob("*")) if each.is_file() and each.suffix in LISTED]
+        hidden = lambda each: any(part.startswith(".") for part in each.relative_to(path).parts)  # noqa: E731
+        return [each for each in sorted(path.rglob("*")) if each.is_file() and not hidden(each)]
     return [path] if path.is_file() else []
 
 
@@ -45,49 +48,78 @@ def _row_text(row: dict[str, Any]) -> str:
 
 
 def _documents(source: str, files: list[Path], split: str) -> Iterator[str]:
-    if files:
-        yield from map(_read, files)
-    else:
+    # A local copy of a data set has a README and the like beside its rows: rows win.
+    if not files or any(path.name.endswith(TABLES) for path in files):
         yield from map(_row_text, load_rows(source, split, HOW))
+    else:
+        yield from map(_read, [path for path in files if path.suffix in LISTED] or files)
 
 
-def _encode(texts: Iterator[str], tokenizer: str) -> np.ndarray:
-    """Tokens of documents in order, each followed by the end of text: byte 0, or the tokenizer's <|endoftext|>."""
-    if tokenizer == "bytes":
-        parts = [np.frombuffer(text.encode() + b"\0", np.uint8) for text in texts if text]
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-    if not Path(tokenizer).is_file():
-        raise ValueError(f"no tokenizer at {tokenizer}: give 'bytes', or the path of a tokenizer.json")
+def _encoder(rules: Path | None) -> tuple[Any, Callable[[str], np.ndarray]]:
+    """(dtype, document -> its tokens and the end of text: byte 0, or the tokenizer's <|endoftext|>)."""
+    if rules is None:
+        return np.uint8, lambda text: np.frombuffer(text.encode() + b"\0", np.uint8)
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise ValueError(f"{tokenizer} needs Hugging Face tokenizers: pip install 'surge[data]'") from None
-    encoder = Tokenizer.from_file(tokenizer)
+        raise ValueError(f"{rules} needs Hugging Face tokenizers: pip install 'surge[data]'") from None
+    try:
+        encoder = Tokenizer.from_file(str(rules))
+    except Exception as error:  # the class itself is all that tokenizers raises
+        raise ValueError(f"{rules} is not a tokenizer.json ({error})") from None
     end = encoder.token_to_id("<|endoftext|>")
-    tokens = [
-        token for text in texts if text for token in (*encoder.encode(text).ids, *([] if end is None else [end]))
-    ]
-    return np.asarray(tokens, np.uint16 if encoder.get_vocab_size() <= 2**16 else np.uint32)
+    dtype = np.uint16 if encoder.get_vocab_size() <= 2**16 else np.uint32
+    return dtype, lambda text: np.asarray([*encoder.encode(text).ids, *([] if end is None else [end])], dtype)
+
+
+def _pack(file: IO[bytes], texts: Iterator[str], rules: Path | None) -> int:
+    """Writes the tokens of documents in order to a .npy file, one document at a time; returns how many there are."""
+    dtype, encode = _encoder(rules)
+    count = 0
+
+    def head() -> None:  # as long for every count: NumPy leaves room for the array to grow
+        layout = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(file, layout)
+
+    head()
+    for tokens in (encode(text) for text in texts if text):
+        file.write(tokens.tobytes())
+        count += len(tokens)
+    file.seek(0)
+    head()
+    return count
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    return str(path), path.stat().st_size, path.stat().st_mtime_ns
 
 
 def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "train") -> np.ndarray:
     """All tokens of a text [n], memory-mapped from a file that is packed once and kept in the cache.
 
+    It is packed again when a local file that it is made from, or the tokenizer's, has changed.
+
     Args:
-      source: a file, a directory, "stdlib", or a `datasets` name or local copy with a text column (or ELI5's).
+      source: a text file; a directory of them; a file or directory of rows with a text column (or ELI5's) in a format
+        of `datasets`, or a name on its hub, as owner/name or owner/name:configuration; or "stdlib".
       tokenizer: "bytes" (256 tokens), or a `tokenizers` file such as GPT-2's tokenizer.json.
       split: of a `datasets` data set.
 
     Raises:
-      ValueError: no such text, not UTF-8, or empty.
+      ValueError: no such text or tokenizer, not UTF-8, or empty.
     """
-    files = _files(source)
-    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    name = hashlib.sha256(repr((source, tokenizer, split, stamps)).encode()).hexdigest()[:16]
-    path = cache_directory() / f"text-{name}.npy"
-    if not path.exists():
-        tokens = _encode(_documents(source, files, split), tokenizer)
-        if not len(tokens):
+    files, rules = _files(source), None
+    if tokenizer != "bytes":
+        rules = Path(tokenizer).expanduser().resolve()
+        if not rules.is_file():
+            raise ValueError(f"no tokenizer at {tokenizer}: give 'bytes', or the path of a tokenizer.json")
+    made_from = [_stamp(path) for path in files] or source, rules and _stamp(rules), split
+    path = cache_directory() / f"text-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}.npy"
+
+    def write(file: IO[bytes]) -> None:
+        if not _pack(file, _documents(source, files, split), rules):
             raise ValueError(f"the text of {source} is empty")
-        write_whole(path, lambda file: np.save(file, tokens))
+
+    if not path.exists():
+        write_whole(path, write)
     return np.load(path, mmap_mode="r")

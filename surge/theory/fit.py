@@ -5,7 +5,6 @@ at once, with the scale solved for. Intervals are profile likelihood with a Stud
 do not see stays open.
 """
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -19,13 +18,14 @@ CONFIDENCE = 0.95
 GRID = {1: 401, 2: 81}  # points along each shape parameter, by their number
 RULED_OUT = 6.0  # in AICc: twenty times less likely
 CLEAR = 3.5  # standard errors between two optima that pass for a rise or a fall of a curve
-CLOSE = 1.25  # factor between held-out errors that does not matter
+WORSE = 0.99  # confidence that a law predicts worse than the one that predicts best
+EQUIVALENT = math.log(1.2)  # between two curves of ε on the data: an error of 20% costs 4% of a step's gain
 IMPLAUSIBLE = 1e-3  # probability of a law's misfit by chance
 ERROR_FLOOR = 0.03  # of log ε: a parabola is only an approximation of the loss around the optimum
 
 
 class Fit(NamedTuple):
-    """One law fitted: parameters and their intervals by name, residuals of log ε [n], and the profile of misfits."""
+    """One law fitted to n points: parameters and their intervals by name, residuals of log ε [n], and its profile."""
 
     law: str
     parameters: dict[str, float]
@@ -33,9 +33,8 @@ class Fit(NamedTuple):
     residuals: np.ndarray
     misfit: float  # sum of squared residuals in units of their errors
     shapes: np.ndarray  # grid of shape parameters [g, k]
-    excess: (
-        np.ndarray
-    )  # misfit above the best shape, in units of the critical value [g]; at most 1 inside the interval
+    lines: np.ndarray  # log ε of each shape at the data, its scale solved for [g, n]
+    excess: np.ndarray  # misfit above the best shape's [g], in units of the critical value: at most 1 in the interval
 
 
 def _grid(law: Law, batch_size: np.ndarray) -> np.ndarray:
@@ -46,7 +45,7 @@ def _grid(law: Law, batch_size: np.ndarray) -> np.ndarray:
             low, high = low * batch_size.min(), high * batch_size.max()
         space = np.linspace if low <= 0 or name == "alpha" else np.geomspace
         axes.append(space(low, high, GRID[len(law.bounds)]))
-    return np.array(list(itertools.product(*axes))) if axes else np.zeros((1, 0))
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes)) if axes else np.zeros((1, 0))
 
 
 def _log_shapes(law: Law, shapes: np.ndarray, batch_size: np.ndarray) -> np.ndarray:
@@ -69,12 +68,17 @@ def fit_law(name: str, batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray
       Fit. Where n leaves no freedom, intervals are (0, inf).
 
     Raises:
-      ValueError: fewer points than one.
+      ValueError: fewer points than one, or a batch size or rate that is not finite and above 0.
     """
     law = LAWS[name]
-    batch_size, y = np.asarray(batch_size, float), np.log(np.asarray(lr, float))
-    if not len(y):
+    batch_size, lr = np.asarray(batch_size, float), np.asarray(lr, float)
+    if not len(lr):
         raise ValueError("a law needs at least one batch size with a known optimum")
+    for what, values in (("batch size", batch_size), ("learning rate", lr)):
+        wrong = values[~((values > 0) & np.isfinite(values))]
+        if len(wrong):
+            raise ValueError(f"each {what} must be finite and above 0, got {wrong[0]}")
+    y = np.log(lr)
     known = error is not None
     weight = 1 / np.maximum(np.full(len(y), 0.1) if error is None else np.asarray(error, float), ERROR_FLOOR) ** 2
     shapes = _grid(law, batch_size)
@@ -101,7 +105,7 @@ def fit_law(name: str, batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray
         parameters[each] = float(column[best])
         intervals[each] = _open_ended(column[inside], column, each)
     full = weight @ residual**2  # points that the robust fit plays down still speak against the law
-    return Fit(name, parameters, intervals, residual, float(full), shapes, excess)
+    return Fit(name, parameters, intervals, residual, float(full), shapes, logs + scale[:, None], excess)
 
 
 def _profile(y: np.ndarray, logs: np.ndarray, weight: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
@@ -115,10 +119,14 @@ def _profile(y: np.ndarray, logs: np.ndarray, weight: np.ndarray) -> tuple[int, 
 
 
 def _open_ended(inside: np.ndarray, grid: np.ndarray, name: str) -> tuple[float, float]:
-    """Ends of an interval; an end on the edge of what was considered is open."""
-    low, high = float(inside.min()), float(inside.max())
+    """Ends of an interval, rounded outwards to the grid; an end on the edge of what was considered is open."""
+    points = np.unique(grid)
+    low, high = points.searchsorted((inside.min(), inside.max()))
     least = -math.inf if name == "exponent" else 0.0
-    return (least if low <= grid.min() else low), (math.inf if high >= grid.max() else high)
+    return (
+        float(points[low - 1]) if low > 0 else least,
+        float(points[high + 1]) if high + 1 < len(points) else math.inf,
+    )
 
 
 def _dispersion(fits: Mapping[str, Fit], n: int) -> float:
@@ -147,70 +155,86 @@ class Comparison(NamedTuple):
     Attributes:
       fits: by law name; empty where no batch size has a known optimum.
       aicc: Akaike's criterion by law name, smaller is better.
-      held_out: root mean square error of log ε at batch sizes left out of the fit, by law name; nan below 3 points.
-      best: the simplest law that is not worse than any other beyond the noise and that all such others
-        generalise, if its held-out error is within CLOSE of the least; None where there is no single one.
+      held_out: root mean square error of log ε at batch sizes left out of the fit, by law name; nan below 4 points.
+      held_out_se: its standard error.
+      best: the law that is named; None where the data cannot tell.
       why: the sentence that goes with best = None, else "".
     """
 
     fits: dict[str, Fit]
     aicc: dict[str, float]
     held_out: dict[str, float]
+    held_out_se: dict[str, float]
     best: str | None
     why: str
 
 
 def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | None = None) -> Comparison:
-    """Fits every law, and predicts each batch size from the others.
+    """Fits every law, predicts each batch size from the others, and names a law only if it is told from its rivals.
 
-    A law is ruled out when its squared held-out error exceeds the best law's by more than two standard errors of
-    the paired difference, or its AICc by more than RULED_OUT, or when its own misfit is beyond what
-    the errors allow.
+    A law is ruled out when its squared held-out error exceeds that of the best predictor at confidence WORSE, by
+    the standard error of the paired difference, or its AICc the least one by more than RULED_OUT, or when its own
+    misfit is beyond what the errors allow. Of those that remain the simplest is named, if
+
+    * all others generalise it,
+    * none of them, at any parameters inside their 95% intervals, leaves its curve by more than EQUIVALENT at any
+      batch size of the data: not to reject a simple law is no evidence for it, to bound what it misses is, and
+    * its own intervals are closed: a law with an open end is, for all that the data say, a special case of itself.
+
+    So a law that is named describes the data as well as its rivals do; what it misses is below EQUIVALENT.
 
     Args:
       batch_size: B [n].
       lr: ε_opt [n].
       error: standard errors of log ε [n]; None: equal.
+
+    Raises:
+      ValueError: a batch size or rate that is not finite and above 0.
     """
     n = len(batch_size)
     if n == 0:
-        return Comparison({}, {}, {}, None, "no batch size has a known optimum")
+        return Comparison({}, {}, {}, {}, None, "no batch size has a known optimum")
     errors = np.full(n, 0.1) if error is None else np.maximum(np.asarray(error, float), ERROR_FLOOR)
     fits = {name: fit_law(name, batch_size, lr, error) for name in LAWS}
     aicc = _aicc(fits, n)
     if n < 4:
         nothing = dict.fromkeys(LAWS, math.nan)
-        return Comparison(fits, aicc, nothing, None, f"{n} batch sizes are too few to compare laws: sweep at least 4")
-    missed = {name: _leave_one_out(LAWS[name], np.asarray(batch_size, float), np.log(lr), errors) for name in LAWS}
-    held_out = {name: float(np.sqrt(np.mean(each**2))) for name, each in missed.items()}
-    cost = {name: (each / errors) ** 2 for name, each in missed.items()}
-    best = min(cost, key=lambda name: cost[name].mean())
-    least = min(aicc.values())
-    remaining = []
-    for name in LAWS:
-        difference = cost[name] - cost[best]
-        noise = difference.std(ddof=1) / math.sqrt(n)
-        misfit = fits[name].misfit / _dispersion(fits, n)
-        fits_at_all = stats.chi2.sf(misfit, max(n - len(fits[name].parameters), 1)) > IMPLAUSIBLE
-        if difference.mean() <= 2 * noise and aicc[name] <= least + RULED_OUT and fits_at_all:
-            remaining.append(name)
+        few = f"{n} batch sizes are too few to compare laws: sweep at least 4"
+        return Comparison(fits, aicc, nothing, nothing, None, few)
+    squares = {name: _leave_one_out(fit, np.log(lr), errors) ** 2 for name, fit in fits.items()}
+    held_out = {name: math.sqrt(each.mean()) for name, each in squares.items()}
+    held_out_se = {
+        name: each.std(ddof=1) / math.sqrt(n) / max(2 * held_out[name], 1e-12) for name, each in squares.items()
+    }
+    remaining = _remaining(fits, aicc, {name: each / errors**2 for name, each in squares.items()})
     winner = _simplest(remaining)
-    if winner and held_out[winner] > CLOSE * min(held_out.values()):
-        winner = None  # too few points to rule out what predicts clearly worse
-    why = "" if winner else f"the data cannot tell {', '.join(remaining)} apart"
-    return Comparison(fits, aicc, held_out, winner, why)
+    why = _doubt(winner, [fits[name] for name in remaining])
+    return Comparison(fits, aicc, held_out, held_out_se, None if why else winner, why)
 
 
-def _leave_one_out(law: Law, batch_size: np.ndarray, y: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Error of log ε at each batch size when predicted from all others [n]."""
-    logs = _log_shapes(law, _grid(law, batch_size), batch_size)
-    out = np.empty(len(y))
-    for index in range(len(y)):
-        weight = 1 / errors**2
-        weight[index] = 0.0
-        best, scale, _, _ = _profile(y, logs, weight)
-        out[index] = y[index] - logs[best, index] - scale[best]
-    return out
+def _leave_one_out(fit: Fit, y: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Error of log ε at each batch size when the law is fitted to all others [n]."""
+    kept = (1 - np.eye(len(y))) / errors**2  # weights [left out, n]
+    gap = y - fit.lines
+    scale = gap @ kept.T / kept.sum(1)
+    misfit = gap**2 @ kept.T - scale**2 * kept.sum(1)
+    best, each = np.where(np.isfinite(misfit), misfit, np.inf).argmin(0), np.arange(len(y))
+    return gap[best, each] - scale[best, each]
+
+
+def _remaining(fits: Mapping[str, Fit], aicc: Mapping[str, float], cost: Mapping[str, np.ndarray]) -> list[str]:
+    """Laws that are not ruled out, given squared held-out errors in units of those of the optima [n]."""
+    least, best = min(aicc.values()), min(cost, key=lambda name: cost[name].mean())
+    n = len(cost[best])
+    dispersion, quantile = _dispersion(fits, n), stats.t.ppf(WORSE, n - 1)
+    remaining = []
+    for name, fit in fits.items():
+        difference = cost[name] - cost[best]
+        predicts = difference.mean() <= quantile * difference.std(ddof=1) / math.sqrt(n)
+        plausible = stats.chi2.sf(fit.misfit / dispersion, max(n - len(fit.parameters), 1)) > IMPLAUSIBLE
+        if predicts and plausible and aicc[name] <= least + RULED_OUT:
+            remaining.append(name)
+    return remaining
 
 
 def _simplest(names: list[str]) -> str | None:
@@ -219,6 +243,25 @@ def _simplest(names: list[str]) -> str | None:
         if all(other == name or name in LAWS[other].generalises for other in names):
             return name
     return None
+
+
+def _doubt(winner: str | None, remaining: list[Fit]) -> str:
+    """Why the simplest of the remaining laws is not told from the others; "" if it is."""
+    if winner is None:
+        names = ", ".join(fit.law for fit in remaining)
+        return f"the data cannot tell {names} apart" if remaining else "no law fits the optima within their errors"
+    chosen = next(fit for fit in remaining if fit.law == winner)
+    line = chosen.lines[chosen.excess.argmin()]
+    for fit in remaining:
+        apart = np.abs(fit.lines[fit.excess <= 1] - line).max()
+        if fit is not chosen and apart > EQUIVALENT:
+            return f"the data cannot tell {winner} from a {fit.law} that differs by a factor of {math.exp(apart):.2g}"
+    inside = chosen.shapes[chosen.excess <= 1]
+    opened = (inside.min(0) <= chosen.shapes.min(0)) | (inside.max(0) >= chosen.shapes.max(0))
+    if opened.any():
+        name = list(LAWS[winner].bounds)[opened.argmax()]
+        return f"the data cannot tell {winner} from a limiting case of it: {name} has no closed interval"
+    return ""
 
 
 PAIR_FREEDOM = 10  # of a typical optimum's error: five cells of three seeds
@@ -261,14 +304,13 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
         return Peak(math.nan, 0.0, float(size[min(top + 1, len(size) - 1)]), f"no significant rise: {value}")
     surge, saturating = comparison.fits["surge"], comparison.fits["saturating_surge"]
     better = min(surge, saturating, key=lambda fit: comparison.aicc[fit.law])
-    peaks = []
-    for fit in (surge, saturating):
-        if comparison.aicc[fit.law] <= comparison.aicc[better.law] + 4:
-            shapes = fit.shapes[fit.excess <= 1].T
-            peaks.append(shapes[0] if fit is surge else np.asarray(saturating_peak_size(*shapes)))
+    plateau = np.asarray(saturating_peak_size(*saturating.shapes[saturating.excess <= 1].T))
+    ends = {"surge": surge.intervals["b_noise"], "saturating_surge": (float(plateau.min()), float(plateau.max()))}
+    near = [ends[name] for name in ends if comparison.aicc[name] <= comparison.aicc[better.law] + 4]
     value = LAWS[better.law].peak(**better.parameters)[0]
-    low, high = float(min(each.min() for each in peaks)), float(max(each.max() for each in peaks))
+    low, high = min(low for low, _ in near), max(high for _, high in near)
     why = "" if size[-1] >= 10 * value else "the data end within a decade of the peak"
+    why = why if math.isfinite(high) else "a rise to a plateau is not ruled out"
     return Peak(float(value), low, high, why)
 
 

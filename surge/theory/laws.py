@@ -2,16 +2,23 @@
 
 Sources: Li et al., arXiv 2405.14578 (the paper); McCandlish et al., arXiv 1812.06162; both re-derived. Every
 function takes and returns arrays, broadcasts over `batch_size`, and works under jit, grad and vmap.
+
+Unless a docstring says otherwise a mini-batch gradient is G_B ~ N(μ, Σ/B): the mean of B examples, with μ = ∇L and
+σ_i² = Σ_ii the variance of one example's gradient. Every loss is a quadratic, and a rate is in units of parameter
+per unit of the optimizer's direction. Undefined is nan, no finite value inf, and neither makes a gradient nan.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import erf, erfinv
 
 NODES = 48  # of Gauss-Legendre quadrature
+FAR = 40.0  # standard deviations from 0 at which a sign is certain, in float64 too
 
 
 class Hessian(NamedTuple):
@@ -33,38 +40,70 @@ class Hessian(NamedTuple):
 
 
 class OneStep(NamedTuple):
-    """One optimizer step to second order (THEORY section 2): drift a = E[uᵀμ], curvature q = E[uᵀHu]."""
+    """One optimizer step u to second order: E[L(θ − εu)] = L − εa + ε²q/2 (McCandlish et al., section 2.2).
+
+    Attributes:
+      drift: a = E[uᵀμ].
+      curvature: q = E[uᵀHu].
+    """
 
     drift: jax.Array
     curvature: jax.Array
 
     @property
     def optimal_lr(self) -> jax.Array:
-        """a/q, the rate with the largest expected fall of the loss; nan where q <= 0 (no minimum)."""
-        return jnp.where(self.curvature > 0, self.drift / _nonzero(self.curvature), jnp.nan)
+        """a/q, the rate with the largest expected fall of the loss; nan where q <= 0: no minimum, or q underflows."""
+        return jnp.where(self.curvature > 0, _ratio(self.drift, self.curvature), jnp.nan)
 
     @property
     def gain(self) -> jax.Array:
         """a²/2q, the expected fall of the loss at the optimal rate; nan where q <= 0."""
-        return jnp.where(self.curvature > 0, self.drift**2 / (2 * _nonzero(self.curvature)), jnp.nan)
+        fall = self.drift * _ratio(self.drift, self.curvature) / 2  # in this order a² cannot overflow
+        return jnp.where(self.curvature > 0, fall, jnp.nan)
+
+
+@jax.custom_jvp
+def _ratio(top: jax.Array, bottom: jax.Array) -> jax.Array:
+    """top/bottom, 0 where bottom <= 0. JAX's own derivative has 1/bottom², which overflows float32 at 1e-20."""
+    return jnp.where(bottom <= 0, 0.0, top / _nonzero(bottom))
+
+
+@_ratio.defjvp
+def _ratio_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    (top, bottom), (top_dot, bottom_dot) = primals, tangents
+    value = _ratio(top, bottom)
+    return value, jnp.where(bottom <= 0, 0.0, (top_dot - value * bottom_dot) / _nonzero(bottom))
 
 
 def _nonzero(value: jax.Array) -> jax.Array:
-    return jnp.where(value > 0, value, 1.0)  # keeps gradients finite where the result is masked
+    return jnp.where(value <= 0, 1.0, value)  # keeps gradients finite where the result is masked
+
+
+def _hypot(one: jax.Array, other: jax.Array) -> jax.Array:
+    """√(one² + other²); `jnp.hypot` has a nan gradient where an argument is tiny."""
+    high, low = jnp.maximum(jnp.abs(one), jnp.abs(other)), jnp.minimum(jnp.abs(one), jnp.abs(other))
+    return high * jnp.sqrt(1 + _ratio(low, high) ** 2)
+
+
+def _height(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
+    """√B·μ/σ within ±FAR: the mean of G_B in its own standard deviations; 0 where μ = σ = 0."""
+    root, mu, sigma = jnp.sqrt(jnp.asarray(batch_size)), jnp.asarray(mu), jnp.asarray(sigma, jnp.result_type(float))
+    far = root * jnp.abs(mu) > FAR * sigma
+    return jnp.where(far, FAR * jnp.sign(mu), _ratio(root * jnp.where(far, 0.0, mu), sigma))
 
 
 def sign_mean(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
-    """E[sign G_B] = erf(√(B/2)·μ/σ) for a Gaussian mini-batch gradient; broadcasts; 0 where μ = 0, ±1 where σ = 0."""
-    mu, sigma = jnp.asarray(mu), jnp.asarray(sigma)
-    ratio = jnp.where(sigma > 0, mu / _nonzero(sigma), jnp.sign(mu) * jnp.inf)
-    ratio = jnp.where(mu == 0, 0.0, ratio)
-    return erf(jnp.sqrt(jnp.asarray(batch_size) / 2) * ratio)
+    """E[sign G_B] = erf(√(B/2)·μ/σ), exact for a Gaussian (the paper, Theorem 1); broadcasts.
+
+    Reaches its limits: ±1 as σ -> 0, and 0 where μ = 0, also at σ = 0.
+    """
+    return erf(_height(batch_size, mu, sigma) / jnp.sqrt(2.0))
 
 
 def sign_mean_rational(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
-    """The stand-in x/√(π/(2B) + x²), x = μ/σ, that the paper puts for erf; off by up to 0.11."""
-    ratio = jnp.asarray(mu) / jnp.asarray(sigma)
-    return ratio / jnp.sqrt(jnp.pi / (2 * jnp.asarray(batch_size)) + ratio**2)
+    """The stand-in x/√(π/(2B) + x²), x = μ/σ, that the paper puts for erf: off by up to 0.11, the same limits."""
+    signal = jnp.sqrt(jnp.asarray(batch_size)) * jnp.asarray(mu)
+    return _ratio(signal, _hypot(jnp.sqrt(jnp.pi / 2) * jnp.asarray(sigma), signal))
 
 
 def sign_descent(
@@ -73,17 +112,14 @@ def sign_descent(
     """Sign descent with independent coordinates (the paper, Theorems 1 and 2).
 
     a = Σ 𝓔_i μ_i,  q = 𝓔ᵀH𝓔 + Σ (1 − 𝓔_i²) H_ii. Assumes Gaussian mini-batch gradients whose coordinates are
-    independent; real ones are not (THEORY section 5), see `sign_descent_correlated`.
+    independent, which real ones are not: see `sign_descent_correlated`. Each coordinate needs σ_i > 0 or μ_i ≠ 0;
+    one with neither counts as all noise, the limit σ_i -> 0 at μ_i = 0.
 
     Args:
-      batch_size: B, any shape [...].
-      mu: true gradient [P].
-      sigma: per-example standard deviation [P].
+      batch_size: B, any shape [...], the shape of drift and curvature.
+      mu, sigma: true gradient and per-example standard deviation [P].
       hessian: of the loss.
       mean: `sign_mean`, or `sign_mean_rational` to see what the approximation costs.
-
-    Returns:
-      drift [...] and curvature [...].
     """
 
     def at(size: jax.Array) -> OneStep:
@@ -100,51 +136,48 @@ def sign_descent_correlated(
     """Sign descent with correlated coordinates, exact for Gaussian mini-batch gradients.
 
     With h = √B μ/σ, cov(sign_i, sign_j) = (2/π) ∫₀^{arcsin ρ_ij} exp(−(h_i² − 2h_i h_j sin t + h_j²)/(2cos² t)) dt
-    (Plackett 1954: the derivative of a bivariate normal probability in ρ is its density), by quadrature; for μ = 0
-    it is (2/π) arcsin ρ_ij.
+    by quadrature: the derivative of a bivariate normal probability in ρ is its density (Plackett 1954, Biometrika
+    41). For μ = 0 it is (2/π) arcsin ρ_ij. Each coordinate needs σ_i > 0 or μ_i ≠ 0, as in `sign_descent`.
 
     Args:
-      batch_size: B, any shape [...].
-      mu: true gradient [P].
-      sigma: per-example standard deviation [P].
+      batch_size: B, any shape [...], the shape of drift and curvature.
+      mu, sigma: true gradient and per-example standard deviation [P].
       matrix: Hessian [P, P].
-      correlation: ρ [P, P] of the per-example gradients.
-
-    Returns:
-      drift [...] and curvature [...].
+      correlation: ρ [P, P] of the per-example gradients, unit diagonal; its gradient is 0 where |ρ_ij| = 1.
     """
-    nodes, weights = (jnp.asarray(each, jnp.asarray(mu).dtype) for each in _legendre(NODES))
-    angle = jnp.arcsin(jnp.clip(correlation, -1, 1))
+    # arcsin has no finite slope at ±1, so those keep out of it; the diagonal has its variance without it.
+    pairs = jnp.where(jnp.eye(len(mu), dtype=bool), 0.0, correlation)
+    inside = jnp.abs(pairs) < 1
+    angle = jnp.where(inside, jnp.arcsin(jnp.where(inside, pairs, 0.0)), jnp.pi / 2 * jnp.sign(pairs))
+    side = jnp.where(angle < 0, -1.0, 1.0)
 
     def at(size: jax.Array) -> OneStep:
-        means = sign_mean(size, mu, sigma)
-        height = jnp.sqrt(size) * mu / sigma
-        squares, product = height[:, None] ** 2 + height**2, height[:, None] * height
+        means, height = sign_mean(size, mu, sigma), _height(size, mu, sigma)
+        gap, product = (height[:, None] - side * height) ** 2, side * height[:, None] * height
 
         def add(total: jax.Array, node: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             place, weight = node
-            sine, cosine = jnp.sin(angle * (1 + place) / 2), jnp.cos(angle * (1 + place) / 2)
-            return total + weight * jnp.exp(-(squares - 2 * product * sine) / (2 * cosine**2)), None
+            sine, cosine = jnp.sin(jnp.abs(angle) * (1 + place) / 2), jnp.cos(angle * (1 + place) / 2)
+            # The exponent of the density, arranged so that nothing cancels as ρ -> ±1.
+            return total + weight * jnp.exp(-gap / (2 * cosine**2) - product / (1 + sine)), None
 
-        integral, _ = jax.lax.scan(add, jnp.zeros_like(squares), (nodes, weights))
-        covariance = integral * angle / jnp.pi
-        covariance = jnp.where(jnp.eye(len(means), dtype=bool), jnp.diag(1 - means**2), covariance)
-        return OneStep(means @ mu, means @ matrix @ means + (matrix * covariance).sum())
+        covariance = jax.lax.scan(add, jnp.zeros_like(gap), _legendre(gap.dtype))[0] * angle / jnp.pi
+        noise = (matrix * covariance).sum() + ((1 - means**2) * jnp.diagonal(matrix)).sum()
+        return OneStep(means @ mu, means @ matrix @ means + noise)
 
     return _over(at, batch_size)
 
 
 def sgd(batch_size: Any, mu: jax.Array, hessian: Hessian, trace_h_sigma: Any) -> OneStep:
-    """SGD: a = |μ|², q = μᵀHμ + tr(HΣ)/B (McCandlish et al., equation 2.6).
+    """SGD: a = |μ|², q = μᵀHμ + tr(HΣ)/B, so ε_opt = ε_max/(1 + B_noise/B) (McCandlish et al., equation 2.6).
+
+    Exact for any noise with covariance Σ/B, Gaussian or not; |μ|² must be representable: 1e-18 to 1e18 in float32.
 
     Args:
-      batch_size: B, any shape [...].
+      batch_size: B, any shape [...], the shape of drift and curvature.
       mu: true gradient [P].
       hessian: of the loss.
       trace_h_sigma: tr(HΣ) of the per-example covariance Σ; Σ_i H_ii σ_i² if coordinates are independent.
-
-    Returns:
-      drift [...] and curvature [...].
     """
     batch_size = jnp.asarray(batch_size)
     drift = jnp.broadcast_to(mu @ mu, batch_size.shape)
@@ -152,31 +185,42 @@ def sgd(batch_size: Any, mu: jax.Array, hessian: Hessian, trace_h_sigma: Any) ->
 
 
 def adam_mean_field(
-    batch_size: Any, mu: jax.Array, sigma: jax.Array, hessian: Hessian, b1: float = 0.9, eps: float = 0.0
+    batch_size: Any,
+    mu: jax.Array,
+    sigma: jax.Array,
+    hessian: Hessian,
+    b1: Any = 0.9,
+    eps: Any = 0.0,
+    reading: str = "instantaneous",
 ) -> OneStep:
-    """Adam with β2 near 1 and independent coordinates: √v̂ sits at its mean √(μ² + σ²/B) (THEORY section 7).
+    """Adam at constant μ, 1−β2 ≪ 1−β1, independent coordinates: √v̂ sits at its mean, root = √(μ² + σ²/B).
 
-    Drift per coordinate d = μ/(√v + eps); second moment (μ² + kσ²/B)/(√v + eps)², k = (1−β1)/(1+β1): the
-    one-step ("instantaneous") reading. With β1 = 0 it is a softened sign.
+    Re-derived. Drift per coordinate d = μ/(root + eps); q = dᵀHd + k·Σ H_ii σ_i²/(B(root_i + eps)²). "instantaneous",
+    one step: k = (1−β1)/(1+β1). "long_run", the noise that adds up over a run: the average of m has the noise of
+    the average of g, so k = 1 where |μ| ≪ σ/√B. Elsewhere v, over more than 1/(1−β2) steps, averages the same
+    gradients and takes part of that noise away: k = (1 − dμ/root)² + d²σ²/(2B root²) if they are Gaussian, to first
+    order. With β1 = 0, one step at a held v is a softened sign.
 
     Args:
-      batch_size: B, any shape [...].
-      mu: true gradient [P].
-      sigma: per-example standard deviation [P].
+      batch_size: B, any shape [...], the shape of drift and curvature.
+      mu, sigma: true gradient and per-example standard deviation [P].
       hessian: of the loss.
-      b1: decay of the first moment, in [0, 1).
-      eps: Adam's eps.
+      b1: decay of the first moment, in [0, 1); of no consequence over a run.
+      eps: Adam's eps, in units of the gradient.
+      reading: "instantaneous" or "long_run".
 
-    Returns:
-      drift [...] and curvature [...].
+    Raises:
+      ValueError: another reading.
     """
-    noise_share = (1 - b1) / (1 + b1)
+    one_step = _is_instantaneous(reading)
 
     def at(size: jax.Array) -> OneStep:
-        root = jnp.sqrt(mu**2 + sigma**2 / size) + eps
-        scale = jnp.where(root > 0, 1 / _nonzero(root), 0.0)
-        mean = mu * scale
-        noise = (noise_share * sigma**2 / size * scale**2 * hessian.diagonal).sum()
+        spread = sigma / jnp.sqrt(size)
+        root = _hypot(mu, spread)
+        mean = _ratio(mu, root + eps)
+        over_run = (1 - mean * _ratio(mu, root)) ** 2 + (mean * _ratio(spread, root)) ** 2 / 2
+        share = (1 - b1) / (1 + b1) if one_step else over_run
+        noise = (share * _ratio(spread, root + eps) ** 2 * hessian.diagonal).sum()
         return OneStep(mean @ mu, mean @ hessian.product(mean) + noise)
 
     return _over(at, batch_size)
@@ -185,25 +229,27 @@ def adam_mean_field(
 def softened_sign_mean(batch_size: Any, mu: Any, sigma: Any, eps: Any) -> jax.Array:
     """E[G/(|G| + eps)] of a Gaussian mini-batch gradient: Adam with β1 = β2 = 0 and its eps; broadcasts.
 
-    By Gauss-Legendre quadrature in the noise over ±8 standard deviations, split where G changes sign.
+    Re-derived: with h = √B μ/σ and φ the normal density, the values ±x of G/(σ/√B) together give
+    ∫₀^∞ f(x) tanh(xh) (φ(x−h) + φ(x+h)) dx, f the softened sign of x: smooth, with the sign of μ, no cancellation.
+    Gauss-Legendre quadrature over x within 8 of |h|.
     """
-    mu, spread, eps = jnp.broadcast_arrays(mu, jnp.asarray(sigma) / jnp.sqrt(jnp.asarray(batch_size)), eps)
-    points, weights = (jnp.asarray(each) for each in _legendre(NODES))
-    kink = jnp.clip(-mu / jnp.where(spread > 0, spread, 1.0), -8, 8)[..., None]
-    total = jnp.zeros(mu.shape)
-    for low, high in ((jnp.full_like(kink, -8), kink), (kink, jnp.full_like(kink, 8))):
-        noise = (high + low) / 2 + (high - low) / 2 * points
-        value = mu[..., None] + spread[..., None] * noise
-        softened = value / jnp.maximum(jnp.abs(value) + eps[..., None], jnp.finfo(value.dtype).tiny)
-        density = jnp.exp(-(noise**2) / 2) / jnp.sqrt(2 * jnp.pi)
-        total += (softened * density * weights * (high - low) / 2).sum(-1)
-    return total
+    spread = jnp.asarray(sigma) / jnp.sqrt(jnp.asarray(batch_size))
+    spread = jnp.maximum(spread, 1e-30)  # the slope at μ = σ = 0 is then 1/eps, as it is at every σ > 0 far below eps
+    mu, spread, eps = (each[..., None] for each in jnp.broadcast_arrays(mu, spread, eps))
+    height = _height(1.0, mu, spread)
+    distance = jnp.abs(height)
+    points, weights = _legendre(height.dtype)
+    low = -jnp.minimum(distance, 8.0)
+    noise = low + (8 - low) * (1 + points) / 2
+    place, value = distance + noise, jnp.abs(mu) + spread * noise
+    density = jnp.exp(-(noise**2) / 2) * (1 + jnp.exp(-2 * distance * place)) / jnp.sqrt(2 * jnp.pi)
+    integrand = _ratio(value, value + eps) * jnp.tanh(place * height) * density
+    return (integrand * weights).sum(-1) * (8 - low[..., 0]) / 2
 
 
-def _legendre(nodes: int) -> tuple[Any, Any]:
-    import numpy as np
-
-    return np.polynomial.legendre.leggauss(nodes)
+def _legendre(dtype: Any) -> tuple[jax.Array, jax.Array]:
+    points, weights = np.polynomial.legendre.leggauss(NODES)
+    return jnp.asarray(points, dtype), jnp.asarray(weights, dtype)
 
 
 def _over(function: Callable[[jax.Array], OneStep], batch_size: Any) -> OneStep:
@@ -213,31 +259,51 @@ def _over(function: Callable[[jax.Array], OneStep], batch_size: Any) -> OneStep:
 
 
 def momentum_batch(batch_size: Any, decay: Any) -> Any:
-    """Effective batch B(1+β)/(1−β) of an exponential average of gradients, for one step at constant μ."""
+    """B(1+β)/(1−β), the batch with the noise of an exponential average of gradients; β in [0, 1).
+
+    For one step at constant μ and independent batches: white noise averaged so keeps (1−β)/(1+β) of its variance
+    (re-derived). No gain over a run: see `momentum_gain`.
+    """
     return batch_size * (1 + decay) / (1 - decay)
 
 
 def lion_batch(batch_size: Any, b1: Any = 0.9, b2: Any = 0.99) -> Any:
-    """Lion's one-step effective batch B / [(1−β1)² + β1²(1−β2)/(1+β2)]; 71 B at (0.9, 0.99)."""
+    """Lion's one-step effective batch B / [(1−β1)² + β1²(1−β2)/(1+β2)]; 71 B at (0.9, 0.99).
+
+    The same of β1·m + (1−β1)·g, the direction of Chen et al. 2302.06675, where m does not contain g (re-derived).
+    """
     return batch_size / ((1 - b1) ** 2 + b1**2 * (1 - b2) / (1 + b2))
 
 
+def _is_instantaneous(reading: str) -> bool:
+    if reading not in ("instantaneous", "long_run"):
+        raise ValueError(f"reading must be instantaneous or long_run, got {reading!r}")
+    return reading == "instantaneous"
+
+
 def momentum_gain(decay: Any, reading: str = "instantaneous") -> Any:
-    """How many times larger a batch the average of momentum is worth to sign(m), in drift²/noise.
+    """How many times larger a batch the average of momentum is worth to sign(m), in drift²/noise; broadcasts.
 
     "instantaneous": (1+β)/(1−β), right for a single step. "long_run": successive signs are correlated like
-    2/π·arcsin(βᵏ), so the noise that adds up over a run is larger by 1 + 2Σ_k (2/π)arcsin(βᵏ); 1.43 at β = 0.9.
+    (2/π)arcsin(βᵏ) (Sheppard 1899), so the noise that adds up over a run is larger by 1 + 2Σ_k (2/π)arcsin(βᵏ): 1.43
+    at β = 0.9, 1/ln 2 = 1.44 as β -> 1 (re-derived). Assumes constant μ, |μ| ≪ σ/√B, and β in [0, 1).
 
     Raises:
       ValueError: another reading.
     """
+    decay, lags = jnp.asarray(decay, jnp.result_type(float)), 256
     instantaneous = (1 + decay) / (1 - decay)
-    if reading == "instantaneous":
+    if _is_instantaneous(reading):
         return instantaneous
-    if reading != "long_run":
-        raise ValueError(f"reading must be instantaneous or long_run, got {reading!r}")
-    lags = jnp.arange(1, 4097)
-    return instantaneous / (1 + 2 * (2 / jnp.pi * jnp.arcsin(jnp.asarray(decay) ** lags)).sum())
+    # The first lags one by one, the rest by Euler-Maclaurin; its integral is that of z/tan z up to arcsin(βⁿ).
+    points, weights = _legendre(decay.dtype)
+    end = jnp.arcsin(decay**lags)
+    angle = end[..., None] * (1 + points) / 2
+    wide = jnp.where(angle > 1e-3, angle, 1.0)  # z/tan z is 0/0 at 0, and its slope already far above it
+    integral = (jnp.where(angle > 1e-3, wide / jnp.tan(wide), 1 - angle**2 / 3) * weights).sum(-1) * end / 2
+    first = jnp.arcsin(decay[..., None] ** jnp.arange(1, lags)).sum(-1)
+    total = first + end / 2 - integral / jnp.log(jnp.where(decay > 0, decay, 0.5))
+    return instantaneous / (1 + 4 / jnp.pi * total)
 
 
 class SurgeCoefficients(NamedTuple):
@@ -249,40 +315,53 @@ class SurgeCoefficients(NamedTuple):
 
 
 def surge_coefficients(mu: jax.Array, sigma: jax.Array, hessian: Hessian) -> SurgeCoefficients:
-    """B_noise = πT/2K, ε_max = A/2√(TK), ΔL_max = A²/2K (the paper, Theorem 2; THEORY section 4).
+    """B_noise = πT/2K, ε_max = A/2√(TK), ΔL_max = A²/2K (the paper, Theorem 2).
 
     A = Σμ²/σ, T = tr H, K = Σ_{i≠j} r_i r_j H_ij, r = μ/σ. Holds for B far below `validity` of the coordinates
-    that matter, independent coordinates, every σ_i > 0. K <= 0 gives inf: the optimum only rises.
+    that matter, independent coordinates, every σ_i > 0 and T > 0: nan without the last two. K <= 0 gives inf: the
+    optimum only rises.
     """
-    ratio = mu / sigma
-    aligned = (mu * ratio).sum()
-    trace = hessian.diagonal.sum()
-    off = ratio @ hessian.product(ratio) - (ratio**2 * hessian.diagonal).sum()
+    ratio = _ratio(mu, sigma)
+    unit = jax.lax.stop_gradient(_nonzero(jnp.abs(ratio).max()))
+    ratio = ratio / unit  # cancels from ε_max and ΔL_max, which are then finite where r² is not
+    aligned, trace = (mu * ratio).sum(), hessian.diagonal.sum()
+    off = ratio @ (hessian.product(ratio) - hessian.diagonal * ratio)
     # A sum that cancels to rounding is not a coupling: it would give a peak at an enormous, meaningless B.
     off = jnp.where(off > 1e-6 * (ratio**2 * jnp.abs(hessian.diagonal)).sum(), off, 0.0)
-    peaked = (off > 0) & (trace > 0)
-    safe = jnp.where(peaked, off, 1.0)
-    infinite = jnp.full((), jnp.inf)
+    defined = (sigma > 0).all() & (trace > 0)
+    peaked = defined & (off > 0)
+    missing = jnp.where(defined, jnp.inf, jnp.nan)
+    trace, off = jnp.where(peaked, trace, 1.0), jnp.where(peaked, off, 1.0)
+    shown = peaked & (unit**2 >= jnp.finfo(unit.dtype).tiny)  # else B_noise is beyond the largest number
     return SurgeCoefficients(
-        jnp.where(peaked, jnp.pi * trace / (2 * safe), infinite),
-        jnp.where(peaked, aligned / (2 * jnp.sqrt(_nonzero(trace) * safe)), infinite),
-        jnp.where(peaked, aligned**2 / (2 * safe), infinite),
+        jnp.where(shown, jnp.pi * trace / (2 * off) / jnp.where(shown, unit**2, 1.0), missing),
+        jnp.where(peaked, aligned / (2 * jnp.sqrt(trace * off)), missing),
+        jnp.where(peaked, aligned**2 / (2 * off), missing),
     )
 
 
 def validity(mu: jax.Array, sigma: jax.Array) -> jax.Array:
-    """πσ²/2μ² [P]: the small-batch form holds for B far below it; inf where μ = 0."""
-    return jnp.where(mu == 0, jnp.inf, jnp.pi * sigma**2 / (2 * jnp.where(mu == 0, 1.0, mu) ** 2))
+    """πσ²/2μ² [P]: the small-batch form holds for B far below it, where erf x ≈ 2x/√π (the paper, Theorem 2).
+
+    Gaussian gradients, σ_i > 0. inf where μ = 0, or where it is beyond the largest number.
+    """
+    return jnp.where(mu == 0, jnp.inf, jnp.pi / 2 * _ratio(sigma, jnp.abs(mu)) ** 2)
 
 
 def large_batch_limit(mu: jax.Array, hessian: Hessian) -> OneStep:
-    """Sign descent as B -> ∞: a = Σ|μ_i|, q = s'Hs', s' = sign μ."""
+    """Sign descent as B -> ∞: a = Σ|μ_i|, q = s'Hs', s' = sign μ, every μ_i ≠ 0 (limit of the paper's Theorem 1).
+
+    A coordinate with μ_i = 0 stands still here; in `sign_descent` it keeps adding H_ii of noise at every B.
+    """
     signs = jnp.sign(mu)
     return OneStep(jnp.abs(mu).sum(), signs @ hessian.product(signs))
 
 
 def gain(batch_size: Any, max_gain: Any, b_noise: Any) -> Any:
-    """ΔL(B) = ΔL_max / (1 + B_noise/B), the fall of the loss in one step at the best rate: of SGD and of the surge."""
+    """ΔL(B) = ΔL_max / (1 + B_noise/B), the fall of the loss in one step at the best rate; finite B_noise.
+
+    Of SGD at every B (McCandlish et al., equation 2.7), of sign descent while B is far below `validity` (the paper).
+    """
     return max_gain / (1 + b_noise / batch_size)
 
 
@@ -309,7 +388,7 @@ class Law(NamedTuple):
       parameters: names; the first is a scale that the law is proportional to.
       bounds: name -> (low, high) of the shape parameters; batch sizes are in units of the data's own range.
       function: (batch_size, **parameters) -> ε.
-      peak: (**parameters) -> (batch size of the maximum, why): inf or nan with the reason where there is none.
+      peak: (parameters in order or by name) -> (batch size of the maximum, why there is none where it is inf or nan).
       generalises: names of the laws that are special or limiting cases of it.
     """
 
@@ -322,7 +401,10 @@ class Law(NamedTuple):
 
 
 def surge(batch_size: Any, max_lr: Any, b_noise: Any) -> jax.Array:
-    """ε_max · 2/(√(B_noise/B) + √(B/B_noise)) (the paper, equation 14): rises as √B, peaks at B_noise, falls."""
+    """ε_max · 2/(√(B_noise/B) + √(B/B_noise)) (the paper, equation 14): rises as √B, peaks at B_noise, falls.
+
+    Sign descent, independent Gaussian coordinates, B far below `validity`; see `surge_coefficients`.
+    """
     root = jnp.sqrt(jnp.asarray(batch_size) / b_noise)
     return max_lr * 2 / (root + 1 / root)
 
@@ -330,29 +412,32 @@ def surge(batch_size: Any, max_lr: Any, b_noise: Any) -> jax.Array:
 def saturating_surge(batch_size: Any, max_lr: Any, b_scale: Any, r: Any) -> jax.Array:
     """Exact law for one signal-to-noise ratio s = |μ_i|/σ_i: (2·max_lr/√r) · E/(1 + E²/r), E = erf(√(B/b_scale)).
 
-    b_scale = 2/s², r = D/O (THEORY section 4). For r < 1 max_lr is the height of the peak at b_scale·erfinv(√r)²
-    and the plateau is 2√r/(1+r) of it; for r >= 1 the law only rises.
+    b_scale = 2/s², r = D/O of `homogeneous`, with its assumptions (re-derived). For r < 1 max_lr is the height of the
+    peak at b_scale·erfinv(√r)² and the plateau is 2√r/(1+r) of it; for r >= 1 the law only rises. As r -> 0 it goes
+    to 0 at every B > 0; nan for r < 0, where `homogeneous` holds.
     """
     mean = erf(jnp.sqrt(jnp.asarray(batch_size) / b_scale))
-    return 2 * max_lr / jnp.sqrt(r) * mean / (1 + mean**2 / r)
+    return 2 * max_lr * jnp.sqrt(r) * mean / (r + mean**2)
 
 
 def homogeneous(batch_size: Any, mu_sum: Any, trace: Any, off_diagonal: Any, snr: Any) -> jax.Array:
     """(Σ|μ|/D) · E/(1 + E²O/D), E = erf(s√(B/2)): `saturating_surge` in gradient terms; O may be 0 or negative.
 
+    `sign_descent` where |μ_i|/σ_i is the same s for all (re-derived): independent Gaussian coordinates, every
+    μ_i ≠ 0, and a positive denominator.
+
     Args:
       batch_size: B.
       mu_sum: Σ|μ_i|.
       trace: D = Σ H_ii > 0.
-      off_diagonal: O = s'Hs' − D.
+      off_diagonal: O = s'Hs' − D, s' = sign μ.
       snr: s = |μ_i|/σ_i, common to all coordinates.
 
     Returns:
       ε_opt; nan where the denominator is not positive.
     """
     mean = erf(snr * jnp.sqrt(jnp.asarray(batch_size) / 2))
-    curvature = trace + mean**2 * off_diagonal
-    return jnp.where(curvature > 0, mu_sum * mean / _nonzero(curvature), jnp.nan)
+    return OneStep(mu_sum * mean, trace + mean**2 * off_diagonal).optimal_lr
 
 
 def mccandlish(batch_size: Any, max_lr: Any, b_noise: Any, alpha: Any) -> jax.Array:
@@ -366,47 +451,37 @@ def power(batch_size: Any, max_lr: Any, exponent: Any) -> jax.Array:
 
 
 def saturating_peak_size(b_scale: Any, r: Any) -> jax.Array:
-    """Batch size where `saturating_surge` is highest, b_scale·erfinv(√r)²; inf for r >= 1; broadcasts."""
-    return jnp.where(jnp.asarray(r) < 1, b_scale * erfinv(jnp.sqrt(jnp.clip(r, 0.0, 1.0))) ** 2, jnp.inf)
+    """Batch size where `saturating_surge` is highest, b_scale·erfinv(√r)²; broadcasts.
+
+    inf for r >= 1 (it only rises), nan for r <= 0 (no such law).
+    """
+    r = jnp.asarray(r)
+    inside = (r > 0) & (r < 1)
+    size = b_scale * erfinv(jnp.sqrt(jnp.where(inside, r, 0.5))) ** 2
+    return jnp.where(inside, size, jnp.where(r >= 1, jnp.inf, jnp.nan))
 
 
 def _saturating_peak(max_lr: Any, b_scale: Any, r: Any) -> tuple[float, str]:
     del max_lr
-    why = "" if r < 1 else "r = D/O is at least 1: the law rises to a plateau and never falls"
-    return float(saturating_peak_size(b_scale, r)), why
+    why = "r = D/O is at least 1: the law rises to a plateau and never falls" if r >= 1 else "r = D/O is not positive"
+    return float(saturating_peak_size(b_scale, r)), "" if 0 < r < 1 else why
 
 
-def _rises(**_: Any) -> tuple[float, str]:
-    return float("inf"), "this law has no peak: it only rises"
-
-
-def _power_peak(max_lr: Any, exponent: Any) -> tuple[float, str]:
-    del max_lr
-    if exponent > 0:
-        return _rises()
-    return float("nan"), "this law has no peak: it does not rise"
-
-
+_RISES = (float("inf"), "this law has no peak: it only rises")
+_FLAT = (float("nan"), "this law has no peak: it does not rise")
 _SIZE = (1e-2, 1e2)  # of the smallest and the largest batch size in the data
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
-        Law(
-            "constant",
-            ("max_lr",),
-            {},
-            lambda batch_size, max_lr: max_lr + 0.0 * jnp.asarray(batch_size),
-            lambda max_lr: (float("nan"), "a constant has no peak"),
-            (),
-        ),
-        Law("sqrt", ("max_lr",), {}, lambda batch_size, max_lr: power(batch_size, max_lr, 0.5), _rises, ()),
-        Law("linear", ("max_lr",), {}, lambda batch_size, max_lr: power(batch_size, max_lr, 1.0), _rises, ()),
+        Law("constant", ("max_lr",), {}, partial(power, exponent=0.0), lambda max_lr: _FLAT, ()),
+        Law("sqrt", ("max_lr",), {}, partial(power, exponent=0.5), lambda max_lr: _RISES, ()),
+        Law("linear", ("max_lr",), {}, partial(power, exponent=1.0), lambda max_lr: _RISES, ()),
         Law(
             "power",
             ("max_lr", "exponent"),
             {"exponent": (-1.5, 1.5)},
             power,
-            _power_peak,
+            lambda max_lr, exponent: _RISES if exponent > 0 else _FLAT,
             ("constant", "sqrt", "linear"),
         ),
         Law(
@@ -414,7 +489,7 @@ LAWS: dict[str, Law] = {
             ("max_lr", "b_noise", "alpha"),
             {"b_noise": _SIZE, "alpha": (0.05, 1.5)},
             mccandlish,
-            _rises,
+            lambda max_lr, b_noise, alpha: _RISES,
             ("constant", "sqrt", "linear", "power"),
         ),
         Law(

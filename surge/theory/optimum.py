@@ -1,13 +1,15 @@
 """The optimal learning rate of one batch size, with its interval, from replicated runs."""
 
+import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-MANY_SEEDS = 8  # from here on whole seeds are resampled
+MANY_SEEDS = 8  # runs at each rate, from which on they are resampled
 POWERS = (0.0, 0.5, 1.0)  # the parabola is in a power of ε between its logarithm (0) and ε itself (1)
-NEIGHBOURS = 2  # learning rates on each side of the best one that the parabola is put through
+WINDOW = math.log(2)  # in log ε, on each side of the best rate: the rates that the parabola is put through
+FEWEST = 5  # of them, where the grid is coarse or ends
 
 
 class OptimalLR(NamedTuple):
@@ -41,18 +43,26 @@ def optimal_lr(
     The parabola is in log ε, √ε or ε, whichever fits best: the loss after one step is a parabola in ε, and one in
     log ε through five rates of ratio √2 would place its vertex 15% too low.
 
-    The interval is a bootstrap, with the choice of the window repeated in every resample. Where at least
-    MANY_SEEDS were run at every rate, whole seeds are resampled, which keeps what the runs of a seed have in
-    common. With fewer, the cells' noise about the effects of rate and seed is pooled over the window and drawn from
-    Student's t with the freedom that leaves. With one run per cell, the residuals of the parabola itself serve.
+    It goes through the rates within WINDOW of the best smoothed mean, and through FEWEST where those are fewer.
+
+    The interval holds 95% of its vertices when the cell means are drawn anew, and the window and the power
+    are chosen anew each time. How they are drawn depends on the runs:
+
+    * at least MANY_SEEDS at every rate: a bootstrap over seeds. Where the same seeds were run at every rate whole
+      seeds are resampled, which keeps what the runs of a seed have in common; else the runs within each cell.
+    * fewer: no bootstrap but a parametric draw, for the means of two or three resampled runs say nothing of their
+      tails. Each mean moves by Student's t times its standard error, from the noise pooled over the window (about
+      the effects of rate and seed, where seeds are the same at every rate) with the freedom that leaves.
+    * one run a cell: the same, with the residuals of a parabola in log ε for the noise; the misfit of the parabola
+      counts as noise.
 
     Args:
       learning_rate: of each run [n], > 0.
       value: of each run [n], lower is better; nan or inf where a run diverged or did not get there. A rate
         at which any run did so is not a candidate.
       seed: of each run [n]; runs of one seed share their data.
-      resamples: of the bootstrap.
-      rng_seed: of the bootstrap.
+      resamples: draws for the interval.
+      rng_seed: of the draws.
 
     Returns:
       OptimalLR.
@@ -73,15 +83,13 @@ def optimal_lr(
     if len(x) < 3:
         only = "fewer than three learning rates reached the target: refine the grid"
         return OptimalLR(math.exp(x[best]), math.nan, math.nan, at_edge, 1, mean[best], int(count.sum()), only)
-    vertex, height, window = _vertex(x, mean[None], count)
-    chosen = [kept[index] for index in window[0]]
+    vertex, height, inside = _vertex(x, mean[None], count)
+    window = np.flatnonzero(inside[0])
     paired = len({tuple(np.sort(each)) for each in seeds}) == 1 and len(np.unique(seeds[0])) == len(seeds[0])
-    spread, freedom = _spread(x[window[0]], chosen, paired)
+    spread, freedom = _spread(x[window], [kept[index] for index in window], paired)
     rng = np.random.default_rng(rng_seed)
-    if paired and count[0] >= MANY_SEEDS:
-        table = np.stack(kept)  # [rates, seeds]
-        picks = rng.integers(0, table.shape[1], (resamples, table.shape[1]))
-        resampled = np.stack([table[:, pick].mean(1) for pick in picks])
+    if count.min() >= MANY_SEEDS:
+        resampled = _bootstrap(kept, paired, resamples, rng)
     else:
         resampled = mean + rng.standard_t(max(freedom, 1), (resamples, len(x))) * spread / np.sqrt(count)
     draws = _vertex(x, resampled, count)[0]
@@ -95,22 +103,37 @@ def optimal_lr(
         why = why or f"{basins} separate basins: the deepest is reported"
     lr = math.exp(vertex[0])
     # The interval holds the estimate even where resampling skews it.
-    return OptimalLR(
-        lr, min(low, lr), max(high, lr), at_edge, basins, float(height[0]), int(count[window[0]].sum()), why
-    )
+    return OptimalLR(lr, min(low, lr), max(high, lr), at_edge, basins, float(height[0]), int(count[window].sum()), why)
+
+
+def _bootstrap(cells: list[np.ndarray], paired: bool, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of resampled cells [resamples, rates]; the same seeds in every cell where they are paired."""
+    draws = [rng.integers(0, len(cell), (resamples, len(cell))) for cell in (cells[:1] if paired else cells)]
+    means = [
+        # the mean of n resampled runs varies by (n - 1)/n of what that of n new ones does
+        cell.mean() + (cell[draw].mean(1) - cell.mean()) * math.sqrt(len(cell) / (len(cell) - 1))
+        for cell, draw in zip(cells, itertools.cycle(draws), strict=False)
+    ]
+    return np.stack(means, 1)
+
+
+def _windows(x: np.ndarray) -> np.ndarray:
+    """The rates that belong to a parabola around each rate [rates, rates]."""
+    distance = np.abs(x - x[:, None])
+    nearest = np.sort(distance, 1)[:, min(FEWEST, len(x)) - 1]
+    return distance <= np.maximum(nearest, WINDOW)[:, None] * (1 + 1e-6)
 
 
 def _vertex(x: np.ndarray, mean: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertex, height [rows] and window [rows, k] of a parabola around the smallest smoothed mean of each row."""
+    """Vertex, height [rows] and window [rows, rates] of a parabola around the smallest smoothed mean of each row."""
     padded = np.pad(mean, ((0, 0), (1, 1)), mode="edge")
     smooth = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
-    width = min(2 * NEIGHBOURS + 1, len(x))
-    first = np.clip(smooth.argmin(1) - NEIGHBOURS, 0, len(x) - width)
-    window = first[:, None] + np.arange(width)
-    centre = x[window].mean(1)
-    y, weight = np.take_along_axis(mean, window, 1), np.sqrt(count[window])
-    shift = x[window] - centre[:, None]
-    options = [_parabola(shift if power == 0 else np.expm1(power * shift) / power, y, weight) for power in POWERS]
+    inside = _windows(x)[smooth.argmin(1)]
+    centre = inside @ x / inside.sum(1)
+    shift = np.where(inside, x - centre[:, None], 0.0)
+    options = [
+        _parabola(shift if power == 0 else np.expm1(power * shift) / power, mean, count * inside) for power in POWERS
+    ]
     chosen = np.stack([misfit for _, _, misfit in options]).argmin(0)
     at = np.arange(len(mean))
     offset = np.stack(
@@ -120,21 +143,29 @@ def _vertex(x: np.ndarray, mean: np.ndarray, count: np.ndarray) -> tuple[np.ndar
         ]
     )[chosen, at]
     height = np.stack([lowest for _, lowest, _ in options])[chosen, at]
-    reach = 1.5 * shift.max(1)
-    return centre + np.clip(offset, -reach, reach), height, window
+    return centre + np.clip(offset, 1.5 * shift.min(1), 1.5 * shift.max(1)), height, inside
 
 
 def _parabola(t: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertex, height and misfit of a weighted parabola through each row of t, y [rows, k]."""
-    design = np.stack([np.ones_like(t), t, t**2], -1) * weight[..., None]
-    beta = np.einsum("rik,rk->ri", np.linalg.pinv(design), y * weight)
-    misfit = ((np.einsum("rki,ri->rk", design, beta) - y * weight) ** 2).sum(1)
-    constant, slope, bend = beta.T
+    """Vertex, height and misfit of a parabola through each row of t and y with weights, all [rows, k].
+
+    In polynomials orthogonal on the row's own points (Forsythe 1957): stable however uneven they lie.
+    """
+    mean = lambda values: (weight * values).sum(1, keepdims=True) / weight.sum(1, keepdims=True)  # noqa: E731
+    middle = mean(t)
+    line = t - middle
+    variance = mean(line**2)
+    skew = mean(line**3) / variance
+    arch = line**2 - skew * line - variance
+    constant, slope, bend = mean(y), mean(line * y) / variance, mean(arch * y) / mean(arch**2)
+    misfit = mean((y - constant - slope * line - bend * arch) ** 2)
     # Without an upward bend the window's own lowest cell is all there is to report.
-    lowest = np.take_along_axis(t, y.argmin(1)[:, None], 1)[:, 0]
-    vertex = np.where(bend > 0, -slope / (2 * np.where(bend > 0, bend, 1.0)), lowest)
-    vertex = np.clip(vertex, 1.5 * t.min(1), 1.5 * t.max(1))
-    return vertex, constant + slope * vertex + bend * vertex**2, misfit
+    lowest = np.take_along_axis(line, np.where(weight > 0, y, np.inf).argmin(1, keepdims=True), 1)
+    vertex = np.where(bend > 0, skew / 2 - slope / (2 * np.where(bend > 0, bend, 1.0)), lowest)
+    held = np.where(weight > 0, t, 0.0)
+    vertex = np.clip(vertex + middle, 1.5 * held.min(1, keepdims=True), 1.5 * held.max(1, keepdims=True)) - middle
+    height = constant + slope * vertex + bend * (vertex**2 - skew * vertex - variance)
+    return (vertex + middle)[:, 0], height[:, 0], misfit[:, 0]
 
 
 def _spread(x: np.ndarray, cells: list[np.ndarray], paired: bool) -> tuple[float, int]:

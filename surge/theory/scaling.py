@@ -6,7 +6,8 @@ With κ = new batch size / old batch size:
     half_life  β^κ: decay rates keep their half-life in tokens    (Marek et al. 2507.07101)
     timescale  weight decay ∝ κ: B/(lr · decay · D) stays fixed at a fixed rate (Wang & Aitchison 2405.13698)
 
-Under every rule warmup keeps its length in examples: steps ∝ 1/κ.
+Under every rule warmup keeps its length in examples: steps ∝ 1/κ. A warmup that is a share of the run keeps it
+without a rule where runs are equally long in examples.
 """
 
 from typing import Any

@@ -13,7 +13,7 @@ from surge.theory.optimum import optimal_lr
 from surge.training.sweep import Engine, Piece, PieceResult
 
 FIRST_RATIO = 4.0  # between the first rates, about
-PATIENCE = 1.6  # a refining run ends at this many times the steps of the best run so far: it cannot win
+PATIENCE = 2.5  # a refining run ends at this many times the steps of the best so far; half the best rate takes twice
 EXTENSION = 8  # powers beyond the given bounds that the search may follow an optimum to
 
 
@@ -28,15 +28,21 @@ def steps_to(loss: np.ndarray, eval_steps: Sequence[int], target: float) -> np.n
     return np.where(reached.any(-1), logs[before] + share * (logs[first] - logs[before]), np.inf)
 
 
+def last_loss(loss: np.ndarray, diverged: np.ndarray) -> np.ndarray:
+    """Loss [..., eval] where each run ended; inf where it diverged [...]."""
+    last = np.isfinite(loss).cumsum(-1).argmax(-1)
+    return np.where(diverged, np.inf, np.take_along_axis(loss, last[..., None], -1)[..., 0])
+
+
 def _best(
-    loss: Mapping[int, np.ndarray], piece: Piece, ratio: float, targets: Sequence[float | None]
+    runs: Mapping[int, tuple[np.ndarray, np.ndarray]], piece: Piece, ratio: float, targets: Sequence[float | None]
 ) -> list[tuple[int, float]]:
     """(power, value) of the optimum of each target that a run reached, as the fit will place it."""
-    power, seed = (each.ravel() for each in np.meshgrid(sorted(loss), piece.seeds, indexing="ij"))
-    table = np.stack([loss[each] for each in sorted(loss)])
+    power, seed = (each.ravel() for each in np.meshgrid(sorted(runs), piece.seeds, indexing="ij"))
+    loss, diverged = _table(runs)
     found = []
     for target in targets:
-        value = table[..., -1] if target is None else steps_to(table, piece.eval_steps, target)
+        value = last_loss(loss, diverged) if target is None else steps_to(loss, piece.eval_steps, target)
         optimum = optimal_lr(ratio ** power.astype(float), value.ravel(), seed, resamples=1)
         if np.isfinite(optimum.lr):
             found.append((round(np.log(optimum.lr) / np.log(ratio)), optimum.value))
@@ -45,6 +51,15 @@ def _best(
 
 def _powers(piece: Piece, ratio: float) -> list[int]:
     return [round(np.log(rate) / np.log(ratio)) for rate in piece.learning_rates]
+
+
+def _runs(piece: Piece, result: PieceResult, ratio: float) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Power -> (loss [seed, eval], diverged [seed])."""
+    return dict(zip(_powers(piece, ratio), zip(*result, strict=True), strict=True))
+
+
+def _table(runs: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> PieceResult:
+    return PieceResult(*(np.stack(each) for each in zip(*(runs[power] for power in sorted(runs)), strict=True)))
 
 
 def _search(
@@ -63,32 +78,29 @@ def _search(
     else:
         stride = max(1, round(np.log(FIRST_RATIO) / np.log(ratio)))
         wanted = {*given[::stride], given[-1]}
-    loss, diverged, best, tried, strides = {}, {}, before, False, (stride, 2, 1)
-    while wanted := {power for power in wanted if least <= power <= most} - loss.keys():
+    runs, best, tried, strides = {}, before, False, (stride, 2, 1)
+    while wanted := {power for power in wanted if least <= power <= most} - runs.keys():
         if spare := -len(wanted) % width:  # the program runs this many lanes anyway: fill them with neighbours
-            near = {power + step for power in wanted for step in (-1, 1)} - wanted - loss.keys()
+            near = {power + step for power in wanted for step in (-1, 1)} - wanted - runs.keys()
             middle = np.mean([power for power, _ in best] or list(wanted))
             wanted |= set(sorted(near, key=lambda power: (abs(power - middle), power))[:spare])
-        powers, limit = sorted(wanted), full
+        limit = full
         if targets[0] is not None and best and (tried or len(best) == len(targets)):
             slowest = PATIENCE * np.exp(max(value for _, value in best))
             limit = min(full, int(np.searchsorted(piece.eval_steps, slowest)) + 1)
-        part = engine.run(piece._replace(learning_rates=tuple(ratio**power for power in powers)), limit)
-        loss |= dict(zip(powers, part.loss, strict=True))
-        diverged |= dict(zip(powers, part.diverged, strict=True))
-        best = _best(loss, piece, ratio, targets)
+        part = piece._replace(learning_rates=tuple(ratio**power for power in sorted(wanted)))
+        runs |= _runs(part, engine.run(part, limit), ratio)
+        best = _best(runs, piece, ratio, targets)
         if len(best) < len(before) and limit < full:  # the bound was too tight after all
             return _search(engine, piece, ratio, targets, ())
         tried |= limit == full and stride <= 2  # a target not reached by now is given up
         for stride in strides:
             wanted = {power + step for power, _ in best for step in (-stride, stride)}
             if stride > 2:  # only to hold the optimum between the rates that are known
-                wanted -= set(range(min(loss), max(loss)))
-            if {power for power in wanted if least <= power <= most} - loss.keys():
+                wanted -= set(range(min(runs), max(runs)))
+            if {power for power in wanted if least <= power <= most} - runs.keys():
                 break
-    powers = sorted(loss)
-    result = PieceResult(np.stack([loss[power] for power in powers]), np.stack([diverged[power] for power in powers]))
-    return piece._replace(learning_rates=tuple(ratio**power for power in powers)), result
+    return piece._replace(learning_rates=tuple(ratio**power for power in sorted(runs))), _table(runs)
 
 
 def run_adaptive(
@@ -130,8 +142,7 @@ def run_adaptive(
         best: dict[str, list[tuple[int, float]]] = {}
         for piece in pieces:
             found = done.get(piece) or _search(engine, piece, ratio, targets, best.get(piece.optimizer, ()))
-            loss = dict(zip(_powers(found[0], ratio), found[1].loss, strict=True))
-            best[piece.optimizer] = _best(loss, piece, ratio, targets)
+            best[piece.optimizer] = _best(_runs(*found, ratio), piece, ratio, targets)
             if piece not in done:
                 yield found
 

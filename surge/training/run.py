@@ -93,10 +93,10 @@ def make_train(
 
     Returns:
       train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None, limit=None)
-      -> RunResult: trains to each step of eval_steps [evals] (absolute, increasing) in turn and records the loss
-      there; ends early at a loss of at most stop_loss, when diverged, or after `limit` of the evals (schedules
-      still count to the last). start is a State, from initialisation if None: a run of any length branches
-      from it, with the batches that the whole run would have seen.
+      -> RunResult: trains to each step of eval_steps [evals] (absolute, increasing, all after start's) in turn and
+      records the loss there; ends early at a loss of at most stop_loss, when diverged, or after `limit` of the
+      evals (schedules still count to the last). start is a State, from initialisation if None: a run of any length
+      branches from it, with the batches that the whole run would have seen.
     """
 
     def train(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
@@ -21,11 +22,12 @@ from surge.training.run import State, make_train
 # 48 lanes of the MNIST-1D MLP costs as much per example at 64 as at 256 or 512, and twice as much at 8.
 MICROBATCHES = (8, 64)
 VMAP_PARAMETERS = 100_000  # on CPU, lanes of larger models fill a core one by one: lax.map, as fast, less memory
-MEMORY_SHARE = 0.8  # of what is free, for the temporaries of one program
+MEMORY_SHARE = 0.8  # of a device's memory, for the arguments and temporaries of one program
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class Piece(NamedTuple):
-    """All runs of one optimizer at one batch size."""
+    """All runs of one optimizer at one batch size, from start_step to the last of eval_steps (both absolute)."""
 
     optimizer: str
     spec: str
@@ -33,6 +35,7 @@ class Piece(NamedTuple):
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
     eval_steps: tuple[int, ...]
+    start_step: int = 0
 
     @property
     def cells(self) -> int:
@@ -41,7 +44,7 @@ class Piece(NamedTuple):
     @property
     def examples(self) -> int:
         """Training examples if no run ends early."""
-        return self.cells * self.eval_steps[-1] * self.batch_size
+        return self.cells * (self.eval_steps[-1] - self.start_step) * self.batch_size
 
 
 class PieceResult(NamedTuple):
@@ -52,10 +55,12 @@ class PieceResult(NamedTuple):
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs between processes, in the user's cache directory."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(Path(root) / "surge" / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    """Keeps compiled programs between processes, in the user's cache directory; a cache that JAX has been given (by
+    JAX_COMPILATION_CACHE_DIR, say) stays as it is."""
+    if jax.config.jax_compilation_cache_dir is None:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "surge" / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def one_device_per_core() -> None:
@@ -85,17 +90,22 @@ def plan(
     max_steps: int,
     max_examples: int,
     evals: int,
+    start_step: int = 0,
 ) -> list[Piece]:
     """The pieces of a grid, largest batch size first within an optimizer.
+
+    A run ends at max_steps or max_examples, whichever comes first: for a horizon in examples set max_steps to
+    max_examples, for one in steps set max_examples to max_steps times the largest batch size.
 
     Args:
       optimizers: label -> (spec, (lowest, highest learning rate)).
       learning_rate_ratio: between neighbouring learning rates.
       batch_sizes: examples per step.
       seeds: how many runs share each cell.
-      max_steps: longest run in steps.
-      max_examples: longest run in examples.
-      evals: how often a run's loss is taken, at geometrically spaced steps.
+      max_steps: longest run in steps, from start_step on.
+      max_examples: longest run in examples, from start_step on.
+      evals: how often a run's loss is taken, at geometrically spaced steps after start_step.
+      start_step: step of the State that all runs branch from.
 
     Raises:
       ValueError: no power of learning_rate_ratio lies between the bounds, or max_examples is below a batch size.
@@ -109,14 +119,21 @@ def plan(
             steps = min(max_steps, max_examples // batch_size)
             if steps < 1:
                 raise ValueError(f"max_examples ({max_examples}) allows no step at batch size {batch_size}: raise it")
-            pieces.append(Piece(label, spec, batch_size, rates, tuple(range(seeds)), geometric_steps(steps, evals)))
+            ends = tuple(start_step + step for step in geometric_steps(steps, evals))
+            pieces.append(Piece(label, spec, batch_size, rates, tuple(range(seeds)), ends, start_step))
     return pieces
 
 
 def microbatch(task: Task, batch_size: int) -> int:
-    """The largest size class within the batch, or the smallest class; a batch loss needs a divisor of the batch."""
+    """The largest size class within the batch, or the smallest class; the ghost batch where a batch loss couples it.
+
+    Raises:
+      ValueError: the batch is not a whole number of ghost batches.
+    """
     if task.batch_loss is not None:
-        return max(size for size in range(1, MICROBATCHES[-1] + 1) if batch_size % size == 0)
+        if batch_size % task.ghost:
+            raise ValueError(f"batch size {batch_size} is no multiple of the {task.ghost} examples of a ghost batch")
+        return task.ghost
     return max((size for size in MICROBATCHES if size <= batch_size), default=MICROBATCHES[0])
 
 
@@ -145,15 +162,29 @@ def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Any:
     return jax.pmap(lanes, in_axes=(0, *(None,) * 8))
 
 
-def _free_bytes() -> float:
+def device_bytes() -> float:
+    """Memory of one device, all of it: by what is free at the moment, blocks would be a matter of timing."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / jax.local_device_count()
+        return stats["bytes_limit"]
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    return (min(host, int(limit)) if limit.isdigit() else host) / jax.local_device_count()
 
 
-def _short_of_memory(error: Exception) -> bool:
+def short_of_memory(error: Exception) -> bool:
+    """Whether an error says that host or device memory ran out."""
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def whole_block(pieces: Sequence[Piece]) -> tuple[int, int]:
+    """The block that holds all cells of any one piece: (learning rates on a device, seeds).
+
+    Results are the same to the last bit only in blocks of one shape, so a grid that is resumed takes the block of
+    the whole grid.
+    """
+    widest = max(len(piece.learning_rates) for piece in pieces)
+    return -(-widest // jax.local_device_count()), max(len(piece.seeds) for piece in pieces)
 
 
 class Engine:
@@ -166,8 +197,9 @@ class Engine:
       task: what is trained.
       key: of all seeds.
       stop_loss: a run ends here; -inf for never.
-      block: learning rates on one device, and seeds, that run at once; made smaller where memory is short.
-      start: a State that all runs branch from; None is initialisation.
+      block: learning rates on one device, and seeds, that run at once; programs for which memory is short take
+        smaller ones. In blocks (1, 1) a run equals a plain loop bit for bit.
+      start: a State that all runs branch from; None is initialisation. May be replaced between runs.
       form: how lanes share a device, "vmap" or "map"; None takes the faster, see `fastest_form`.
     """
 
@@ -184,15 +216,25 @@ class Engine:
         self.task, self.key, self.stop_loss, self.block, self.start = task, key, stop_loss, block, start
         self.form = form or fastest_form(task)
         self.devices = jax.local_device_count()
-        self._pool, self._programs = ThreadPoolExecutor(1), {}
+        mesh = Mesh(np.asarray(jax.local_devices()), "device")
+        self._dealt, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("device",), ()))
+        self._data = jax.device_put((task.data, task.evaluation), self._everywhere)
+        self._pool, self._programs, self._smaller = ThreadPoolExecutor(1), {}, {}
 
     def compile(self, piece: Piece) -> Any:
         """Starts compiling what the piece needs, unless done before; returns the future program."""
-        size = microbatch(self.task, piece.batch_size)
-        name = (piece.spec, size, len(_padded(piece.eval_steps)), self.block)
-        if name not in self._programs:
-            self._programs[name] = self._pool.submit(self._compile, piece, size, self.block)
-        return self._programs[name]
+        name, block = self._program(piece), self._block(piece)
+        if (name, block) not in self._programs:
+            size = microbatch(self.task, piece.batch_size)
+            self._programs[name, block] = self._pool.submit(self._compile, piece, size, block)
+        return self._programs[name, block]
+
+    def _program(self, piece: Piece) -> tuple:
+        return piece.spec, microbatch(self.task, piece.batch_size), len(_padded(piece.eval_steps))
+
+    def _block(self, piece: Piece) -> tuple[int, int]:
+        """Made smaller for one program only, so that it does not depend on what ran before."""
+        return self._smaller.get(self._program(piece), self.block)
 
     def announce(self, pieces: Sequence[Piece]) -> None:
         """Logs what the pieces hold and about how long they take, from a few steps of the first program."""
@@ -221,7 +263,7 @@ class Engine:
     def _work(self, piece: Piece, limit: int) -> float:
         """Gradients of one example that a piece costs up to an eval; a loss alone costs a third of one."""
         size = microbatch(self.task, piece.batch_size)
-        steps = piece.eval_steps[min(limit, len(piece.eval_steps)) - 1]
+        steps = piece.eval_steps[min(limit, len(piece.eval_steps)) - 1] - piece.start_step
         evaluation = len(jax.tree.leaves(self.task.evaluation)[0])
         return piece.cells * (steps * -(-piece.batch_size // size) * size + (limit + 1) * evaluation / 3)
 
@@ -236,37 +278,51 @@ class Engine:
         """All cells of a piece, up to `limit` of its evals, in blocks that fit in memory.
 
         Raises:
-          MemoryError, JaxRuntimeError: one run alone does not fit.
+          ValueError: the first eval is not after the state that runs branch from.
+          MemoryError: one run alone does not fit; the message is one sentence.
         """
+        begun = 0 if self.start is None else int(self.start.step)
+        if piece.eval_steps[0] <= begun:
+            raise ValueError(f"runs branch from step {begun}: the first eval, at {piece.eval_steps[0]}, must be later")
         while True:
             try:
                 return self._run(piece, len(piece.eval_steps) if limit is None else limit)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                if not _short_of_memory(error) or self.block == (1, 1):
+                if not short_of_memory(error):
                     raise
-                rates, seeds = self.block
-                self.block = (rates // 2, seeds) if rates > 1 else (1, seeds // 2)
-                logging.warning("out of memory: going on with %d learning rates x %d seeds at once", *self.block)
+                rates, seeds = self._block(piece)
+                if (rates, seeds) == (1, 1):
+                    which = f"{piece.optimizer} at batch size {piece.batch_size}"
+                    raise MemoryError(
+                        f"one run does not fit in memory ({which}): take a smaller model, evaluation set or example"
+                    ) from error
+                smaller = (rates // 2, seeds) if rates > 1 else (1, seeds // 2)
+                self._smaller[self._program(piece)] = smaller
+                logging.warning("out of memory: going on with %d learning rates x %d seeds at once", *smaller)
 
     def _compile(self, piece: Piece, size: int, block: tuple[int, int]) -> Any:
         arguments = self._arguments(piece, np.ones((self.devices, block[0])), piece.seeds[:1] * block[1], 1)
-        lowered = _lanes(self.task, piece.spec, size, self.form).lower(*arguments)
+        # One run at a time is compiled as a plain loop is: a batch axis of one would already round differently.
+        alone = block == (1, 1)
+        lowered = _lanes(self.task, piece.spec, size, "map" if alone else self.form).lower(*arguments)
         # Level 1 compiles these programs twice as fast, and their matrix products are library calls either way.
-        on_cpu = jax.default_backend() == "cpu"
-        program = lowered.compile(compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None)
-        needed = program.memory_analysis().temp_size_in_bytes
-        if block != (1, 1) and needed > MEMORY_SHARE * _free_bytes():
+        fast = jax.default_backend() == "cpu" and not alone
+        program = lowered.compile(compiler_options={"xla_backend_optimization_level": 1} if fast else None)
+        sizes = program.memory_analysis()
+        needed = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
+        if needed > (1.0 if alone else MEMORY_SHARE) * device_bytes():
             raise MemoryError(f"{needed / 2**30:.1f} GiB needed for {block[0]} learning rates x {block[1]} seeds")
         return program
 
     def _arguments(self, piece: Piece, rates: np.ndarray, seeds: Sequence[int] | np.ndarray, limit: int) -> tuple:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray(seeds))
         steps = jnp.asarray(_padded(piece.eval_steps), jnp.int32)
-        shared = jnp.int32(piece.batch_size), steps, jnp.float32(self.stop_loss), self.task.data, self.task.evaluation
-        return rates.astype(np.float32), keys, *shared, self.start, jnp.int32(limit)
+        numbers = jnp.int32(piece.batch_size), steps, jnp.float32(self.stop_loss)
+        shared = (keys, *numbers, *self._data, self.start, jnp.int32(limit))
+        return jax.device_put(rates.astype(np.float32), self._dealt), *jax.device_put(shared, self._everywhere)
 
     def _run(self, piece: Piece, limit: int) -> PieceResult:
-        block, program = self.block, self.compile(piece).result()
+        block, program = self._block(piece), self.compile(piece).result()
         width = self.devices * block[0]
         rows = []
         for rates in _blocks(piece.learning_rates, width):
@@ -317,13 +373,11 @@ def run_pieces(
     """Logs the plan; the iterator runs pieces one after another on all local devices, yields each when finished.
 
     Learning rates are dealt out to devices in turn (pmap), and share one with the seeds. Later programs are
-    compiled while earlier pieces run. Arguments are those of `Engine`; block None takes all cells at once.
+    compiled while earlier pieces run. Arguments are those of `Engine`; block None takes all cells at once, and to go
+    on with a grid of which some pieces are done, give the `whole_block` of all of it.
     """
     if not pieces:
         return iter(())
-    if block is None:
-        widest = max(len(piece.learning_rates) for piece in pieces)
-        block = -(-widest // jax.local_device_count()), max(len(piece.seeds) for piece in pieces)
-    engine = Engine(task, key, stop_loss=stop_loss, block=block, start=start, form=form)
+    engine = Engine(task, key, stop_loss=stop_loss, block=block or whole_block(pieces), start=start, form=form)
     engine.announce(pieces)
     return engine.finish((piece, engine.run(piece)) for piece in pieces)
