@@ -4,6 +4,7 @@ import difflib
 import importlib.metadata
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from operator import attrgetter
@@ -38,6 +39,13 @@ NUMBERS = {  # field -> (least, what it is a multiple of)
     "measure.branch_examples": (1, 1),
 }
 
+FIELDS = (
+    *NUMBERS,
+    *("task", "task_args", "optimizers", "learning_rate_ratio", "grid", "batch_sizes", "stop_loss"),
+    *("measure.optimizer", "measure.learning_rate", "measure.losses", "measure.horizons"),
+    *("fit.objective", "fit.target_losses"),
+)
+
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message is one sentence for the user."""
@@ -48,6 +56,11 @@ UserError = (ConfigError, ResultError, MemoryError)
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError with one sentence for the first thing in a config that cannot be run."""
+    for name in FIELDS:
+        try:
+            attrgetter(name)(config)
+        except AttributeError:
+            raise ConfigError(f"the config has no field {name}: see configs/mnist1d.py for all of them") from None
     _check_numbers(config)
     _check_optimizers(config)
     if max(config.batch_sizes) > config.max_examples:
@@ -59,6 +72,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"config.grid must be 'dense' or 'adaptive', got {config.grid!r}")
     if config.fit.objective not in ("steps", "loss"):
         raise ConfigError(f"config.fit.objective must be 'steps' or 'loss', got {config.fit.objective!r}")
+    if config.fit.objective == "steps" and not config.fit.target_losses:
+        raise ConfigError("config.fit.target_losses is empty: give at least one loss, or config.fit.objective='loss'")
     low_targets = [target for target in config.fit.target_losses if target < config.stop_loss]
     if low_targets:
         raise ConfigError(
@@ -80,12 +95,14 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
         values = attrgetter(name)(config)
         if not values or not all(isinstance(each, int) and each > 0 for each in values):
             raise ConfigError(f"config.{name} must be whole numbers of at least 1, got {values!r}")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"config.{name} holds a number twice: {values!r}")
     for name in ("measure.losses", "fit.target_losses"):
         if not all(map(_is_number, attrgetter(name)(config))):
             raise ConfigError(f"config.{name} must be numbers, got {attrgetter(name)(config)!r}")
     if not config.measure.learning_rate > 0:
         raise ConfigError(f"config.measure.learning_rate must be above 0, got {config.measure.learning_rate}")
-    if config.learning_rate_ratio <= 1:
+    if not config.learning_rate_ratio > 1:
         raise ConfigError(f"config.learning_rate_ratio must be above 1, got {config.learning_rate_ratio}")
 
 
@@ -94,6 +111,10 @@ def _check_optimizers(config: ml_collections.ConfigDict) -> None:
         raise ConfigError("config.optimizers is empty: name at least one, like {'adam': {'spec': 'adam', ...}}")
     for label, optimizer in config.optimizers.items():
         rates = optimizer.learning_rates
+        if not re.fullmatch(r"[\w.-]+", label):
+            raise ConfigError(f"config.optimizers has {label!r}: a label is letters, digits, dots and dashes")
+        if not isinstance(rates, tuple | list):
+            raise ConfigError(f"config.optimizers.{label}.learning_rates must be (low, high), got {rates!r}")
         if len(rates) != 2 or not all(map(_is_number, rates)) or not 0 < rates[0] < rates[1]:
             raise ConfigError(f"config.optimizers.{label}.learning_rates must be 0 < low < high, got {rates!r}")
         try:
@@ -141,8 +162,9 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]
     if "report" in stages:
         page.write(workdir)
         logging.info("report: %s", workdir / "report.html")
-    for line in summary.lines(workdir):
-        logging.info("%s", line)
+    if {"fit", "report"} & set(stages):
+        for line in summary.lines(workdir):
+            logging.info("%s", line)
 
 
 def _task(config: ml_collections.ConfigDict) -> Task:
@@ -212,13 +234,16 @@ def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None
     else:
         judged = {"ratio": config.learning_rate_ratio, "targets": _targets(config)}
         found = run_adaptive(task, list(grid.values()), key, **judged, stop_loss=stop_loss, done=done)
-    total = sum(piece.examples for piece in todo)
+    total, cells, ran = sum(piece.examples for piece in todo), sum(piece.cells for piece in todo), 0
     with tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="sweep", smoothing=0.1) as progress:
+        progress.set_postfix_str(f"0 of {cells} cells")
         for piece, result in found:
             path = results.sweep_path(workdir, piece.optimizer, piece.batch_size)
             axes = piece.learning_rates, piece.seeds, piece.eval_steps
             dataset = results.piece_dataset(piece.optimizer, piece.batch_size, *axes, *result, attributes)
             results.write_dataset(path, dataset)
+            ran += grid[path].cells
+            progress.set_postfix_str(f"{ran} of {cells} cells", refresh=False)
             progress.update(grid[path].examples)
 
 

@@ -42,7 +42,7 @@ NO_PEAK = {
     "stops at the peak": lambda size: PLANTED["surge"](size * B_PEAK / SIZES[-1]),
     **{name: law for name, law in PLANTED.items() if name not in ("surge", "saturating_surge")},
 }
-REPETITIONS = [24, pytest.param(200, marks=pytest.mark.slow)]
+REPETITIONS = [20, pytest.param(200, marks=pytest.mark.slow)]
 
 
 def sweep(law, noise, rng, sizes=SIZES, seeds=3):
@@ -70,7 +70,7 @@ def covers(low, high, truth):
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2])
-@pytest.mark.parametrize("repetitions", [60, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repetitions", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_planted_surge_is_recovered(noise, repetitions):
     fits = entries("surge", noise, repetitions)
     intervals = {
@@ -85,7 +85,7 @@ def test_planted_surge_is_recovered(noise, repetitions):
         bounded = np.mean([None not in ends and ends[0] > 0 for ends in found])
         print(f"{name}, noise {noise}: {covered:.1%} covered, {bounded:.1%} bounded, n = {repetitions}")
         assert covered >= least, name
-        assert bounded >= (0.95 if noise == 0.05 or name != "b_peak" else 0.3), name
+        assert bounded >= (0.95 if noise == 0.05 or name != "b_peak" else 0.35), name
     optima = [
         covers(point["low"], point["high"], PLANTED["surge"](point["batch_size"]))
         for each in fits
@@ -105,7 +105,7 @@ def test_the_planted_law_is_named_or_none(noise, repetitions):
         wrong[kind] = sum(name not in (planted, None) for name in best)
         print(f"{kind}, noise {noise}: {best.count(planted)} named, {wrong[kind]} wrong, n = {repetitions}")
         if noise == 0.05 and "r =" not in kind:
-            assert best.count(planted) >= repetitions / 2, kind
+            assert best.count(planted) >= repetitions / 4, kind
     allowed = 0.05 * repetitions if repetitions == 200 else stats.binom.ppf(0.95, repetitions, 0.05)
     assert max(wrong.values()) <= allowed, wrong
     assert sum(wrong.values()) <= 0.05 * repetitions * len(wrong), wrong

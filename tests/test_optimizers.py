@@ -1,5 +1,7 @@
 """Optimizers by name: what a spec may say, and agreement with optax and PyTorch."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import optax
 import pytest
 import torch
 
-from surge.optimizers import DIRECTIONS, gradient_weights, make_optimizer, parse
+from surge.optimizers import DIRECTIONS, SCHEDULES, _shape, gradient_weights, make_optimizer, parse
+from surge.theory.scaling import RULES
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "b": jnp.linspace(0.5, 1.0, 3)}
 
@@ -126,18 +129,75 @@ def learning_rates(spec, steps=10):
 def test_schedules():
     assert np.all(learning_rates("sgd") == 1)
     cosine = learning_rates("sgd(schedule='cosine')")
-    np.testing.assert_allclose(cosine, 0.5 * (1 + np.cos(np.pi * np.arange(1, 11) / 10)), atol=1e-6)
-    np.testing.assert_allclose(learning_rates("sgd(warmup=0.4)")[:5], [0.25, 0.5, 0.75, 1, 1], rtol=1e-6)
-    np.testing.assert_allclose(learning_rates("sgd(schedule='wsd')")[6:], [1, 1, 0.5, 0], atol=1e-5)
+    np.testing.assert_allclose(cosine, 0.5 * (1 + np.cos(np.pi * np.arange(10) / 10)), atol=1e-6)
+    rising = [0.25, 0.5, 0.75, 1]
+    np.testing.assert_allclose(learning_rates("sgd(warmup=0.4)")[:5], [*rising, 1], rtol=1e-6)
+    warm = learning_rates("sgd(schedule='cosine', warmup=0.4)")
+    np.testing.assert_allclose(warm, [*rising, *0.5 * (1 + np.cos(np.pi * np.arange(6) / 6))], atol=1e-6)
+    np.testing.assert_allclose(learning_rates("sgd(schedule='wsd')", 15)[10:], [1, 1, 1, 2 / 3, 1 / 3], rtol=1e-5)
 
 
-def test_co_scaling_moves_the_hyperparameters():
-    moved = make_optimizer("adam(scaling='half_life', base_batch_size=8)")(0.05, 16, 5)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_step_of_a_schedule_trains(schedule):
+    assert learning_rates(f"sgd(schedule={schedule!r})", 1) == [1]
+    assert learning_rates(f"sgd(schedule={schedule!r}, warmup=0.5)", 1) == [1]
+    for steps in (2, 3, 11):
+        assert np.all(learning_rates(f"sgd(schedule={schedule!r}, warmup=0.3)", steps) > 0)
+    last = _shape(schedule, 0, jnp.int32(10**6))(jnp.int32(10**6 - 1))
+    assert 0 < last <= 1
+
+
+def test_warmup_is_a_share_of_the_run_or_a_number_of_steps_that_follows_the_batch():
+    np.testing.assert_allclose(learning_rates("sgd(warmup_steps=4)"), learning_rates("sgd(warmup=0.4)"))
+    for rule in RULES:  # learning_rates are those at batch size 8
+        spec = f"sgd(warmup_steps=8, schedule='cosine', scaling={rule!r}, base_batch_size=4)"
+        np.testing.assert_allclose(learning_rates(spec), learning_rates("sgd(warmup=0.4, schedule='cosine')"))
+    np.testing.assert_allclose(learning_rates("sgd(warmup_steps=20, schedule='cosine')"), np.arange(1, 11) / 20)
+
+
+# Each with the values that a rule is to move them to at four times the batch size.
+CO_SCALED = {
+    "momentum": lambda d: optax.trace(d(0.9)),
+    "momentum(decay=0.95, nesterov=True)": lambda d: optax.trace(d(0.95), nesterov=True),
+    "signum": lambda d: optax.chain(optax.ema(d(0.9), debias=False), optax.scale_by_sign()),
+    "adam": lambda d, e: optax.scale_by_adam(d(0.9), d(0.999), e(1e-8)),
+    "adam(b1=0.8, eps=1e-2)": lambda d, e: optax.scale_by_adam(d(0.8), d(0.999), e(1e-2)),
+    "adamw": lambda d, e: optax.scale_by_adam(d(0.9), d(0.999), e(1e-8)),
+    "lion": lambda d: optax.scale_by_lion(d(0.9), d(0.99)),
+    "rmsprop(eps=1e-2)": lambda d, e: optax.scale_by_rms(d(0.9), e(1e-2)),
+    "adagrad(eps=1e-2)": lambda d, e: optax.scale_by_rss(eps=e(1e-2)),
+    "muon": lambda d: optax.chain(
+        optax.contrib.muon(1.0, beta=d(0.95), adam_b1=d(0.9), adam_b2=d(0.999)), optax.scale(-1.0)
+    ),
+    "sgd": lambda: optax.identity(),
+    "adafactor": lambda: DIRECTIONS["adafactor"](),  # its decay rate is a power of the step
+}
+DECAY = {"sde": lambda b: max(0.0, 1 - 4 * (1 - b)), "half_life": lambda b: b**4, "timescale": lambda b: b}
+EPS = {"sde": lambda eps: eps / 2, "half_life": lambda eps: eps, "timescale": lambda eps: eps}
+WEIGHTS = {"sde": 2, "half_life": 1, "timescale": 4}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("spec", CO_SCALED)
+def test_co_scaling_moves_every_hyperparameter_of_every_optimizer(spec, rule):
+    name, _, rest = spec.partition("(")
+    text = f"{name}({rest.removesuffix(')') + ', ' if rest else ''}weight_decay=0.1"
+    ours = make_optimizer(f"{text}, scaling={rule!r}, base_batch_size=2)")(0.05, 8, 5)
+    count = len(inspect.signature(CO_SCALED[spec]).parameters)
+    direction = CO_SCALED[spec](*(DECAY[rule], EPS[rule])[:count])
+    decayed = optax.add_decayed_weights(0.1 * WEIGHTS[rule])
+    theirs = optax.chain(direction, decayed, optax.scale(-0.05))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        descend(moved),
-        descend(optax.adam(0.05, b1=0.81, b2=0.999**2)),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        *(descend(chain, 3) for chain in (ours, theirs)),
     )
+
+
+def test_co_scaling_has_a_case_for_every_optimizer_with_hyperparameters():
+    assert {spec.partition("(")[0] for spec in CO_SCALED} == DIRECTIONS.keys() - {"sign_sgd"}
+
+
+def test_co_scaling_leaves_the_base_batch_size_as_it_is():
     same = descend(make_optimizer("adam(scaling='sde', base_batch_size=8)")(0.05, 8, 5))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), same, descend(optax.adam(0.05)))
 
@@ -150,10 +210,31 @@ def test_co_scaling_moves_the_hyperparameters():
         ("adam(0.9)", "must read"),
         ("adam(b1=", "must read"),
         ("__import__('os')", "must read"),
-        ("sgd(schedule='linear')", "schedule must be one of"),
-        ("sgd(warmup=2)", "share of the run"),
+        ("adam({[]: 1})", "must read"),
+        ("adam(b1={[]: 1})", "must read"),
+        ("sgd(schedule='linear')", "unknown schedule 'linear': did you mean constant or cosine or wsd"),
+        ("sgd(schedule=3)", "unknown schedule '3'"),
+        ("sgd(warmup=2)", "^warmup must be a number of at least 0 and below 1, got 2$"),
+        ("sgd(warmup='x')", "^warmup must be a number of at least 0 and below 1, got 'x'$"),
+        ("sgd(warmup=0.1, warmup_steps=3)", "exclude each other"),
+        ("adam(b1='x')", "^b1 must be a number of at least 0 and below 1, got 'x'$"),
+        ("adam(b1=True)", "b1 must be a number"),
+        ("adam(b1=2.0)", "b1 must be a number of at least 0 and below 1, got 2.0"),
+        ("adam(b2=1)", "b2 must be"),
+        ("momentum(decay=1.0)", "decay must be"),
+        ("momentum(nesterov='yes')", "nesterov must be True or False"),
+        ("muon(beta=-0.1)", "beta must be"),
+        ("adam(eps=-1e-8)", "^eps must be a finite number of at least 0, got -1e-08$"),
+        ("adam(weight_decay=1e999)", "weight_decay must be a finite number of at least 0, got inf"),
+        ("adam(weight_decay=None)", "weight_decay must be"),
+        ("adam(clip=-1)", "^clip must be a finite number above 0, got -1$"),
+        ("adam(clip=0)", "clip must be a finite number above 0"),
+        ("sgd(hold=-1)", "hold must be"),
+        ("adafactor(decay_rate='x')", "decay_rate must be"),
         ("adam(scaling='sde')", "base_batch_size"),
+        ("adam(scaling='sde', base_batch_size=0)", "base_batch_size must be a finite number above 0"),
         ("adam(scaling='sd', base_batch_size=8)", "did you mean sde"),
+        ("adam(scaling=1, base_batch_size=8)", "unknown scaling '1'"),
     ],
 )
 def test_a_wrong_spec_says_what_is_right(spec, words):

@@ -32,7 +32,7 @@ def test_the_documented_config_runs_from_the_command_line(page):
     directory, _ = page
     command = [sys.executable, "-m", "surge.main", "--config=my_config.py"]
     tiny = ["--config.max_steps=40", "--config.max_examples=2000", "--config.batch_sizes=(4,16)", "--config.evals=4"]
-    tiny += ["--config.measure.max_steps=40", "--config.measure.examples=64", "--config.measure.directions=8"]
+    tiny += ["--config.measure.losses=()", "--config.measure.examples=64", "--config.measure.directions=8"]
     tiny += ["--config.measure.horizons=(1,)", "--config.measure.branch_examples=20000"]
     environment = os.environ | {"PYTHONPATH": f"{directory}:{ROOT}"}
     subprocess.run([*command, *tiny], cwd=directory, env=environment, check=True, capture_output=True, text=True)

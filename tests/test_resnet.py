@@ -1,6 +1,7 @@
 """ResNet against the same layers in torch, on copied weights, with either normalisation."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -89,9 +90,11 @@ def test_either_norm_has_finite_losses_and_gradients_in_float32(images, dtype):
     source, options = images
     for norm in ("group", "batch"):
         task = resnet.tiny_imagenet(source, norm, ghost=4, dtype=dtype, **options)
-        params = task.init(jax.random.key(0))
-        assert np.isfinite(evaluate(task, params, task.evaluation))
-        gradient = batch_gradient(task, params, task.data, jax.random.key(1), 8, 4)
+        params = jax.jit(task.init)(jax.random.key(0))
+        assert np.isfinite(jax.jit(partial(evaluate, task))(params, task.evaluation))
+        gradient = jax.jit(partial(batch_gradient, task, batch_size=8, microbatch_size=4))(
+            params, task.data, jax.random.key(1)
+        )
         for leaf in jax.tree.leaves((params, gradient)):
             assert np.isfinite(leaf).all() and leaf.dtype == jnp.float32
 
@@ -113,7 +116,7 @@ def test_each_mistake_is_one_sentence(images):
 def test_batch_norm_takes_its_statistics_over_ghost_batches(images):
     source, options = images
     task = resnet.tiny_imagenet(source, "batch", ghost=4, **options)
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     whole = resnet.tiny_imagenet(source, "batch", ghost=16, **options)
     parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 4], task.evaluation) for i in range(0, 16, 4)]
     each = [task.batch_loss(params, part) for part in parts]
@@ -129,7 +132,7 @@ def test_batch_norm_takes_its_statistics_over_ghost_batches(images):
 def test_gradient_noise_of_batch_norm_is_that_of_a_loop_over_ghost_batches(images):
     source, options = images
     task = ghost_batches(resnet.tiny_imagenet(source, "batch", ghost=4, **options))
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     batches = [jax.vmap(task.draw, (None, 0))(task.data, jax.random.split(jax.random.key(i), 3)) for i in range(2)]
     found = measurement.gradient_noise(task.loss, params, batches, 4)
     gradient = jax.jit(lambda ghost: ravel_pytree(jax.grad(task.loss)(params, ghost))[0])

@@ -45,20 +45,29 @@ def representative(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def lines(workdir: Path) -> list[str]:
-    """A closing summary of about ten lines: B, ε_opt with interval, best law, B_peak, where the report is."""
-    if not (workdir / "fit.json").exists():
+    """A closing summary: a table of B and ε_opt with interval, a sentence for each optimizer, where the report is."""
+    chosen = representative(results.read_fits(workdir))
+    if not chosen:
         return []
-    entries = results.read_json(workdir / "fit.json")["fits"]
-    out = []
-    for optimizer, entry in representative(entries).items():
+    optima = {
+        (optimizer, point["batch_size"]): _cell(point)
+        for optimizer, entry in chosen.items()
+        for point in entry["optimal_lr"]
+    }
+    sizes = sorted({size for _, size in optima})
+    table = [["B", *chosen], *([f"{size:g}", *(optima.get((each, size), "") for each in chosen)] for size in sizes)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    out = ["optimal learning rate by batch size (* on the grid's edge):"]
+    for row in table:
+        out.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for optimizer, entry in chosen.items():
         target = f" to {goal(entry)}" if entry["judged_by"] == "steps" else ""
-        optima = [
-            f"{point['batch_size']}: {number(point['lr'])} {interval(point['low'], point['high'])}"
-            + ("*" if point["at_edge"] else "")
-            for point in entry["optimal_lr"]
-        ]
-        out += [f"{optimizer}{target}, optimal learning rate by batch size (* on the grid's edge):"]
-        out += ["  " + "  ".join(optima), "  " + verdict(entry)]
+        out.append(f"{optimizer}{target}: {verdict(entry)}")
     if (workdir / "report.html").exists():
         out.append(f"report: {workdir / 'report.html'}")
     return out
+
+
+def _cell(point: dict[str, Any]) -> str:
+    edge = "*" if point["at_edge"] else ""
+    return f"{number(point['lr'])}{edge} {interval(point['low'], point['high'])}"

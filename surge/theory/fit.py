@@ -214,10 +214,10 @@ def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | Non
 
 def _leave_one_out(fit: Fit, y: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Error of log ε at each batch size when the law is fitted to all others [n]."""
-    kept = (1 - np.eye(len(y))) / errors**2  # weights [left out, n]
-    gap = y - fit.lines
-    scale = gap @ kept.T / kept.sum(1)
-    misfit = gap**2 @ kept.T - scale**2 * kept.sum(1)
+    weight, gap = 1 / errors**2, y - fit.lines
+    others = weight.sum() - weight
+    scale = ((gap @ weight)[:, None] - gap * weight) / others
+    misfit = (gap**2 @ weight)[:, None] - gap**2 * weight - scale**2 * others
     best, each = np.where(np.isfinite(misfit), misfit, np.inf).argmin(0), np.arange(len(y))
     return gap[best, each] - scale[best, each]
 
@@ -280,9 +280,10 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
     """The peak of ε_opt(B) and whether the data can see it at all.
 
     An upper bound is given only where the optimum at some larger batch size lies significantly below the highest
-    one: by CLEAR standard errors where a peaked law also beats every law without a peak in AICc, else at 1% after
-    Bonferroni over all pairs. A lower bound, likewise, only where it does so at some smaller one. The interval is
-    the union of those of both peaked laws, where the data do not tell them apart.
+    one: at 1% after Bonferroni over all pairs, or by CLEAR standard errors where another at a smaller batch size
+    does too and the best law with a peak beats every law without one in AICc. A lower bound, likewise, only where
+    one at a smaller batch size does so. The interval is the union of those of both peaked laws, where the data do
+    not tell them apart.
     """
     if len(batch_size) < 4:
         return Peak(math.nan, math.nan, math.nan, "fewer than four batch sizes have a known optimum")
@@ -291,11 +292,14 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
     noise = np.maximum(np.asarray(error, float)[order], ERROR_FLOOR)
     top = int((y - noise).argmax())
     drop = (y[top] - y) / np.hypot(noise, noise[top])
-    rising = min(comparison.aicc[name] for name in ("constant", "power", "mccandlish"))
-    peaked = min(comparison.aicc[name] for name in ("surge", "saturating_surge"))
-    pairs = len(y) * (len(y) - 1) / 2
-    quantile = stats.t.ppf(1 - 0.01 / pairs, PAIR_FREEDOM) if peaked > rising - RULED_OUT else CLEAR
-    rises, falls = bool((drop[:top] > quantile).any()), bool((drop[top + 1 :] > quantile).any())
+    aicc = {True: math.inf, False: math.inf}
+    for name, fit in comparison.fits.items():
+        peaked = math.isfinite(LAWS[name].peak(**fit.parameters)[0])
+        aicc[peaked] = min(aicc[peaked], comparison.aicc[name])
+    quantile = stats.t.ppf(1 - 0.01 / math.comb(len(y), 2), PAIR_FREEDOM)
+    if aicc[True] <= aicc[False] - RULED_OUT and min(drop[:top].max(initial=0), drop[top:].max()) > CLEAR:
+        quantile = CLEAR
+    rises, falls = bool((drop[:top] > quantile).any()), bool((drop[top:] > quantile).any())
     if not falls:
         reach = f"the data reach {size[-1] / size[top]:.3g} times the batch size of the highest optimum"
         return Peak(math.inf, float(size[0]) if rises else 0.0, math.inf, f"no significant fall: {reach}")

@@ -130,10 +130,13 @@ def _vertex(x: np.ndarray, mean: np.ndarray, count: np.ndarray) -> tuple[np.ndar
     smooth = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
     inside = _windows(x)[smooth.argmin(1)]
     centre = inside @ x / inside.sum(1)
-    shift = np.where(inside, x - centre[:, None], 0.0)
-    options = [
-        _parabola(shift if power == 0 else np.expm1(power * shift) / power, mean, count * inside) for power in POWERS
-    ]
+    # Of each row only the columns of its window, for speed; a narrower window than others has zeros beside it.
+    width = inside.sum(1).max()
+    columns = np.minimum(inside.argmax(1), len(x) - width)[:, None] + np.arange(width)
+    used = np.take_along_axis(inside, columns, 1)
+    y, weight = np.take_along_axis(mean, columns, 1), count[columns] * used
+    shift = np.where(used, x[columns] - centre[:, None], 0.0)
+    options = [_parabola(shift if power == 0 else np.expm1(power * shift) / power, y, weight) for power in POWERS]
     chosen = np.stack([misfit for _, _, misfit in options]).argmin(0)
     at = np.arange(len(mean))
     offset = np.stack(
@@ -151,7 +154,8 @@ def _parabola(t: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndar
 
     In polynomials orthogonal on the row's own points (Forsythe 1957): stable however uneven they lie.
     """
-    mean = lambda values: (weight * values).sum(1, keepdims=True) / weight.sum(1, keepdims=True)  # noqa: E731
+    share = weight / weight.sum(1, keepdims=True)
+    mean = lambda values: np.einsum("rk,rk->r", share, values)[:, None]  # noqa: E731
     middle = mean(t)
     line = t - middle
     variance = mean(line**2)

@@ -13,7 +13,9 @@ from surge.theory.optimum import optimal_lr
 from surge.training.sweep import Engine, Piece, PieceResult
 
 FIRST_RATIO = 4.0  # between the first rates, about
-PATIENCE = 2.5  # a refining run ends at this many times the steps of the best so far; half the best rate takes twice
+# A refining run ends at this many times the steps of the best so far. At half the best rate a run takes twice the
+# steps, an unlucky seed as long again, and a rate of which one seed is missing is lost to the fit.
+PATIENCE = 4.0
 EXTENSION = 8  # powers beyond the given bounds that the search may follow an optimum to
 
 
