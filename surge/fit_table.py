@@ -62,7 +62,7 @@ def _read_text(path: Path) -> pd.DataFrame:
     with path.open(encoding="utf-8-sig") as lines:
         header = next(filter(str.strip, lines), "")
     separator = max(SEPARATORS, key=header.count)
-    table = pd.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True)
+    table = pd.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True, low_memory=False)
     if not isinstance(table.index, pd.RangeIndex):  # which pandas takes for names of the rows, and shifts the header
         raise ValueError("its rows have more columns than its header")
     return table

@@ -268,7 +268,7 @@ def test_many_seeds_are_resampled(paired):
         rate, seed = (each.ravel() for each in np.meshgrid(RATES[18:29], np.arange(8), indexing="ij"))
         x = np.log(rate / 0.08)
         # A noise that a pooled estimate gets wrong: in one cell only.
-        value = 0.35 * x**2 + np.where(np.abs(x - 0.6) < 0.15, 0.3, 0.01) * rng.normal(size=len(x))
+        value = 0.35 * x**2 + np.where(np.abs(x - 0.45) < 0.1, 0.3, 0.01) * rng.normal(size=len(x))
         found = optimal_lr(rate, value, seed if paired else np.arange(len(x)))
         covered.append(found.low <= 0.08 <= found.high)
         widths.append(math.log(found.high / found.low))

@@ -46,9 +46,11 @@ def by_size(runs):
     return {piece.batch_size: (piece, result) for piece, result in runs}
 
 
-def adaptive(task=SEARCHED, grid=WIDE, targets=TARGETS, stop_loss=TARGETS[-1]):
-    options = {"ratio": 2**0.5, "targets": targets, "stop_loss": stop_loss, "done": {}}
-    return by_size(run_adaptive(task, sweep.plan(**GRID | grid), KEY, **options))
+def adaptive(task=SEARCHED, grid=WIDE, targets=TARGETS, stop_loss=TARGETS[-1], done=()):
+    pieces = sweep.plan(**GRID | grid)
+    kept = {piece: done[piece.batch_size] for piece in pieces if piece.batch_size in done}
+    options = {"ratio": 2**0.5, "targets": targets, "stop_loss": stop_loss, "done": kept}
+    return by_size(run_adaptive(task, pieces, KEY, **options))
 
 
 def optimum(piece, value):
@@ -149,6 +151,14 @@ def test_a_resumed_grid_is_the_same_to_the_last_bit():
         np.testing.assert_array_equal(result.loss, whole[piece].loss)
 
 
+def test_a_resumed_adaptive_grid_is_the_same_to_the_last_bit(narrow):
+    left = adaptive(done={size: narrow[size] for size in (4, 8)})
+    assert left.keys() == {16, 32}
+    for size, (found, result) in left.items():
+        assert found == narrow[size][0]
+        np.testing.assert_array_equal(result.loss, narrow[size][1].loss)
+
+
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     """dense[8] and narrow, from a process with one device."""
@@ -160,7 +170,6 @@ def one_device(tmp_path_factory):
     source = f"import sys; import importlib.util as u; s = u.spec_from_file_location('tests_sweep', {__file__!r}); "
     source += "m = u.module_from_spec(s); sys.modules['tests_sweep'] = m; s.loader.exec_module(m); "
     subprocess.run([sys.executable, "-c", source + program], check=True)
-    sys.modules["tests_sweep"] = sys.modules[__name__]
     return pickle.loads(path.read_bytes())
 
 

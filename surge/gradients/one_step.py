@@ -80,7 +80,9 @@ def independent_law(hessian: Hessian, groups: Sequence[GradientMoments], batch_s
     for left_out in range(len(halves[0])):
         one, other = ([*half[:left_out], *half[left_out + 1 :]] for half in halves)
         pairs.append((one, other))
-    parts = np.array([_independent_parts(hessian, *pair, batch_sizes) for pair in pairs])  # [1 + g, 2, b]
+    found = jax.jit(partial(_cross_parts, hessian.product))  # one program for all pairs
+    sizes = jnp.asarray(batch_sizes, float)
+    parts = np.array([found(hessian.diagonal, *_flat_halves(*pair), sizes) for pair in pairs])  # [1 + g, 2, b]
     g = len(parts) - 1
     ratios = parts[:, 0] / parts[:, 1]
     spread = ((ratios[1:] - ratios[1:].mean(0)) ** 2).sum(0)
@@ -90,7 +92,7 @@ def independent_law(hessian: Hessian, groups: Sequence[GradientMoments], batch_s
 
 
 class SignSummary(NamedTuple):
-    """What the closed forms of sign descent need of a checkpoint (THEORY section 4).
+    """What the closed forms of sign descent need of a checkpoint (Li et al., arXiv 2405.14578, Theorem 2, re-derived).
 
     mu_l1 = Σ|μ|, trace D = Σ H_ii, off_diagonal O = s'Hs' − D, snr s, and b_noise and max_lr of the small-batch
     surge, inf where its K is not positive. Products of means are taken between disjoint halves of the examples.
@@ -137,16 +139,8 @@ def _flat_halves(one: Sequence[GradientMoments], other: Sequence[GradientMoments
     return tuple(ravel_pytree(each)[0] for each in (first.mean, second.mean, merge(first, second).variance))
 
 
-def _independent_parts(
-    hessian: Hessian, one: Sequence[GradientMoments], other: Sequence[GradientMoments], batch_sizes: Sequence[int]
-) -> np.ndarray:
-    """a and q [2, b] with every product of means taken between two disjoint sets of examples."""
-    mu_a, mu_b, variance = _flat_halves(one, other)
-    sizes = jnp.asarray(batch_sizes, float)
-    return np.asarray(_cross_parts(hessian.product, hessian.diagonal, mu_a, mu_b, variance, sizes))
-
-
 def _cross_parts(product: Callable, diagonal: Any, mu_a: Any, mu_b: Any, variance: Any, sizes: Any) -> jax.Array:
+    """a and q [2, b] with every product of means taken between two disjoint sets of examples."""
     sigma = jnp.sqrt(variance)
 
     def at(size: jax.Array) -> jax.Array:

@@ -55,7 +55,7 @@ def lines(workdir: Path) -> list[str]:
         for point in entry["optimal_lr"]
     }
     sizes = sorted({size for _, size in optima})
-    table = [["B", *chosen], *([f"{size:g}", *(optima.get((each, size), "") for each in chosen)] for size in sizes)]
+    table = [["B", *chosen], *([str(size), *(optima.get((each, size), "") for each in chosen)] for size in sizes)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     out = ["optimal learning rate by batch size (* on the grid's edge):"]
     for row in table:

@@ -1,4 +1,4 @@
-"""Linear regression on real data: moments and Hessian in closed form (THEORY section 9)."""
+"""Linear regression on real data: moments and Hessian in closed form."""
 
 from typing import NamedTuple
 

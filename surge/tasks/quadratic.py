@@ -1,4 +1,4 @@
-"""The noisy quadratic, whose gradient moments, Hessian and every law are known exactly (THEORY section 9).
+"""The noisy quadratic, whose gradient moments, Hessian and every law are known exactly.
 
 L(θ) = ½ θᵀHθ and, for example z ~ N(0, I), loss(θ, z) = L(θ) + zᵀΣ^{1/2}θ, so g_z = Hθ + Σ^{1/2}z.
 """

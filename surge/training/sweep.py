@@ -57,7 +57,7 @@ class PieceResult(NamedTuple):
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between processes, in the user's cache directory; a cache that JAX has been given (by
     JAX_COMPILATION_CACHE_DIR, say) stays as it is."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "surge" / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
