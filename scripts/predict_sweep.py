@@ -33,16 +33,16 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/predictions", "where experiments
 _RESULTS = flags.DEFINE_string("results", "docs/results/predictions", "where the judgement and its page go")
 _ONLY = flags.DEFINE_list("only", [], "names of experiments; empty for all")
 
-BRANCHES = ("--config.measure.horizons=(1,10,100)", "--config.measure.branch_examples=400_000")
+HORIZONS = "--config.measure.horizons=(1,10,100)"
 EXPERIMENTS = {  # name -> flags of surge.main
     "mnist1d": (
         "--config=configs/mnist1d.py",
         "--config.seed=1",
-        BRANCHES[0],
+        HORIZONS,
         "--config.measure.branch_examples=3_000_000",
     ),
-    "fashion_mnist": ("--config=configs/fashion_mnist.py:quick", *BRANCHES),
-    "gpt2": ("--config=configs/gpt2.py:quick", *BRANCHES),
+    "fashion_mnist": ("--config=configs/fashion_mnist.py:quick", HORIZONS, "--config.measure.branch_examples=40_000"),
+    "gpt2": ("--config=configs/gpt2.py:quick", HORIZONS, "--config.measure.branch_examples=100_000"),
 }
 COLUMNS = (
     "experiment",
