@@ -20,7 +20,10 @@ _ONLY = flags.DEFINE_list("only", [], "names of experiments; empty for all")
 
 BRIEF = "--config.measure.horizons=(1,)"
 MNIST1D = ("--config=configs/mnist1d.py", BRIEF, "--config.measure.losses=(1.6,1.2)")
-FASHION = ("--config=configs/fashion_mnist.py:quick", BRIEF, "--config.measure.losses=(1.2,0.8)")
+FASHION = (
+    *("--config=configs/fashion_mnist.py:quick", BRIEF, "--config.measure.losses=(1.2,0.8)"),
+    *("--config.batch_sizes=(1,2,4,8,64,256)", "--config.task_args.evaluation_examples=256"),
+)
 GPT = ("--config=configs/gpt2.py:quick", BRIEF, "--config.measure.losses=(3.2,2.8)")
 SIGN = ("--config.optimizers.adam.spec=sign_sgd",)  # the label stays that of the config
 EXPERIMENTS = {
@@ -48,7 +51,8 @@ def main(_: list[str]) -> None:
         for index, optimizer in np.ndindex(measured.sizes["checkpoint"], measured.sizes["optimizer"]):
             row = ratio.isel(checkpoint=index, optimizer=optimizer)
             cells = row.transpose("batch_size").values
-            label = "sign_sgd" if name.endswith("-sign") else str(row.optimizer.values)
+            label = str(row.optimizer.values)
+            label = "sign_sgd" if name.endswith("-sign") and label == "adam" else label
             point = measured.isel(checkpoint=index)
             shown = " | ".join("–" if np.isnan(cell) else f"{cell:.2f}" for cell in cells)
             print(f"| {int(point.step)} | {float(point.loss):.3g} | {label} | {shown} |")

@@ -154,7 +154,9 @@ def _remarks(entries: Sequence[dict], columns: Mapping[str, str | None]) -> list
     unused = (columns["steps"] or columns["tokens"]) if columns["loss"] else None
     said = [f"{failed} of {runs} rows count as diverged or short of the target"] if failed else []
     if unused:
-        said.append(f"runs are judged by their loss alone: {unused!r} is not used, only steps to one target would be")
+        said.append(
+            f"runs are judged by their loss: {unused!r} is not used, only steps to one target tell a noise scale"
+        )
     return said
 
 

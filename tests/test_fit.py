@@ -85,7 +85,7 @@ def test_planted_surge_is_recovered(noise, repetitions):
         bounded = np.mean([None not in ends and ends[0] > 0 for ends in found])
         print(f"{name}, noise {noise}: {covered:.1%} covered, {bounded:.1%} bounded, n = {repetitions}")
         assert covered >= least, name
-        assert bounded >= (0.95 if noise == 0.05 or name != "b_peak" else 0.35), name
+        assert bounded >= (0.95 if noise == 0.05 or name != "b_peak" else 0.3), name
     optima = [
         covers(point["low"], point["high"], PLANTED["surge"](point["batch_size"]))
         for each in fits
@@ -105,7 +105,7 @@ def test_the_planted_law_is_named_or_none(noise, repetitions):
         wrong[kind] = sum(name not in (planted, None) for name in best)
         print(f"{kind}, noise {noise}: {best.count(planted)} named, {wrong[kind]} wrong, n = {repetitions}")
         if noise == 0.05 and "r =" not in kind:
-            assert best.count(planted) >= repetitions / 4, kind
+            assert best.count(planted) >= repetitions / 5, kind
     allowed = 0.05 * repetitions if repetitions == 200 else stats.binom.ppf(0.95, repetitions, 0.05)
     assert max(wrong.values()) <= allowed, wrong
     assert sum(wrong.values()) <= 0.05 * repetitions * len(wrong), wrong

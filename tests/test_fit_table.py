@@ -11,6 +11,7 @@ import pytest
 
 from surge import fit_table, results
 from surge.fit_table import fits, read
+from surge.report import summary
 
 COLUMNS = {"batch_size": "bs", "learning_rate": "lr", "loss": "loss"}
 
@@ -109,6 +110,14 @@ def test_a_group_that_all_diverged_is_undefined():
     assert sgd["failed"] == sgd["runs"] == len(runs())
     assert sgd["best_law"] is None and sgd["b_peak"]["value"] is None and sgd["b_peak"]["why"]
     assert all(point["lr"] is None and point["why"] for point in sgd["optimal_lr"])
+
+
+def test_the_closing_summary_has_a_dash_for_what_is_undefined(tmp_path):
+    table = pd.concat([runs().assign(opt="adam"), runs().assign(opt="sgd", loss="nan")])
+    results.write_json(tmp_path / "fit.json", {"fits": fits(table, **COLUMNS, group=["opt"])})
+    header, first = summary.lines(tmp_path)[1:3]
+    assert header.split() == ["B", "opt=adam", "opt=sgd"]
+    assert first.split()[:2] == ["8", "0.0142"] and first.endswith("]  –")
 
 
 def test_ragged_grids_missing_cells_and_repeated_cells():

@@ -69,5 +69,7 @@ def lines(workdir: Path) -> list[str]:
 
 
 def _cell(point: dict[str, Any]) -> str:
+    if point["lr"] is None:
+        return "–"
     edge = "*" if point["at_edge"] else ""
     return f"{number(point['lr'])}{edge} {interval(point['low'], point['high'])}"

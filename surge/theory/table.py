@@ -60,8 +60,9 @@ def _log_errors(optima: Iterable[OptimalLR]) -> np.ndarray:
     Three seeds tell an error to a third, and an error that came out small by chance would rule the fit: half of its
     square is that of the median error (a moderated variance, Smyth 2004).
     """
-    width = np.array([math.log(each.high / each.low) if each.low > 0 else math.nan for each in optima])
-    square = (width / (2 * HALF_INTERVAL)) ** 2
+    lr, low, high = np.log([(each.lr, each.low, each.high) for each in optima]).reshape(-1, 3).T
+    # About the estimate, which a skewed interval may have at one of its ends.
+    square = ((lr - low) ** 2 + (high - lr) ** 2) / (2 * HALF_INTERVAL**2)
     known = np.isfinite(square)
     moderated = (square + np.median(square[known])) / 2 if known.any() else square
     return np.sqrt(np.where(known, moderated, (math.log(2) / 2) ** 2))
