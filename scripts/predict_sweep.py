@@ -29,10 +29,6 @@ from absl import app, flags
 
 from surge import results
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/predictions", "where experiments are kept")
-_RESULTS = flags.DEFINE_string("results", "docs/results/predictions", "where the judgement and its page go")
-_ONLY = flags.DEFINE_list("only", [], "names of experiments; empty for all")
-
 HORIZONS = "--config.measure.horizons=(1,10,100)"
 EXPERIMENTS = {  # name -> flags of surge.main
     "mnist1d": (
@@ -345,5 +341,8 @@ def main(_: list[str]) -> None:
     print(text)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags too: a test imports the rest beside programs with flags of the same names
+    _WORKDIR = flags.DEFINE_string("workdir", "runs/predictions", "where experiments are kept")
+    _RESULTS = flags.DEFINE_string("results", "docs/results/predictions", "where the judgement and its page go")
+    _ONLY = flags.DEFINE_list("only", [], "names of experiments; empty for all")
     app.run(main)

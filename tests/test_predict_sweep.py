@@ -1,15 +1,12 @@
 """The judge of predictions, on sweeps and predictions with known answers."""
 
 import importlib.util
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from absl import flags
-from ml_collections import config_flags
 
 from surge import results
 
@@ -93,17 +90,6 @@ def test_summary_counts_answers_and_failures():
 
 
 def test_the_stored_page_says_what_the_stored_judgement_holds():
-    table, text = results.read_json(STORED / "judgement.json"), (STORED / "README.md").read_text()
-    for line in (*predict_sweep.found(table), *predict_sweep.summary(table)):
-        assert line in text
-
-
-@pytest.mark.parametrize("name", predict_sweep.EXPERIMENTS)
-def test_stored_predictions_are_of_the_experiment_that_the_script_runs(name):
-    """Its config file and flags still give the config that was judged."""
-    path, *overrides = predict_sweep.EXPERIMENTS[name]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", path, *overrides])
-    values(["", path, *overrides])
-    stored = results.read_json(STORED / f"{name}-predictions.json")["config"]
-    assert json.loads(holder.value.to_json()) == stored
+    page = (STORED / "README.md").read_text()
+    for line in predict_sweep.found(results.read_json(STORED / "judgement.json")):
+        assert line in page
