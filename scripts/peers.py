@@ -133,4 +133,5 @@ def jax_task(workload: str) -> Any:
         entropy = optax.softmax_cross_entropy_with_integer_labels
         loss = lambda params, row: entropy(jnp.asarray(model.apply(params, row["x"])), row["y"])  # noqa: E731
         init = lambda key: model.init(key, jnp.zeros(data["x"].shape[1:]))  # noqa: E731
-    return Task(init, loss, data, draw_from_arrays, jax.tree.map(lambda each: each[:16], data))
+    evaluation = jax.tree.map(lambda each: each[:1], data)  # next to none: what ours is held against has none
+    return Task(init, loss, data, draw_from_arrays, evaluation)
