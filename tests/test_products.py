@@ -169,6 +169,14 @@ def test_outer_products_count_signs_exactly(signs):
     np.testing.assert_array_equal(found.zeros, (rows == 0).sum(0))
 
 
+def test_a_micro_batch_of_any_size_counts_signs_exactly():
+    rows = np.tile(np.array([1, 0, -1], np.float32), (40_000, 2, 1))
+    loss = lambda weight, row: (row @ weight).sum()  # noqa: E731
+    found = per_example_moments(loss, jnp.ones((3, 1)), rows, microbatch_size=len(rows))
+    assert found.sign_sum.ravel().tolist() == [40_000, 0, -40_000]
+    assert found.zeros.ravel().tolist() == [0, 40_000, 0]
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn", "gpt"])
 def test_where_digits_cancel_variances_keep_theirs(name):
     """Every example nearly the same: the variance is 1e-8 of the squared mean."""

@@ -11,7 +11,7 @@ from absl import logging
 from surge.gradients.products import BLOCK, LeafSums, Plan, leaf_sums, plan, tapped_gradients
 
 MICROBATCH_BYTES = 128 * 2**20  # of activations and gradients of examples held at once, where no size is asked for
-MOST = 2048  # examples in such a micro-batch
+MOST = 2048  # examples in any micro-batch: sums that hold signs and zeros in one number have room for no more
 
 
 class GradientMoments(NamedTuple):
@@ -64,7 +64,7 @@ def per_example_moments(
       loss_fn: (params, example) -> scalar loss of one example.
       params: pytree of arrays.
       batch: pytree of arrays with a common leading axis [n].
-      microbatch_size: examples differentiated at once; None: as many as 128 MiB hold.
+      microbatch_size: examples differentiated at once, at most 2048; None: as many as 128 MiB hold.
 
     Returns:
       GradientMoments of n gradients.
@@ -78,7 +78,7 @@ def per_example_moments(
     n = lengths.pop()
     if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
-    return _stream(loss_fn, microbatch_size and min(microbatch_size, n), params, batch)
+    return _stream(loss_fn, microbatch_size and min(microbatch_size, n, MOST), params, batch)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
