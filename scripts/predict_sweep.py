@@ -212,12 +212,11 @@ def by_pair(table: Iterable[dict[str, Any]], rule: str) -> list[np.ndarray]:
 def resampled(table: list[dict[str, Any]], rules: Iterable[str]) -> dict[str, np.ndarray]:
     """Median |log error| of each rule in bootstraps over whole (experiment, optimizer) pairs, the same for all."""
     errors = {rule: by_pair(table, rule) for rule in rules}
-    picks = np.random.default_rng(0).integers(
-        0, len(next(iter(errors.values()))), (RESAMPLES, len(next(iter(errors.values()))))
-    )
+    pairs = len(errors[BEST])
+    picks = np.random.default_rng(0).integers(0, pairs, (RESAMPLES, pairs))
     return {
-        rule: np.array([np.median(np.concatenate([pairs[each] for each in pick])) for pick in picks])
-        for rule, pairs in errors.items()
+        rule: np.array([np.median(np.concatenate([each[pair] for pair in pick])) for pick in picks])
+        for rule, each in errors.items()
     }
 
 

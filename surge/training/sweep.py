@@ -15,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from surge.optimizers import make_optimizer
-from surge.tasks import Task
+from surge.tasks import Task, count_rows
 from surge.training.run import State, make_train
 
 # Size classes: one compiled program for each optimizer and class serves every batch size. On two cores a step of
@@ -264,7 +264,7 @@ class Engine:
         """Gradients of one example that a piece costs up to an eval; a loss alone costs a third of one."""
         size = microbatch(self.task, piece.batch_size)
         steps = piece.eval_steps[min(limit, len(piece.eval_steps)) - 1] - piece.start_step
-        evaluation = len(jax.tree.leaves(self.task.evaluation)[0])
+        evaluation = count_rows(self.task.evaluation)
         return piece.cells * (steps * -(-piece.batch_size // size) * size + (limit + 1) * evaluation / 3)
 
     def finish(self, results: Iterable) -> Iterator:
