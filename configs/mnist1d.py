@@ -31,9 +31,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "sgd": {"spec": "sgd", "learning_rates": (2e-2, 4.0)},
     }
     config.learning_rate_ratio = 2**0.5
-    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
+    config.grid = "adaptive"  # only around each optimum; "dense" runs every cell, for several times the examples
     config.batch_sizes = (4, 16, 64, 256, 1024, 4096)
-    config.seeds = 2
+    config.seeds = 3
     config.max_steps = 6_000
     config.max_examples = 800_000
     config.evals = 48

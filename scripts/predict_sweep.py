@@ -29,16 +29,17 @@ from absl import app, flags
 
 from surge import results
 
-HORIZONS = "--config.measure.horizons=(1,10,100)"
-EXPERIMENTS = {  # name -> flags of surge.main
+MEASURE = ("--config.measure.horizons=(1,10,100)", "--config.measure.directions=32")
+EXPERIMENTS = {  # name -> flags of surge.main; far from an optimum only a dense grid says what a rule comes to
     "mnist1d": (
-        "--config=configs/mnist1d.py",
-        "--config.seed=1",
-        HORIZONS,
-        "--config.measure.branch_examples=3_000_000",
+        *("--config=configs/mnist1d.py", "--config.seed=1", *MEASURE),
+        *("--config.grid=dense", "--config.seeds=2", "--config.measure.branch_examples=3_000_000"),
     ),
-    "fashion_mnist": ("--config=configs/fashion_mnist.py:quick", HORIZONS, "--config.measure.branch_examples=40_000"),
-    "gpt2": ("--config=configs/gpt2.py:quick", HORIZONS, "--config.measure.branch_examples=100_000"),
+    "fashion_mnist": (
+        *("--config=configs/fashion_mnist.py:quick", *MEASURE, "--config.batch_sizes=(1,2,4,8,64,256)"),
+        *("--config.task_args.evaluation_examples=256", "--config.measure.branch_examples=240_000"),
+    ),
+    "gpt2": ("--config=configs/gpt2.py:quick", *MEASURE, "--config.measure.branch_examples=60_000"),
 }
 COLUMNS = (
     "experiment",

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from surge.gradients import one_step
+from surge.gradients.directions import Stepper
+from surge.gradients.independent import SignSummary, flat_hessian, independent_law, sign_summary
 from surge.gradients.moments import GradientMoments
 from surge.measurement import GROUPS, QUANTILES, gradient_noise
 from surge.optimizers import gradient_weights, make_optimizer
@@ -34,7 +36,7 @@ class Measurement(NamedTuple):
     b_simple: Estimate
     sign: Estimate
     validity: dict[float, list[float]]
-    closed_form: one_step.SignSummary | None
+    closed_form: SignSummary | None
     independent: one_step.OneStepLR | None
     measured: dict[str, one_step.OneStepLR]
 
@@ -67,7 +69,8 @@ def measure(
       ValueError: no examples or fewer than 8, a loss that is not a scalar, an unknown optimizer.
     """
     steps = {
-        label: (make_optimizer(spec), partial(gradient_weights, spec)) for label, spec in (optimizers or {}).items()
+        label: Stepper(make_optimizer(spec), partial(gradient_weights, spec))
+        for label, spec in (optimizers or {}).items()
     }
     examples = _joined(list(batches))
     shape = jax.eval_shape(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], examples)).shape
@@ -77,17 +80,14 @@ def measure(
     noise = gradient_noise(loss_fn, params, shares)
     probe_key, step_key = jax.random.split(jax.random.key(seed))
     closed_form = independent = None
+    measured = {}
     if steps:
-        hessian = one_step.flat_hessian(loss_fn, params, examples, probe_key)
-        closed_form = one_step.sign_summary(hessian, noise.groups)
-        independent = one_step.independent_law(hessian, noise.groups, batch_sizes)
-    point = loss_fn, params, draw_from_arrays, examples, examples
-    measured = {
-        label: one_step.measured_law(
-            one_step.sample_steps(*point, optimizer, batch_sizes, step_key, count=directions, weights=weights)
-        )
-        for label, (optimizer, weights) in steps.items()
-    }
+        hessian = flat_hessian(loss_fn, params, examples, probe_key)
+        closed_form = sign_summary(hessian, noise.groups)
+        independent = independent_law(hessian, noise.groups, batch_sizes)
+        point = loss_fn, params, draw_from_arrays, examples, examples
+        found = one_step.sample_steps(*point, steps, batch_sizes, step_key, count=directions)
+        measured = {label: one_step.measured_law(samples) for label, samples in found.samples.items()}
     validity = dict(zip(QUANTILES, noise.validity.tolist(), strict=True))
     return Measurement(noise.moments, noise.b_simple, noise.sign, validity, closed_form, independent, measured)
 

@@ -14,7 +14,8 @@ import xarray as xr
 from absl import logging
 from jax.flatten_util import ravel_pytree
 
-from surge.gradients import curvature, one_step
+from surge.gradients import curvature, independent, one_step
+from surge.gradients.directions import Stepper
 from surge.gradients.moments import GradientMoments, merge, per_example_moments
 from surge.optimizers import gradient_weights, make_optimizer
 from surge.tasks import Task, count_rows, ghost_batches
@@ -32,6 +33,8 @@ BOUNDS = ("value", "low", "high")
 SCALES = ("b_simple", "sign (l1)", "b_simple, normalisation layers")
 VALIDITY_EDGES = np.logspace(-2, 8, 21)  # of the histogram of πσ²/2μ²
 CURVE = ("max_lr", "b_scale", "r")  # of the saturating surge through the measured law
+_draw = jax.jit(lambda draw, data, keys: jax.vmap(draw, (None, 0))(data, keys), static_argnums=0)
+_layer_alignments = jax.jit(curvature.layer_alignments, static_argnames=("loss_fn", "layers"))
 FEWEST = len(CURVE) + 1  # batch sizes with a known optimum: through fewer points the curve is arbitrary
 
 
@@ -103,10 +106,13 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
     return dataset
 
 
-def _in_units(spec: str, unit: int) -> tuple[Any, Any]:
+def _in_units(spec: str, unit: int) -> Stepper:
     """What `make_optimizer` and `gradient_weights` make of a spec, for batches that are counted in units."""
     make = make_optimizer(spec)
-    return lambda rate, size, steps: make(rate, size * unit, steps), lambda size: gradient_weights(spec, size * unit)
+    return Stepper(
+        make=lambda rate, size, steps: make(rate, size * unit, steps),
+        weights=lambda size: gradient_weights(spec, size * unit),
+    )
 
 
 def _checkpoint(
@@ -114,7 +120,7 @@ def _checkpoint(
     task: Task,
     unit: int,
     params: Any,
-    steppers: dict[str, tuple[Any, Any]],
+    steppers: dict[str, Stepper],
     branch: BranchOracle,
     key: jax.Array,
 ) -> xr.Dataset:
@@ -122,25 +128,25 @@ def _checkpoint(
     chosen = config.measure
     example_key, probe_key, step_key = jax.random.split(key, 3)
     size, units = chosen.examples // GROUPS // unit, [each // unit for each in config.batch_sizes]
-    draw = jax.jit(jax.vmap(task.draw, (None, 0)))
-    batches = [draw(task.data, jax.random.split(each, size)) for each in jax.random.split(example_key, GROUPS)]
+    batches = [
+        _draw(task.draw, task.data, jax.random.split(each, size)) for each in jax.random.split(example_key, GROUPS)
+    ]
     found = gradient_noise(task.loss, params, batches, unit)
-    hessian = one_step.flat_hessian(task.loss, params, task.evaluation, probe_key)
-    independent = one_step.independent_law(hessian, found.groups, units)
-    summary = one_step.sign_summary(hessian, found.groups)
+    hessian = independent.flat_hessian(task.loss, params, task.evaluation, probe_key)
+    formula = independent.independent_law(hessian, found.groups, units)
+    summary = independent.sign_summary(hessian, found.groups)
     summary = summary._replace(snr=summary.snr / unit**0.5, b_noise=summary.b_noise * unit)
     dataset = _noise(found).assign(summary._asdict() | {"r": summary.r})
+    point = task.loss, params, task.draw, task.data, task.evaluation
+    steps = one_step.sample_steps(*point, steppers, units, step_key, count=chosen.directions)
+    # A second derivative along a direction, on the evaluation batch, costs about what a gradient of it does.
+    curvatures = len(units) * chosen.directions * count_rows(task.evaluation)
     rows = []
-    for label, (optimizer, weights) in steppers.items():
+    for label, samples in steps.samples.items():
         spec = config.optimizers[label].spec
-        point = task.loss, params, task.draw, task.data, task.evaluation
-        samples = one_step.sample_steps(*point, optimizer, units, step_key, count=chosen.directions, weights=weights)
         # The paper's formula is for the sign of the gradient: it has nothing to say of SGD.
-        formula = None if spec.startswith(("sgd", "momentum")) else independent
-        # A second derivative along a direction, on the evaluation batch, costs about what a gradient of it does.
-        curvatures = len(samples) * chosen.directions * count_rows(task.evaluation)
-        cost = unit * (sum(each.examples for each in samples) + curvatures)
-        estimates = _estimates(config, samples, formula).assign(measured_examples=cost)
+        estimates = _estimates(config, samples, None if spec.startswith(("sgd", "momentum")) else formula)
+        estimates = estimates.assign(measured_examples=unit * (steps.examples + curvatures))
         rows.append(estimates.assign(_branches(config, branch, spec, params, samples)))
     stacked = xr.concat(rows, "optimizer").assign_coords(optimizer=list(steppers))
     return dataset.merge(stacked).assign_coords(bound=list(BOUNDS), scale=list(SCALES))
@@ -259,8 +265,8 @@ def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any], unit: int 
     mean, std, n = flat(total.mean), (unit * flat(total.variance)) ** 0.5, unit * int(total.n)
     names, normal = _layers(params)
     unique = list(dict.fromkeys(names))
-    layers = [unique.index(name) for name in names]
-    alignments = np.asarray(curvature.layer_alignments(loss_fn, params, examples, total.mean, layers), float)
+    layers = tuple(unique.index(name) for name in names)
+    alignments = np.asarray(_layer_alignments(loss_fn, params, examples, total.mean, layers), float)
     norms, squares = np.zeros_like(alignments), np.zeros(len(unique))
     leaves = zip(layers, jax.tree.leaves(total.square_norms), jax.tree.leaves(total.mean), strict=True)
     for layer, norm, average in leaves:

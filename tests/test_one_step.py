@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from surge.gradients import one_step
+from surge.gradients import independent, one_step
+from surge.gradients.directions import Stepper
 from surge.gradients.moments import per_example_moments
 from surge.optimizers import gradient_weights, make_optimizer
 from surge.tasks.quadratic import problem, quadratic
@@ -44,12 +45,14 @@ def _adam(known, covariance, size):
 
 
 def sample(task, spec, key, count=256, sizes=SIZES):
-    params, weights = task.init(jax.random.key(0)), partial(gradient_weights, spec)
-    point = task.loss, params, task.draw, task.data, task.evaluation
-    return one_step.sample_steps(*point, OPTIMIZERS[spec], sizes, key, count=count, weights=weights)
+    point = task.loss, task.init(jax.random.key(0)), task.draw, task.data, task.evaluation
+    return one_step.sample_steps(*point, {spec: STEPPERS[spec]}, sizes, key, count=count).samples[spec]
 
 
-OPTIMIZERS = {spec: make_optimizer(spec) for spec in ("sign_sgd", "sgd", "momentum", "adam", "lion")}
+STEPPERS = {
+    spec: Stepper(make_optimizer(spec), partial(gradient_weights, spec))
+    for spec in ("sign_sgd", "sgd", "momentum", "adam", "lion")
+}
 KIND = {"hessian": "rank_one", "size": 40, "noise": 8.0}
 
 
@@ -106,8 +109,8 @@ def test_independent_law_holds_where_its_assumption_does_and_fails_where_not(cor
         per_example_moments(task.loss, params, draw(jax.random.split(key, 512)))
         for key in jax.random.split(jax.random.key(3), 8)
     ]
-    hessian = one_step.flat_hessian(task.loss, params, task.evaluation, jax.random.key(4))
-    law = one_step.independent_law(hessian, groups, SIZES[:4])
+    hessian = independent.flat_hessian(task.loss, params, task.evaluation, jax.random.key(4))
+    law = independent.independent_law(hessian, groups, SIZES[:4])
     ratio = law.lr / exact(KIND, correlation, SIZES[:4])["sign_sgd"]
     if correlation:
         assert ratio[0] > 2  # sees none of the noise that the coordinates share
@@ -123,8 +126,8 @@ def test_sign_summary_holds_the_known_coefficients():
         per_example_moments(task.loss, params, draw(jax.random.split(key, 4096)))
         for key in jax.random.split(jax.random.key(5), 8)
     ]
-    summary = one_step.sign_summary(
-        one_step.flat_hessian(task.loss, params, task.evaluation, jax.random.key(6)), groups
+    summary = independent.sign_summary(
+        independent.flat_hessian(task.loss, params, task.evaluation, jax.random.key(6)), groups
     )
     mu, sigma = jnp.asarray(known.mu), jnp.asarray(known.sigma)
     exact = laws.surge_coefficients(mu, sigma, Hessian.dense(jnp.asarray(known.hessian)))

@@ -16,13 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf, erfinv
+from jax.tree_util import Partial
 
 NODES = 48  # of Gauss-Legendre quadrature
 FAR = 40.0  # standard deviations from 0 at which a sign is certain, in float64 too
 
 
 class Hessian(NamedTuple):
-    """A symmetric matrix [P, P] known by its diagonal [P] and its product with a vector [P] -> [P]."""
+    """A symmetric matrix [P, P] known by its diagonal [P] and its product with a vector [P] -> [P].
+
+    With a `jax.tree_util.Partial` for the product, as the constructors below make it, it may be passed to jitted
+    functions.
+    """
 
     diagonal: jax.Array
     product: Callable[[jax.Array], jax.Array]
@@ -30,13 +35,16 @@ class Hessian(NamedTuple):
     @classmethod
     def dense(cls, matrix: jax.Array) -> "Hessian":
         """From the matrix [P, P] itself."""
-        return cls(jnp.diagonal(matrix), lambda vector: matrix @ vector)
+        return cls(jnp.diagonal(matrix), Partial(jnp.matmul, matrix))
 
     @classmethod
     def low_rank(cls, diagonal: jax.Array, factor: jax.Array) -> "Hessian":
         """diag(diagonal) + factor factorᵀ, with factor [P, K]."""
-        product = lambda vector: diagonal * vector + factor @ (factor.T @ vector)  # noqa: E731
-        return cls(diagonal + (factor**2).sum(-1), product)
+        return cls(diagonal + (factor**2).sum(-1), Partial(_low_rank_product, diagonal, factor))
+
+
+def _low_rank_product(diagonal: jax.Array, factor: jax.Array, vector: jax.Array) -> jax.Array:
+    return diagonal * vector + factor @ (factor.T @ vector)
 
 
 class OneStep(NamedTuple):

@@ -253,7 +253,7 @@ class Engine:
         for piece in pieces:
             self.compile(piece)
         logging.info(
-            "sweep: %d runs in %d pieces, %.2g examples, about %s; less where runs end early",
+            "sweep: at most %d runs in %d pieces, %.2g examples, %s; less where runs end early",
             sum(piece.cells for piece in pieces),
             len(pieces),
             sum(piece.examples for piece in pieces),

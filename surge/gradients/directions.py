@@ -1,0 +1,215 @@
+"""Sampled update directions of any optimizer at any batch size, from one pool of gradients at a checkpoint."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from surge.gradients.curvature import LossFn
+
+GROUPS = 8  # of directions, independent of each other: what intervals are taken over
+WIDTH = 64  # examples in a mini-batch of the pool; the noise of a larger one is scaled
+MICROBATCH = 8  # of them differentiated at once where a smaller batch may be wanted
+LANES = 16  # mini-batches, or directions, side by side
+MEMORY = 64  # optimizer steps before a direction is taken, where the optimizer has a state: at least these
+MOMENTS = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByLionState, optax.EmaState)
+
+Draw = Callable[[Any, jax.Array], Any]
+
+
+class Stepper(NamedTuple):
+    """An optimizer as directions need it.
+
+    Attributes:
+      make: (learning rate, batch size, total steps) -> optax transformation; total steps is None here.
+      weights: batch size -> how an update weighs the gradients of the last steps, newest first [w]; sum 1.
+    """
+
+    make: Callable[[Any, Any, Any], optax.GradientTransformation]
+    weights: Callable[[int], np.ndarray] = lambda _: np.ones(1)
+
+    def examples(self, batch_size: int) -> int:
+        """κB: examples behind one update, whose momentum averages κ = 1/Σw² batches."""
+        return int(np.ceil(batch_size / (self.weights(batch_size) ** 2).sum()))
+
+
+class Pool(NamedTuple):
+    """Gradients that directions are made of, in GROUPS groups that share no draw.
+
+    Attributes:
+      centre: mean gradient of all examples of each group [GROUPS, ...].
+      members: gradients of its first mini-batches, of `drawn` examples each [GROUPS, members, ...].
+      size: N, examples behind a centre.
+      drawn: examples behind a member.
+    """
+
+    centre: Any
+    members: Any
+    size: int
+    drawn: int
+
+
+class PoolSource:
+    """The pool of one checkpoint, whose members may be of any number of examples: a smaller batch is part of a larger.
+
+    Args:
+      loss_fn: (params, example) -> scalar.
+      params: the checkpoint.
+      draw: (data, key) -> one training example.
+      data: what draw picks from.
+      key: of all draws.
+      members: mini-batches kept for a group, at least 2.
+      size: least number of examples behind a centre: κB of the largest direction asked for.
+    """
+
+    def __init__(
+        self, loss_fn: LossFn, params: Any, draw: Draw, data: Any, key: jax.Array, *, members: int, size: int
+    ):
+        batches = max(members, -(-size // WIDTH))
+        self._members = partial(_members, loss_fn, draw, members, params, data, key)
+        full = self._members(WIDTH)
+        centre = _centre(loss_fn, draw, params, data, key, full, batches)
+        self._pool = self._full = Pool(centre, full, batches * WIDTH, WIDTH)
+        self.examples = GROUPS * batches * WIDTH  # that were differentiated
+
+    def at(self, batch_size: int) -> Pool:
+        """With members of batch_size examples, or of WIDTH if that is fewer; only the last pool is kept."""
+        drawn = min(batch_size, WIDTH)
+        if drawn == WIDTH:
+            self._pool = self._full
+        elif drawn != self._pool.drawn:
+            self._pool = self._full._replace(members=self._members(drawn), drawn=drawn)
+            self.examples += drawn * int(np.prod(jax.tree.leaves(self._pool.members)[0].shape[:2]))
+        return self._pool
+
+
+def _mean_gradient(loss_fn: LossFn, draw: Draw, params: Any, data: Any, key: jax.Array, size: Any, width: int) -> Any:
+    """Gradient of the mean loss of `size` examples, `width` at once."""
+
+    def part(index: jax.Array | int) -> Any:
+        position = index * width + jnp.arange(width)
+        examples = jax.vmap(draw, (None, 0))(data, jax.vmap(jax.random.fold_in, (None, 0))(key, position))
+        weight = (position < size) / size
+        return jax.grad(lambda point: weight @ jax.vmap(loss_fn, (None, 0))(point, examples))(params)
+
+    def add(index: jax.Array, total: Any) -> Any:
+        return jax.tree.map(jnp.add, total, part(index))
+
+    return jax.lax.fori_loop(1, (size + width - 1) // width, add, part(0))
+
+
+@partial(jax.jit, static_argnames=("loss_fn", "draw", "members"))
+def _members(loss_fn, draw, members, params, data, key, drawn) -> Any:
+    """Gradients of the first mini-batches of each group [GROUPS, members, ...]."""
+    keys = jax.vmap(lambda group: jax.vmap(partial(jax.random.fold_in, group))(jnp.arange(members)))
+    one = lambda each: _mean_gradient(loss_fn, draw, params, data, each, drawn, MICROBATCH)  # noqa: E731
+    flat = jax.lax.map(one, keys(jax.random.split(key, GROUPS)).reshape(-1), batch_size=LANES)
+    return jax.tree.map(lambda leaf: leaf.reshape(GROUPS, members, *leaf.shape[1:]), flat)
+
+
+@partial(jax.jit, static_argnames=("loss_fn", "draw"))
+def _centre(loss_fn, draw, params, data, key, members, batches) -> Any:
+    """Each group's mean over its members and the mini-batches after them [GROUPS, ...]."""
+    count = jax.tree.leaves(members)[0].shape[1]
+
+    def group(pair: tuple[jax.Array, Any]) -> Any:
+        key, mean = pair
+
+        def add(index: jax.Array, mean: Any) -> Any:
+            new = _mean_gradient(loss_fn, draw, params, data, jax.random.fold_in(key, index), WIDTH, WIDTH)
+            return jax.tree.map(lambda old, each: old + (each - old) / (index + 1), mean, new)
+
+        return jax.lax.fori_loop(count, batches, add, mean)
+
+    means = jax.tree.map(lambda leaf: leaf.mean(1), members)
+    return jax.lax.map(group, (jax.random.split(key, GROUPS), means))
+
+
+def directions(params: Any, pool: Pool, stepper: Stepper, batch_size: int, key: jax.Array, *, count: int) -> Any:
+    """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning rate ε.
+
+    Parameters stay put while the optimizer is fed mini-batch gradients; its last update is taken. A gradient is
+    ḡ + c·d: ḡ is the centre of the direction's group, d a member's deviation from the group's members. c makes up for
+    B above the members' size, and leaves room for the noise of ḡ itself. An optimizer without a state takes members of
+    B examples as they are. The optimizer's moments start at their stationary means, so that β2 = 0.999 needs no
+    thousands of steps.
+
+    Directions of different groups are independent, so intervals taken over groups count all noise. A momentum
+    averages the deviations of κ = 1/Σw² batches, but not ḡ's noise, of N examples: every direction's own average
+    deviation is drawn in by a factor √((N − κB)/(N − B)), after which directions have the covariance of B examples a
+    step whatever the correlations between coordinates. That takes N >= κB.
+
+    Args:
+      params: the checkpoint.
+      pool: `PoolSource.at(batch_size)`.
+      stepper: the optimizer.
+      batch_size: B.
+      key: of the order in which deviations are met.
+      count: how many directions; k is of group k % GROUPS.
+
+    Returns:
+      Pytree like params with a leading axis [count].
+    """
+    weights = stepper.weights(batch_size)
+    stateful = jax.tree.leaves(jax.eval_shape(stepper.make(1.0, 1, None).init, params))
+    steps = max(len(weights), MEMORY) if stateful else 1
+    return _directions(stepper.make, count, steps, params, pool, jnp.asarray(batch_size), jnp.asarray(weights), key)
+
+
+@partial(jax.jit, static_argnames=("make", "count", "steps"))
+def _directions(make, count, steps, params, pool, batch_size, weights, key) -> Any:
+    transform, members = make(1.0, batch_size, None), jax.tree.leaves(pool.members)[0].shape[1]
+    average = jax.tree.map(lambda leaf: leaf.mean(1), pool.members)
+    raw = (steps == 1) & (pool.drawn == batch_size)  # exact, so that zeros stay zeros
+    room = pool.drawn * (1 / batch_size - 1 / pool.size)
+    stretch = jnp.where(raw, 1.0, jnp.sqrt(jnp.maximum(room, 0) * members / (members - 1)))
+    centre = jax.tree.map(partial(jnp.where, raw), average, pool.centre)
+    noise = jax.tree.map(lambda each, mean: stretch * (each - mean[:, None]), pool.members, average)
+    second = jax.tree.map(lambda mean, each: (mean**2).mean(0) + (each**2).mean((0, 1)), centre, noise)
+    spare = jnp.maximum(pool.size - batch_size / (weights**2).sum(), 0) / jnp.maximum(pool.size - batch_size, 1)
+    drawn_in = 1 - jnp.sqrt(jnp.minimum(spare, 1))
+
+    def sample(key: jax.Array, index: jax.Array) -> Any:
+        group = index % GROUPS
+        ours, deviations = (jax.tree.map(lambda leaf: leaf[group], each) for each in (centre, noise))
+        start = _stationary(transform.init(params), ours, second)
+        # Without memory each direction has a batch of its own, as far as the pool goes.
+        one = (index // GROUPS % members)[None]
+        picks = one if steps == 1 else jax.random.randint(key, (steps,), 0, members)
+        if len(weights) > 1:
+            shares = jnp.zeros(members).at[picks[::-1][: len(weights)]].add(weights)
+            offset = lambda leaf, mean: mean - drawn_in * jnp.tensordot(shares, leaf, 1)  # noqa: E731
+            ours = jax.tree.map(offset, deviations, ours)
+
+        def step(carry: tuple[Any, Any], pick: jax.Array) -> tuple[tuple[Any, Any], None]:
+            grads = jax.tree.map(lambda mean, each: mean + each[pick], ours, deviations)
+            updates, state = transform.update(grads, carry[0], params)
+            return (state, updates), None
+
+        (_, updates), _ = jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, params)), picks)
+        return jax.tree.map(jnp.negative, updates)
+
+    keys = jax.random.split(key, count)
+    return jax.lax.map(lambda pair: sample(*pair), (keys, jnp.arange(count)), batch_size=LANES)
+
+
+def _stationary(state: Any, first: Any, second: Any) -> Any:
+    """Optimizer state whose moments are at their means and whose bias correction is over."""
+    late = jnp.asarray(10**6, jnp.int32)
+
+    def moved(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(mu=first, nu=second, count=late)
+        if isinstance(node, optax.ScaleByRmsState):
+            return node._replace(nu=second)
+        if isinstance(node, optax.ScaleByLionState):
+            return node._replace(mu=first)
+        if isinstance(node, optax.EmaState):
+            return node._replace(ema=first)
+        return node
+
+    return jax.tree.map(moved, state, is_leaf=lambda node: isinstance(node, MOMENTS))
