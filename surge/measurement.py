@@ -35,6 +35,9 @@ VALIDITY_EDGES = np.logspace(-2, 8, 21)  # of the histogram of πσ²/2μ²
 CURVE = ("max_lr", "b_scale", "r")  # of the saturating surge through the measured law
 _draw = jax.jit(lambda draw, data, keys: jax.vmap(draw, (None, 0))(data, keys), static_argnums=0)
 _layer_alignments = jax.jit(curvature.layer_alignments, static_argnames=("loss_fn", "layers"))
+NO_SURGE = one_step.MeasuredSurge(
+    np.full(3, np.nan), np.full(3, np.nan), 0, "the steps grow with the gradient: the form is for signs"
+)
 FEWEST = len(CURVE) + 1  # batch sizes with a known optimum: through fewer points the curve is arbitrary
 
 
@@ -170,15 +173,22 @@ def _estimates(
     error = np.log(measured.high[known] / measured.low[known]) / (2 * 1.96)
     comparison = compare_laws(sizes, lr, error)
     peak = find_peak(sizes, lr, error, comparison)
+    surge = one_step.measured_surge(samples, config.batch_sizes) if formula is not None else NO_SURGE
     curve = comparison.fits["saturating_surge"].parameters if len(sizes) >= FEWEST else dict.fromkeys(CURVE, np.nan)
     return xr.Dataset(
         values
         | {
             "measured_curve": ("parameter", [curve[each] for each in CURVE]),
+            "measured_surge": (("surge_parameter", "bound"), np.stack([surge.max_lr, surge.b_noise])),
+            "measured_surge_why": ((), surge.why),
             "measured_peak": ("bound", np.array([peak.value, peak.low, peak.high])),
             "measured_peak_why": ((), peak.why),
         },
-        coords={"batch_size": list(config.batch_sizes), "parameter": list(CURVE)},
+        coords={
+            "batch_size": list(config.batch_sizes),
+            "parameter": list(CURVE),
+            "surge_parameter": ["max_lr", "b_noise"],
+        },
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from surge.gradients import independent, one_step
-from surge.gradients.directions import Stepper
+from surge.gradients.directions import GROUPS, PoolSource, Stepper, directions
 from surge.gradients.moments import per_example_moments
 from surge.optimizers import gradient_weights, make_optimizer
 from surge.tasks.quadratic import problem, quadratic
@@ -134,6 +134,77 @@ def test_sign_summary_holds_the_known_coefficients():
     assert summary.mu_l1 == pytest.approx(np.abs(known.mu).sum(), rel=0.05)
     assert summary.r == pytest.approx(known.hessian.trace() / (known.hessian.sum() - known.hessian.trace()), rel=0.1)
     assert (summary.b_noise, summary.max_lr) == pytest.approx((float(exact.b_noise), float(exact.max_lr)), rel=0.15)
+
+
+def step_sample(drift, curvature):
+    """Directions that all have one drift and curvature, but for a tenth of scatter from group to group."""
+    scatter = 1 + 0.1 * np.random.default_rng(0).normal(size=8)
+    return one_step.StepSample(drift * scatter, curvature * scatter, np.ones(8), np.ones(3), np.ones((3, 8)))
+
+
+def test_measured_surge_has_the_coefficients_that_a_and_q_were_made_of():
+    sizes = (1, 4, 16, 64, 256)
+    found = one_step.measured_surge([step_sample(3 * size**0.5, 20 + 0.5 * size) for size in sizes], sizes)
+    assert found.n == 4  # up to 64: the highest of these lies at N/K' = 40
+    assert found.b_noise == pytest.approx([40, 40, 40])
+    np.testing.assert_allclose(found.max_lr, 3 / (2 * np.sqrt(10)), rtol=1e-6)
+
+
+def test_measured_surge_on_correlated_noise_is_that_of_the_exact_law_at_small_batches():
+    noisy, sizes = KIND | {"noise": 30.0}, (4, 16, 64, 256)  # small batches all: |μ|/σ is 1/30
+    known = problem(**noisy, correlation=0.3)
+    samples = sample(quadratic(**noisy, correlation=0.3), "sign_sgd", jax.random.key(0), sizes=sizes, count=1024)
+    found = one_step.measured_surge(samples, sizes)
+    mu, sigma, matrix = (jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian))
+    rho = jnp.asarray(known.noise_root @ known.noise_root.T / np.outer(known.sigma, known.sigma), jnp.float32)
+    small = jnp.array([1.0, 33.0])
+    first, second = (float(each) for each in laws.sign_descent_correlated(small, mu, sigma, matrix, rho).curvature)
+    truth = first / ((second - first) / 32)  # N over the slope of q in B, which holds that the noise of signs shrinks
+    assert found.b_noise[1] / 1.3 < truth < found.b_noise[2] * 1.3
+    assert found.b_noise[0] == pytest.approx(truth, rel=0.5)
+
+
+def test_measured_surge_without_one_says_why():
+    sizes = (1, 4, 16)
+    falling = one_step.measured_surge([step_sample(1.0, 1.0 * size) for size in sizes], sizes)
+    assert np.isnan(falling.b_noise).all() and "fewer than three" in falling.why
+    rising = one_step.measured_surge([step_sample(size**0.5, 1.0) for size in sizes], sizes)
+    assert rising.b_noise[0] == np.inf and not rising.why
+
+
+def source(task, members, size):
+    params = task.init(jax.random.key(0))
+    return params, PoolSource(task.loss, params, task.draw, task.data, jax.random.key(9), members=members, size=size)
+
+
+def test_pool_holds_plain_gradients_of_nested_batches():
+    task = quadratic(**KIND)
+    params, pools = source(task, 2, 64 * 3)
+    key = jax.random.split(jax.random.key(9), GROUPS)[3]
+
+    def gradient(batch, size):
+        """The mean over the first examples of one batch, drawn and differentiated one by one."""
+        keys = [jax.random.fold_in(jax.random.fold_in(key, batch), index) for index in range(size)]
+        return np.mean([jax.grad(task.loss)(params, task.draw(task.data, each)) for each in keys], 0)
+
+    for size in (64, 5, 1, 4096):
+        pool = pools.at(size)
+        assert pool.drawn == min(size, 64) and pool.size == 192
+        np.testing.assert_allclose(pool.members[3, 1], gradient(1, pool.drawn), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(pool.centre[3], np.mean([gradient(b, 64) for b in range(3)], 0), rtol=1e-4, atol=1e-4)
+    assert pools.examples == GROUPS * (3 * 64 + 2 * (5 + 1))
+
+
+def test_directions_have_the_mean_and_covariance_of_a_batch_also_beyond_the_pool():
+    task, known = quadratic(**KIND, correlation=0.3), problem(**KIND, correlation=0.3)
+    covariance = known.noise_root @ known.noise_root.T
+    for spec, size, batches in (("sgd", 4, 1), ("sgd", 300, 1), ("momentum", 16, 19)):
+        params, pools = source(task, 64, STEPPERS[spec].examples(size))
+        found = np.asarray(directions(params, pools.at(size), STEPPERS[spec], size, jax.random.key(1), count=512))
+        gain = 10.0 if spec == "momentum" else 1.0  # of a decay of 0.9
+        spread = np.trace(np.cov(found.T)) / gain**2 * batches * size
+        assert spread == pytest.approx(np.trace(covariance), rel=0.25)
+        assert np.abs(found.mean(0) / gain - known.mu).mean() < 4 * np.sqrt(np.trace(covariance) / 40 / size / 100)
 
 
 def test_no_curvature_is_nan_with_a_reason():

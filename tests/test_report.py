@@ -86,6 +86,11 @@ def measurement(losses=(3.0, 1.6), optimizers=("adam", "sgd"), **changed):
             lr[:, :, :, None] * horizon * adam[..., None],
         ),
         "measured_curve": (("checkpoint", "optimizer", "parameter"), np.tile([0.1, 900.0, 0.1], (len(losses), 2, 1))),
+        "measured_surge": (
+            ("checkpoint", "optimizer", "surge_parameter", "bound"),
+            np.tile([[0.1, 0.09, 0.11], [40.0, 30.0, 50.0]], (len(losses), 2, 1, 1)),
+        ),
+        "measured_surge_why": (("checkpoint", "optimizer"), [["", ""]] * len(losses)),
         "measured_peak": (("checkpoint", "optimizer", "bound"), np.tile([np.inf, 9.0, np.inf], (len(losses), 2, 1))),
         "measured_peak_why": (("checkpoint", "optimizer"), [["no significant fall"] * 2] * len(losses)),
         "measured_examples": (("checkpoint", "optimizer"), np.full((len(losses), 2), 1e4)),
@@ -104,6 +109,7 @@ def measurement(losses=(3.0, 1.6), optimizers=("adam", "sgd"), **changed):
     coords = {
         "optimizer": list(optimizers),
         "batch_size": list(SIZES),
+        "surge_parameter": ["max_lr", "b_noise"],
         "horizon": [1, 4],
         "bound": ["value", "low", "high"],
         "scale": ["b_simple", "normalisation"],

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from surge.gradients.curvature import LossFn, along, mean_loss
 from surge.gradients.directions import GROUPS, Draw, PoolSource, Stepper, directions
@@ -127,7 +127,7 @@ def _by_group(values: np.ndarray) -> np.ndarray:
 
 def _jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95% interval of the first row from the rows with one group left out [1 + GROUPS, b], in the logarithm."""
-    logs = np.log(np.where(values > 0, values, np.nan))
+    logs = np.log(np.where((values > 0) & np.isfinite(values), values, np.nan))
     spread = np.sqrt((GROUPS - 1) / GROUPS * ((logs[1:] - logs[1:].mean(0)) ** 2).sum(0))
     reach = stats.t.ppf(0.975, GROUPS - 1) * spread
     # A group whose removal turns the sign says nothing of the size: the interval is open.
@@ -144,6 +144,61 @@ def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = _jackknifed(a / q)
     return OneStepLR.of(a[0], q[0], low, high, len(samples[0].drift))
+
+
+class MeasuredSurge(NamedTuple):
+    """The small-batch surge with its coefficients measured, noise correlations included (the paper, equations 13-14).
+
+    Attributes:
+      max_lr: A/2√(NK'), the height of the peak: value, low, high.
+      b_noise: N/K', where it lies, in examples: value, low, high; inf where q does not grow with B.
+      n: batch sizes that it rests on.
+      why: a reason where undefined.
+    """
+
+    max_lr: np.ndarray
+    b_noise: np.ndarray
+    n: int
+    why: str
+
+
+def measured_surge(samples: Sequence[StepSample], batch_sizes: Sequence[int]) -> MeasuredSurge:
+    """a = A√B and q = N + BK' through a and q themselves, at the batch sizes up to the highest a/q.
+
+    For steps of a size that does not depend on the gradient's, such as a sign's. N is the curvature of the noise of
+    steps that are all noise. K', the slope of q, holds what the mean step adds and what the noise loses to it, so
+    that with independent coordinates it is the paper's K, without the diagonal. The form ends where signs are no
+    longer nearly fair coins. Least squares of relative errors, K' at least 0; 95% by a jackknife over groups.
+
+    Args:
+      samples: as for `measured_law`.
+      batch_sizes: B [b] of the samples, increasing.
+    """
+    a, q = (_by_group(np.stack(each)) for each in zip(*((one.drift, one.curvature) for one in samples), strict=True))
+    rate = np.where((a[0] > 0) & (q[0] > 0), a[0] / np.where(q[0] > 0, q[0], 1.0), -np.inf)
+    rising = slice(0, int(rate.argmax()) + 1)
+    sizes = np.asarray(batch_sizes, float)[rising]
+    nothing = np.full(3, np.nan)
+    if len(sizes) < 3:
+        return MeasuredSurge(nothing, nothing, len(sizes), "fewer than three batch sizes up to the highest a/q")
+    if not (np.isfinite(rate[rising]).all()):
+        return MeasuredSurge(nothing, nothing, len(sizes), "a/q is undefined below the highest")
+    found = np.array([_small_batch_form(sizes, *pair) for pair in zip(a[:, rising], q[:, rising], strict=True)])
+    low, high = _jackknifed(found)
+    max_lr, b_noise = np.stack([found[0], low, high], -1)
+    return MeasuredSurge(max_lr, b_noise, len(sizes), "")
+
+
+def _small_batch_form(sizes: np.ndarray, a: np.ndarray, q: np.ndarray) -> tuple[float, float]:
+    """(max_lr, b_noise) of one set of drifts and curvatures [b]; nan where no noise has curvature."""
+    shape = np.sqrt(sizes) / a
+    noise, mean = optimize.nnls(np.stack([1 / q, sizes / q], -1), np.ones(len(q)))[0]
+    if not noise:
+        return np.nan, np.nan
+    if mean * sizes[-1] <= 1e-9 * noise:  # nothing, but for rounding
+        return np.inf, np.inf
+    drift = shape.sum() / (shape**2).sum()
+    return drift / (2 * np.sqrt(noise * mean)), noise / mean
 
 
 def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:

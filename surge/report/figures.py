@@ -298,6 +298,8 @@ def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
     _line(
         axes, curve, saturating_surge(curve, *checkpoint.measured_curve.values), "--", lw=1, color=color, label=label
     )
+    form = surge(curve, *checkpoint.measured_surge.sel(bound="value").values)
+    _line(axes, curve, form, ":", lw=1.5, color=color, label="small-batch surge, N and K' measured")
     _legend(axes)
 
 

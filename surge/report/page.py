@@ -32,11 +32,13 @@ DASH = (
     "A dash: the step has no best rate, since it does not descend or the loss does not curve upwards along it; the "
     "paper's formula also says nothing of an optimizer that does not take the sign of the gradient."
 )
+NO_K = "infinite: the curvature of steps does not grow with B"
 NO_BRANCH = "no room in the budget, no measured rate to start from, or on the edge of the grid"
 SHOWN = (  # variables of measure.nc
     *("loss", "step", "noise_scale", "layer_noise", "validity", "validity_share", "zero_share", "drift"),
     *(f"{name}_lr" for name in (*figures.ESTIMATES, "branch")),
-    *("measured_curve", "measured_peak", "measured_examples", "branch_examples", *figures.COEFFICIENTS, "r"),
+    *("measured_curve", "measured_surge", "measured_peak", "measured_examples", "branch_examples"),
+    *(*figures.COEFFICIENTS, "r"),
 )
 
 
@@ -300,6 +302,9 @@ def _one_step_section(page: _Page, name: str, row: xr.Dataset, optimizer: str) -
     why = str(checkpoint.measured_peak_why.values)
     peak = _estimate(checkpoint.measured_peak.values, "none seen") + (f" ({why})" if why else "")
     page.sentence(f"Peak of the measured law: {peak}.")
+    why = str(checkpoint.measured_surge_why.values) or NO_K
+    b_noise = _estimate(checkpoint.measured_surge.sel(surge_parameter="b_noise").values, why)
+    page.sentence(f"B_noise = N/K' of the small-batch surge, both measured: {b_noise}.")
     page.add(_one_step_table(checkpoint))
     if not all(np.isfinite(lr[each]).all() for each in figures.ESTIMATES):
         page.sentence(DASH)
