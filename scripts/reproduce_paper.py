@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import xarray as xr
 from absl import app, flags
 from scipy import stats
 
@@ -111,7 +112,33 @@ def moves_right(entries: list[dict[str, Any]]) -> Verdict:
     return Verdict(YES if last["low"] > first["high"] else NO if last["high"] < first["low"] else OPEN, shown)
 
 
-CLAIMS: Sequence[tuple[str, str, str, str, Callable[[list[dict[str, Any]]], Verdict]]] = (
+def peak_moves_right(entries: list[dict[str, Any]]) -> Verdict:
+    """The claim that the peak of ε_opt(B) moves to larger B as the target loss falls: disjoint intervals."""
+    peaks = [(entry["target_loss"], entry["b_peak"]) for entry in (entries[0], entries[-1])]
+    (_, first), (_, last) = peaks
+    shown = "; ".join(f"loss {loss}: {_peak(peak)}" for loss, peak in peaks)
+    later = None not in (first["high"], last["low"]) and last["low"] > first["high"]
+    earlier = None not in (last["high"], first["low"]) and last["high"] < first["low"]
+    return Verdict(YES if later else NO if earlier else OPEN, shown)
+
+
+def validity_near(value: float, factor: float) -> Callable[[xr.Dataset], Verdict]:
+    """The claim that the median over parameters of πσ²/2μ² is `value`, within a factor, at the last checkpoint."""
+
+    def judge(measured: xr.Dataset) -> Verdict:
+        last = measured.isel(checkpoint=-1)
+        bounds = [float(each) for each in last.validity.sel(quantile=0.5)]
+        quarters = (float(last.validity.sel(quantile=each, bound="value")) for each in (0.25, 0.75))
+        middle = " to ".join(map(_number, quarters))
+        evidence = f"loss {float(last.loss):.2g}: median {_number(bounds[0])} [{_number(bounds[1])},"
+        evidence += f" {_number(bounds[2])}], half of all parameters {middle}"
+        return Verdict(judged(bounds[1], bounds[2], value / factor, value * factor), evidence)
+
+    return judge
+
+
+CHECKPOINTS = "checkpoints"  # in the place of an optimizer: the claim is of what a gradient says there
+CLAIMS: Sequence[tuple[str, str, str, str, Callable[[Any], Verdict]]] = (
     ("1, left", "ε_opt falls as B grows, B = 1…12", "fashion_mnist", "adam", moves(1, 12, -math.inf, 0)),
     ("1, left", "the same with β = (0, 0)", "fashion_mnist", "sign", moves(1, 12, -math.inf, 0)),
     (
@@ -124,13 +151,18 @@ CLAIMS: Sequence[tuple[str, str, str, str, Callable[[list[dict[str, Any]]], Verd
     ("1, right", "the same with β = (0, 0)", "fashion_mnist", "sign", moves(64, 764, -FLAT, FLAT)),
     ("1", "ε_opt(B) has a peak", "fashion_mnist", "adam", surges),
     ("1", "the same with β = (0, 0)", "fashion_mnist", "sign", surges),
+    ("1", "πσ²/2μ² is about 800 (the median within a factor 2)", "fashion_mnist", CHECKPOINTS, validity_near(800, 2)),
     ("2", "B_noise grows as the target loss falls", "fashion_mnist", "adam", moves_right),
     ("2", "the same with β = (0, 0)", "fashion_mnist", "sign", moves_right),
+    ("2", "the peak moves to larger B as the target loss falls", "fashion_mnist", "adam", peak_moves_right),
+    ("2", "the same with β = (0, 0)", "fashion_mnist", "sign", peak_moves_right),
     ("3", "β = (0, 0) follows the surge form", "text", "sign", surges),
     ("3", "β = (.9, .999) follows the surge form", "text", "adam", surges),
     ("3", "McCandlish with α = 0.5 is also suitable, β = (0, 0)", "text", "sign", half_power_suits),
     ("3", "McCandlish with α = 0.5 is also suitable, β = (.9, .999)", "text", "adam", half_power_suits),
     ("2, on text", "B_noise grows as the target loss falls, β = (0, 0)", "text", "sign", moves_right),
+    ("2, on text", "the peak moves to larger B, β = (0, 0)", "text", "sign", peak_moves_right),
+    ("2, on text", "the peak moves to larger B, β = (.9, .999)", "text", "adam", peak_moves_right),
     ("4", "the experts follow the surge form", "moe", "adam", surges),
 )
 
@@ -140,7 +172,10 @@ def judge(root: Path) -> list[tuple[str, str, str, Verdict]]:
     rows = []
     for figure, claim, name, optimizer, test in CLAIMS:
         path, verdict = root / name / "fit.json", Verdict(OPEN, "not run here")
-        if path.exists():
+        if optimizer == CHECKPOINTS:
+            path = path.with_name("validity.json")
+            verdict = test(_validity(path)) if path.exists() else verdict
+        elif path.exists():
             entries = [each for each in results.read_json(path)["fits"] if each["optimizer"] == optimizer]
             entries.sort(key=lambda entry: -entry["target_loss"])
             verdict = test(entries) if entries else verdict
@@ -156,14 +191,14 @@ def table(root: Path) -> str:
         lines.append(f"| {figure} | {claim} | {run} | *{verdict}* | {evidence} |")
     for path in sorted(root.glob("*/fit.json")):
         lines += ["", f"## {path.parent.name}", ""]
-        lines += [f"![optima and laws]({each.relative_to(root)})" for each in sorted(path.parent.glob("*.png"))]
+        lines += [f"![{each.stem}]({each.relative_to(root)})" for each in sorted(path.parent.glob("*.png"))]
     return "\n".join(lines) + "\n"
 
 
 def _introduction() -> list[str]:
     return [
-        "Written by `scripts/reproduce_paper.py` from the `fit.json` of each run, which figures are drawn from too;",
-        "`steps.csv` holds the steps of every run. Intervals are 95%, verdicts at the lowest target loss",
+        "Written by `scripts/reproduce_paper.py` from the `fit.json` and `validity.json` of each run, which figures",
+        "are drawn from too; `steps.csv` holds the steps of every run. Intervals are 95%, verdicts at the lowest loss",
         "unless they compare two. Scales are the `:quick` ones of the configs, on two CPU cores: far below the",
         "paper's in width, seeds and length, so a verdict is of this scale.",
     ]
@@ -173,10 +208,29 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
+def _bounds(estimate: dict[str, Any]) -> str:
+    return f"{_number(estimate['value'])} [{_number(estimate['low'])}, {_number(estimate['high'])}]"
+
+
+def _peak(peak: dict[str, Any]) -> str:
+    if peak["value"] is not None:
+        return _bounds(peak)
+    return peak["why"].partition(";")[0] + (f", above {_number(peak['low'])}" if peak["low"] else "")
+
+
+def _validity(path: Path) -> xr.Dataset:
+    """What `store` took of measure.nc; an end of an interval that JSON has no number for is infinite."""
+    measured = xr.Dataset.from_dict(results.read_json(path))
+    return measured.assign(validity=measured.validity.astype(float).fillna(math.inf))
+
+
 def store(name: str, workdir: Path, root: Path) -> None:
-    """Takes fit.json, steps to every target as steps.csv, and two figures of each optimizer from a workdir."""
+    """Takes fit.json, steps to every target as steps.csv, the validity bound, and figures from a workdir."""
     fits = results.read_json(workdir / "fit.json")["fits"]
     results.write_json(root / name / "fit.json", {"fits": fits})
+    if (workdir / "measure.nc").exists():
+        measured = results.read_dataset(workdir / "measure.nc")[["loss", "step", "validity", "validity_share"]]
+        results.write_json(root / name / "validity.json", measured.drop_attrs().to_dict())
     sweep = results.open_sweep(workdir)
     with open(root / name / "steps.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -189,6 +243,12 @@ def store(name: str, workdir: Path, root: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    if (root / name / "validity.json").exists():
+        figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+        figures.validity(axes, _validity(root / name / "validity.json"))
+        figure.suptitle(f"{name}: up to which batch size the small-batch law holds")
+        figure.savefig(root / name / "validity.png", dpi=80)
+        plt.close(figure)
     for optimizer in dict.fromkeys(entry["optimizer"] for entry in fits):
         entries = [entry for entry in fits if entry["optimizer"] == optimizer]
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

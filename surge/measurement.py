@@ -25,7 +25,7 @@ from surge.theory.fit import compare_laws, find_peak
 from surge.training import checkpoint
 from surge.training.branch import BranchOracle
 from surge.training.run import State, evaluate, make_train
-from surge.training.sweep import geometric_steps, microbatch
+from surge.training.sweep import geometric_steps, microbatch, size_classes
 
 GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed over
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -54,7 +54,8 @@ def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Pa
     """
     chosen = config.measure
     optimizer = make_optimizer(config.optimizers[chosen.optimizer].spec)
-    train = jax.jit(make_train(task, optimizer, microbatch_size=microbatch(task, chosen.batch_size)))
+    size = microbatch(task, size_classes(task), chosen.batch_size)
+    train = jax.jit(make_train(task, optimizer, microbatch_size=size))
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     steps = geometric_steps(chosen.max_steps, 64)
     init_key, _ = jax.random.split(key)

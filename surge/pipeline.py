@@ -229,7 +229,7 @@ def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None
     attributes, key, stop_loss = _attributes(config), jax.random.key(config.seed), config.stop_loss
     if config.grid == "dense":
         # The block of the whole grid, also for its rest: a resumed sweep is then the same to the last bit.
-        block = sweep.whole_block(list(grid.values()))
+        block = sweep.whole_block(list(grid.values()), sweep.fastest_form(task))
         found = sweep.run_pieces(task, todo, key, stop_loss=stop_loss, block=block)
     else:
         judged = {"ratio": config.learning_rate_ratio, "targets": _targets(config)}

@@ -115,7 +115,7 @@ def test_adaptive_grid_finds_the_dense_optima_and_resumes(finished, tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}", "--config.grid=adaptive")
     done = surge(*arguments, "--stages=sweep,fit")
     assert done.returncode == 0, done.stderr
-    assert "examples, about" in done.stderr
+    assert "examples, " in done.stderr
     fits = [results.read_json(workdir / "fit.json")["fits"] for workdir in (finished[0], tmp_path)]
     for dense, adaptive in zip(*fits, strict=True):
         for one, other in zip(dense["optimal_lr"], adaptive["optimal_lr"], strict=True):

@@ -4,7 +4,9 @@ import importlib.util
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("reproduce_paper", ROOT / "scripts" / "reproduce_paper.py")
@@ -68,6 +70,36 @@ def test_noise_scales_move_right_only_with_disjoint_intervals():
     assert paper.moves_right([late, early]).verdict == paper.NO
     assert paper.moves_right([early, scale(11, 9, 13)]).verdict == paper.OPEN
     assert paper.moves_right([early, scale(30, 20, None)]).verdict == paper.OPEN
+
+
+def test_peaks_move_right_only_with_disjoint_intervals():
+    def peak(value, low, high):
+        return entry(0, b_peak={"value": value, "low": low, "high": high, "why": "no significant fall; and so on"})
+
+    early, late = peak(10, 8, 12), peak(30, 20, 40)
+    assert paper.peak_moves_right([early, late]).verdict == paper.YES
+    assert paper.peak_moves_right([late, early]).verdict == paper.NO
+    assert paper.peak_moves_right([early, peak(11, 9, 13)]).verdict == paper.OPEN
+    unseen = paper.peak_moves_right([early, peak(None, 20, None)])
+    assert unseen.verdict == paper.YES and unseen.evidence.endswith("no significant fall, above 20")
+
+
+def test_validity_is_judged_at_the_last_checkpoint():
+    def measured(low, high):
+        bounds = np.array([[low, low, high]] * 3)
+        return xr.Dataset(
+            {
+                "loss": ("checkpoint", [2.0, 1.0]),
+                "validity": (("checkpoint", "quantile", "bound"), np.stack([bounds * 1e6, bounds])),
+            },
+            {"quantile": [0.25, 0.5, 0.75], "bound": ["value", "low", "high"]},
+        )
+
+    claim = paper.validity_near(800, 2)
+    assert claim(measured(700, 900)).verdict == paper.YES
+    assert claim(measured(7000, 9000)).verdict == paper.NO
+    assert claim(measured(700, 9000)).verdict == paper.OPEN
+    assert claim(measured(700, math.inf)).verdict == paper.OPEN
 
 
 def test_the_committed_page_is_what_the_committed_results_say():

@@ -144,8 +144,8 @@ def test_a_resumed_grid_is_the_same_to_the_last_bit():
     optimizers = {"wide": ("sgd", (0.02, 0.7)), "narrow": ("momentum", (0.02, 0.07))}
     pieces = sweep.plan(**GRID | {"optimizers": optimizers, "batch_sizes": (8,)})
     left = [piece for piece in pieces if piece.optimizer == "narrow"]
-    assert sweep.whole_block(pieces) != sweep.whole_block(left)
-    options = {"stop_loss": -np.inf, "block": sweep.whole_block(pieces)}
+    assert sweep.whole_block(pieces, "vmap") != sweep.whole_block(left, "vmap")
+    options = {"stop_loss": -np.inf, "block": sweep.whole_block(pieces, "vmap"), "form": "vmap"}
     whole, resumed = (dict(sweep.run_pieces(TASK, each, KEY, **options)) for each in (pieces, left))
     for piece, result in resumed.items():
         np.testing.assert_array_equal(result.loss, whole[piece].loss)
@@ -184,7 +184,7 @@ def test_one_device_gives_the_same_adaptive_optima(narrow, one_device):
         assert found[:3] == pytest.approx(theirs[cell][:3], rel=1e-3, nan_ok=True)
 
 
-def test_two_programs_an_optimizer_serve_every_batch_size(monkeypatch):
+def test_three_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     made = []
     compile_one = sweep.Engine._compile
     monkeypatch.setattr(
@@ -194,7 +194,23 @@ def test_two_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     optimizers = {"sgd": ("sgd", (0.1, 0.2)), "momentum": ("momentum", (0.1, 0.2))}
     pieces = sweep.plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
     assert len(list(sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == 2 * len(sizes)
-    assert sorted(made) == 2 * ["momentum"] + 2 * ["sgd"]
+    assert sorted(made) == 3 * ["momentum"] + 3 * ["sgd"]
+
+
+def test_size_classes_and_form_follow_what_an_example_costs():
+    wide, tall = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((300, 300), (400, 300)))
+
+    def task(loss, data):
+        """A weight of 90,000 parameters, of products with one vector or with the rows of an example."""
+        return TASK._replace(
+            init=lambda key: jax.random.normal(key, wide.shape), loss=loss, draw=lambda data, key: data, data=data
+        )
+
+    vector = task(lambda weight, x: ((x @ weight) ** 2).sum(), jnp.zeros(wide.shape[0]))
+    rows = task(lambda weight, x: ((x @ weight) ** 2).sum(), jnp.zeros(tall.shape))
+    assert sweep.size_classes(vector) == sweep.MICROBATCHES and sweep.size_classes(rows) == (8,)
+    assert (sweep.fastest_form(TASK), sweep.fastest_form(vector)) == ("vmap", "map")
+    assert sweep.whole_block(PIECES, "map") == (1, 3) != sweep.whole_block(PIECES, "vmap")
 
 
 def test_runs_of_any_length_share_one_program_and_its_memory():
@@ -273,11 +289,12 @@ def test_an_accelerator_says_how_much_memory_it_has(monkeypatch):
 
 def test_a_ghost_batch_is_of_one_size_whatever_the_batch():
     coupled = TASK._replace(batch_loss=lambda params, batch: jnp.float32(0))
-    assert {sweep.microbatch(coupled, size) for size in (16, 48, 176, 1024)} == {16}
-    assert sweep.microbatch(coupled._replace(ghost=4), 12) == 4
+    assert {sweep.microbatch(coupled, sweep.size_classes(coupled), size) for size in (16, 48, 176, 1024)} == {16}
+    assert sweep.size_classes(coupled._replace(ghost=4)) == (4,)
     with pytest.raises(ValueError, match="batch size 181 is no multiple of the 16 examples of a ghost batch"):
-        sweep.microbatch(coupled, 181)
-    assert [sweep.microbatch(TASK, size) for size in (1, 8, 63, 64, 181)] == [8, 8, 8, 64, 64]
+        sweep.microbatch(coupled, (16,), 181)
+    classes = sweep.size_classes(TASK)
+    assert [sweep.microbatch(TASK, classes, size) for size in (1, 8, 63, 64, 181, 999)] == [8, 8, 8, 64, 64, 256]
 
 
 def test_other_failures_are_not_hidden(monkeypatch):

@@ -10,12 +10,13 @@ import numpy as np
 
 from surge.tasks import Task
 from surge.theory.optimum import optimal_lr
-from surge.training.sweep import Engine, Piece, PieceResult
+from surge.training.sweep import Engine, Piece, PieceResult, fastest_form, whole_block
 
 FIRST_RATIO = 4.0  # between the first rates, about
 # A refining run ends at this many times the steps of the best so far. At half the best rate a run takes twice the
 # steps, an unlucky seed as long again, and a rate of which one seed is missing is lost to the fit.
 PATIENCE = 4.0
+FEW = 4  # learning rates at once, at most
 EXTENSION = 8  # powers beyond the given bounds that the search may follow an optimum to
 
 
@@ -136,8 +137,10 @@ def run_adaptive(
     todo = [piece for piece in pieces if piece not in done]
     if not todo:
         return iter(())
-    seeds = max(len(piece.seeds) for piece in pieces)
-    engine = Engine(task, key, stop_loss=stop_loss, block=(max(1, 4 // jax.local_device_count()), seeds), form=form)
+    form = form or fastest_form(task)
+    rates, seeds = whole_block(pieces, form)
+    block = min(rates, max(1, FEW // jax.local_device_count())), seeds
+    engine = Engine(task, key, stop_loss=stop_loss, block=block, form=form)
     engine.announce(todo)
 
     def each() -> Iterator[tuple[Piece, PieceResult]]:

@@ -18,10 +18,15 @@ from surge.optimizers import make_optimizer
 from surge.tasks import Task, count_rows
 from surge.training.run import State, make_train
 
-# Size classes: one compiled program for each optimizer and class serves every batch size. On two cores a step of
-# 48 lanes of the MNIST-1D MLP costs as much per example at 64 as at 256 or 512, and twice as much at 8.
-MICROBATCHES = (8, 64)
-VMAP_PARAMETERS = 100_000  # on CPU, lanes of larger models fill a core one by one: lax.map, as fast, less memory
+# Size classes: one compiled program for each optimizer and class serves every batch size. On two cores an example of
+# the MNIST-1D MLP costs half as much at 64 as at 8, and a fifth less at 256 than at 64.
+MICROBATCHES = (8, 64, 256)
+# On CPU the smallest class alone, where an example is many rows of a product with the same weights (a convolution's
+# positions, a text's tokens): 8 fill the product, 64 leave the cache. That takes a fifth to a third off a step.
+ROWS, FLOPS = 10, 5e5  # of an example's gradient, at least
+# On CPU a run of more parameters than this fills a core. Runs then take turns (lax.map), as fast as side by side
+# (vmap), and each ends by itself.
+VMAP_PARAMETERS = 3_000
 MEMORY_SHARE = 0.8  # of a device's memory, for the arguments and temporaries of one program
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -124,24 +129,37 @@ def plan(
     return pieces
 
 
-def microbatch(task: Task, batch_size: int) -> int:
-    """The largest size class within the batch, or the smallest class; the ghost batch where a batch loss couples it.
+def _parameters(task: Task) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))))
+
+
+def size_classes(task: Task) -> tuple[int, ...]:
+    """Micro-batch sizes, increasing: those that are fastest here, or the ghost batch where a batch loss couples it."""
+    if task.batch_loss is not None:
+        return (task.ghost,)
+    if jax.default_backend() == "cpu":
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(task.init, key), jax.eval_shape(task.draw, task.data, key)
+        flops = (jax.jit(jax.grad(task.loss)).lower(*shapes).cost_analysis() or {}).get("flops", 0.0)
+        if flops > max(FLOPS, ROWS * 6 * _parameters(task)):  # two for a product, forward once and backward twice
+            return MICROBATCHES[:1]
+    return MICROBATCHES
+
+
+def microbatch(task: Task, classes: Sequence[int], batch_size: int) -> int:
+    """The largest of the size classes within the batch, or the smallest.
 
     Raises:
-      ValueError: the batch is not a whole number of ghost batches.
+      ValueError: the task couples ghost batches, and the batch is not a whole number of them.
     """
-    if task.batch_loss is not None:
-        if batch_size % task.ghost:
-            raise ValueError(f"batch size {batch_size} is no multiple of the {task.ghost} examples of a ghost batch")
-        return task.ghost
-    return max((size for size in MICROBATCHES if size <= batch_size), default=MICROBATCHES[0])
+    if task.batch_loss is not None and batch_size % task.ghost:
+        raise ValueError(f"batch size {batch_size} is no multiple of the {task.ghost} examples of a ghost batch")
+    return max((size for size in classes if size <= batch_size), default=classes[0])
 
 
 def fastest_form(task: Task) -> str:
     """ "vmap" or "map": how lanes share a device."""
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    return "map" if jax.default_backend() == "cpu" and parameters > VMAP_PARAMETERS else "vmap"
+    return "map" if jax.default_backend() == "cpu" and _parameters(task) > VMAP_PARAMETERS else "vmap"
 
 
 def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Any:
@@ -177,14 +195,17 @@ def short_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def whole_block(pieces: Sequence[Piece]) -> tuple[int, int]:
-    """The block that holds all cells of any one piece: (learning rates on a device, seeds).
+def whole_block(pieces: Sequence[Piece], form: str) -> tuple[int, int]:
+    """The block of a grid in one form: (learning rates on a device, seeds).
 
+    Side by side it holds all cells of any one piece; in turns a row of seeds is as fast, and no row is a filler.
     Results are the same to the last bit only in blocks of one shape, so a grid that is resumed takes the block of
     the whole grid.
     """
-    widest = max(len(piece.learning_rates) for piece in pieces)
-    return -(-widest // jax.local_device_count()), max(len(piece.seeds) for piece in pieces)
+    seeds = max(len(piece.seeds) for piece in pieces)
+    if form == "map":
+        return 1, seeds
+    return -(-max(len(piece.learning_rates) for piece in pieces) // jax.local_device_count()), seeds
 
 
 class Engine:
@@ -214,7 +235,7 @@ class Engine:
         form: str | None = None,
     ):
         self.task, self.key, self.stop_loss, self.block, self.start = task, key, stop_loss, block, start
-        self.form = form or fastest_form(task)
+        self.form, self._classes = form or fastest_form(task), size_classes(task)
         self.devices = jax.local_device_count()
         mesh = Mesh(np.asarray(jax.local_devices()), "device")
         self._dealt, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("device",), ()))
@@ -225,12 +246,15 @@ class Engine:
         """Starts compiling what the piece needs, unless done before; returns the future program."""
         name, block = self._program(piece), self._block(piece)
         if (name, block) not in self._programs:
-            size = microbatch(self.task, piece.batch_size)
+            size = self._size(piece)
             self._programs[name, block] = self._pool.submit(self._compile, piece, size, block)
         return self._programs[name, block]
 
     def _program(self, piece: Piece) -> tuple:
-        return piece.spec, microbatch(self.task, piece.batch_size), len(_padded(piece.eval_steps))
+        return piece.spec, self._size(piece), len(_padded(piece.eval_steps))
+
+    def _size(self, piece: Piece) -> int:
+        return microbatch(self.task, self._classes, piece.batch_size)
 
     def _block(self, piece: Piece) -> tuple[int, int]:
         """Made smaller for one program only, so that it does not depend on what ran before."""
@@ -238,8 +262,8 @@ class Engine:
 
     def announce(self, pieces: Sequence[Piece]) -> None:
         """Logs what the pieces hold and about how long they take, from a few steps of the first program."""
-        size = microbatch(self.task, pieces[0].batch_size)
-        alike = [piece for piece in pieces if microbatch(self.task, piece.batch_size) == size]
+        size = self._size(pieces[0])
+        alike = [piece for piece in pieces if self._size(piece) == size]
         trial = min(alike, key=lambda piece: piece.batch_size)
         trial = trial._replace(learning_rates=trial.learning_rates[: self.devices * self.block[0]])
         self.run(trial, 0)
@@ -262,7 +286,7 @@ class Engine:
 
     def _work(self, piece: Piece, limit: int) -> float:
         """Gradients of one example that a piece costs up to an eval; a loss alone costs a third of one."""
-        size = microbatch(self.task, piece.batch_size)
+        size = self._size(piece)
         steps = piece.eval_steps[min(limit, len(piece.eval_steps)) - 1] - piece.start_step
         evaluation = count_rows(self.task.evaluation)
         return piece.cells * (steps * -(-piece.batch_size // size) * size + (limit + 1) * evaluation / 3)
@@ -378,6 +402,8 @@ def run_pieces(
     """
     if not pieces:
         return iter(())
-    engine = Engine(task, key, stop_loss=stop_loss, block=block or whole_block(pieces), start=start, form=form)
+    form = form or fastest_form(task)
+    block = block or whole_block(pieces, form)
+    engine = Engine(task, key, stop_loss=stop_loss, block=block, start=start, form=form)
     engine.announce(pieces)
     return engine.finish((piece, engine.run(piece)) for piece in pieces)
