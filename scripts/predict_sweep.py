@@ -234,6 +234,23 @@ def found(table: list[dict[str, Any]]) -> list[str]:
         f" {off.max():.2f}."
         " Intervals are 95%, by bootstrap over the pairs."
     ]
+    worst: dict[str, float] = {}
+    for row in _known(table, BEST):
+        pair = f"{row['experiment']} {row['optimizer']}"
+        worst[pair] = max(worst.get(pair, 1.0), math.exp(abs(row["log_error"])))
+    met = [pair for pair, off in worst.items() if off <= 2**0.5]
+    missed = [f"{pair} ({off:.2f})" for pair, off in worst.items() if off > 2**0.5]
+    lines.append(
+        f"- Every move lies within √2 on: {', '.join(met) or 'no pair'}. Not on: {', '.join(missed) or 'none'}."
+    )
+    rows = _known(table, BEST)
+    steps = [math.inf if row["outcome"] == FAILS else row["regret"] for row in rows if row["outcome"] != BEYOND]
+    above = [row["loss"] for row in rows if row["loss"] is not None and math.isfinite(row["loss"])]
+    lines.append(
+        f"- Following it from a tuned B0 costs {np.median(steps):.0%} more steps than the swept optimum in the median,"
+        f" and {np.median(above):+.2f} in loss when that arrives (worst {max(above):+.2f}); {steps.count(math.inf)} of"
+        f" {len(steps)} runs fail."
+    )
     for rule in rivals:
         low, high = np.exp(np.quantile(draws[rule] - draws[BEST], (0.025, 0.975)))
         factor = np.exp(np.median(np.concatenate(by_pair(table, rule))))
