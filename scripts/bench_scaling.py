@@ -20,11 +20,11 @@ import numpy as np
 from absl import app, flags
 
 from surge.tasks.mlp import mnist1d
-from surge.training import sweep
+from surge.training import grid, hardware, sweep
 
 _ONE = flags.DEFINE_string("one", "", "what a child process measures, as JSON")
 SIZES = tuple(2**power for power in range(2, 12))
-DESIGNS = {"ours": sweep.MICROBATCHES, "a program for each batch size": SIZES, "micro-batches of 8": (8,)}
+DESIGNS = {"ours": hardware.MICROBATCHES, "a program for each batch size": SIZES, "micro-batches of 8": (8,)}
 CELLS = (2, 8, 32, 128, 512)
 SECONDS = 3.0
 
@@ -35,7 +35,7 @@ def steps_a_second(cells: int) -> float:
     rates = tuple(np.geomspace(1e-4, 1e-3, cells // seeds).tolist())
     block = -(-len(rates) // jax.local_device_count()), seeds
     engine = sweep.Engine(mnist1d(), jax.random.key(0), stop_loss=-np.inf, block=block)
-    piece = sweep.Piece("adam", "adam", 64, rates, tuple(range(seeds)), (20,))
+    piece = grid.Piece("adam", "adam", 64, rates, tuple(range(seeds)), (20,))
 
     def run(steps: int) -> float:
         started = time.perf_counter()
@@ -49,10 +49,10 @@ def steps_a_second(cells: int) -> float:
 
 def whole_sweep(design: str) -> float:
     """Seconds of a whole sweep, compilation included."""
-    sweep.MICROBATCHES = DESIGNS[design]
-    sweep.enable_compilation_cache()
+    hardware.MICROBATCHES = DESIGNS[design]
+    hardware.enable_compilation_cache()
     task, started = mnist1d(), time.perf_counter()
-    pieces = sweep.plan(
+    pieces = grid.plan(
         optimizers={"adam": ("adam", (4e-4, 8e-2))},
         learning_rate_ratio=2**0.5,
         batch_sizes=SIZES,

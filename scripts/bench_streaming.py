@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 
 from surge.tasks import Task, gpt
-from surge.training import sweep
+from surge.training import grid, hardware, sweep
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs of each form", lower_bound=1)
 FORMS = ("resident", "streamed")
@@ -38,7 +38,7 @@ def steps(task: Task) -> Callable[[], int]:
     """Trains every cell for STEPS steps."""
     block = -(-len(RATES) // jax.local_device_count()), len(SEEDS)
     engine = sweep.Engine(task, jax.random.key(0), stop_loss=-np.inf, block=block)
-    piece = sweep.Piece("adam", "adam", BATCH, RATES, SEEDS, (STEPS,))
+    piece = grid.Piece("adam", "adam", BATCH, RATES, SEEDS, (STEPS,))
 
     def run() -> int:
         engine.run(piece)
@@ -48,7 +48,7 @@ def steps(task: Task) -> Callable[[], int]:
 
 
 def main(_: list[str]) -> None:
-    sweep.one_device_per_core()
+    hardware.one_device_per_core()
     tasks = {form: gpt.text("tiny", context=32, evaluation_examples=1, stream=form == "streamed") for form in FORMS}
     print(f"{'a second':24}" + "".join(f"{form:>12}" for form in FORMS) + f"{'ratio':>8}")
     for label, make in (("windows drawn", draws), ("cell-steps", steps)):

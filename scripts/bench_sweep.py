@@ -138,9 +138,9 @@ def jax_loop(workload: str, batch: int, seconds: float, scanned: bool) -> tuple[
 
 def ours(workload: str, batch: int, seconds: float) -> tuple[float, float]:
     """The sweep engine on all cells."""
-    from surge.training import sweep
+    from surge.training import grid, hardware, sweep
 
-    sweep.one_device_per_core()
+    hardware.one_device_per_core()
     import jax
 
     rates = tuple(np.geomspace(1e-4, 1e-2, RATES).tolist())
@@ -150,7 +150,7 @@ def ours(workload: str, batch: int, seconds: float) -> tuple[float, float]:
         stop_loss=-np.inf,
         block=(-(-RATES // jax.local_device_count()), SEEDS),
     )
-    piece = sweep.Piece("adam", "adam", batch, rates, tuple(range(SEEDS)), (1,))
+    piece = grid.Piece("adam", "adam", batch, rates, tuple(range(SEEDS)), (1,))
     started = time.perf_counter()
     engine.compile(piece).result()
     compiling = time.perf_counter() - started

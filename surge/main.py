@@ -23,7 +23,7 @@ _STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run, in order, ea
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; whatever is wrong in it, or in the config file, ends in one sentence."""
-    from surge.training.sweep import one_device_per_core
+    from surge.training.hardware import one_device_per_core
 
     one_device_per_core()  # before the config file, which may ask what devices there are
     try:

@@ -24,8 +24,9 @@ from surge.theory.drift import power_law
 from surge.theory.fit import compare_laws, find_peak
 from surge.training import checkpoint
 from surge.training.branch import BranchOracle
+from surge.training.grid import geometric_steps
+from surge.training.hardware import microbatch, size_classes
 from surge.training.run import State, evaluate, make_train
-from surge.training.sweep import geometric_steps, microbatch, size_classes
 
 GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed over
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

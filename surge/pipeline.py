@@ -23,7 +23,7 @@ from surge.report import page, summary
 from surge.results import ResultError
 from surge.tasks import Task, count_rows, draw_from_arrays, make_task
 from surge.theory.table import fit_table
-from surge.training import sweep
+from surge.training import grid, hardware, sweep
 from surge.training.adaptive import run_adaptive
 
 NUMBERS = {  # field -> (least, what it is a multiple of)
@@ -149,7 +149,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str])
 
 
 def _run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
-    sweep.enable_compilation_cache()
+    hardware.enable_compilation_cache()
     if {"measure", "sweep"} & set(stages):
         task = _task(config)
         logging.info("%s on %d %s device(s)", config.task, jax.local_device_count(), jax.default_backend())
@@ -200,9 +200,9 @@ def _measure(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> No
     results.write_dataset(path, dataset)
 
 
-def plan(config: ml_collections.ConfigDict) -> list[sweep.Piece]:
+def plan(config: ml_collections.ConfigDict) -> list[grid.Piece]:
     """The pieces of a config's grid, largest batch size first within an optimizer."""
-    return sweep.plan(
+    return grid.plan(
         optimizers={name: (each.spec, tuple(each.learning_rates)) for name, each in config.optimizers.items()},
         learning_rate_ratio=config.learning_rate_ratio,
         batch_sizes=config.batch_sizes,
@@ -219,21 +219,21 @@ def _targets(config: ml_collections.ConfigDict) -> tuple[float | None, ...]:
 
 
 def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
-    grid = {results.sweep_path(workdir, piece.optimizer, piece.batch_size): piece for piece in plan(config)}
-    done = {piece: _finished(piece, path) for path, piece in grid.items() if path.exists()}
-    todo = [piece for piece in grid.values() if piece not in done]
+    files = {results.sweep_path(workdir, piece.optimizer, piece.batch_size): piece for piece in plan(config)}
+    done = {piece: _finished(piece, path) for path, piece in files.items() if path.exists()}
+    todo = [piece for piece in files.values() if piece not in done]
     if done:
-        logging.info("sweep: %d of %d pieces done before, kept", len(done), len(grid))
+        logging.info("sweep: %d of %d pieces done before, kept", len(done), len(files))
     if not todo:
         return
     attributes, key, stop_loss = _attributes(config), jax.random.key(config.seed), config.stop_loss
     if config.grid == "dense":
         # The block of the whole grid, also for its rest: a resumed sweep is then the same to the last bit.
-        block = sweep.whole_block(list(grid.values()), sweep.fastest_form(task))
+        block = sweep.whole_block(list(files.values()), hardware.fastest_form(task))
         found = sweep.run_pieces(task, todo, key, stop_loss=stop_loss, block=block)
     else:
         judged = {"ratio": config.learning_rate_ratio, "targets": _targets(config)}
-        found = run_adaptive(task, list(grid.values()), key, **judged, stop_loss=stop_loss, done=done)
+        found = run_adaptive(task, list(files.values()), key, **judged, stop_loss=stop_loss, done=done)
     total, cells, ran = sum(piece.examples for piece in todo), sum(piece.cells for piece in todo), 0
     with tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="sweep", smoothing=0.1) as progress:
         progress.set_postfix_str(f"0 of {cells} cells")
@@ -242,15 +242,15 @@ def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None
             axes = piece.learning_rates, piece.seeds, piece.eval_steps
             dataset = results.piece_dataset(piece.optimizer, piece.batch_size, *axes, *result, attributes)
             results.write_dataset(path, dataset)
-            ran += grid[path].cells
+            ran += files[path].cells
             progress.set_postfix_str(f"{ran} of {cells} cells", refresh=False)
-            progress.update(grid[path].examples)
+            progress.update(files[path].examples)
 
 
-def _finished(piece: sweep.Piece, path: Path) -> tuple[sweep.Piece, sweep.PieceResult]:
+def _finished(piece: grid.Piece, path: Path) -> tuple[grid.Piece, grid.PieceResult]:
     stored = results.read_piece(path)
     ran = piece._replace(learning_rates=tuple(stored.learning_rate.values.tolist()))
-    return ran, sweep.PieceResult(stored.loss.values[0, 0], stored.diverged.values[0, 0])
+    return ran, grid.PieceResult(stored.loss.values[0, 0], stored.diverged.values[0, 0])
 
 
 def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:

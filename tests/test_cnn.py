@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from surge.tasks import Task, cnn, draw_from_arrays, images
+from surge.training.grid import plan
 from surge.training.run import make_train
-from surge.training.sweep import plan, run_pieces
+from surge.training.sweep import run_pieces
 
 real = pytest.mark.skipif(not Path(images.FASHION_MNIST).exists(), reason="needs dataset-fashion-mnist")
 

@@ -14,8 +14,9 @@ from surge import pipeline, results
 from surge.optimizers import make_optimizer
 from surge.tasks import gpt, text
 from surge.tasks.data import load_rows
+from surge.training.grid import plan
 from surge.training.run import make_train
-from surge.training.sweep import plan, run_pieces
+from surge.training.sweep import run_pieces
 
 SIZE = gpt.Size(vocabulary=97, context=16, width=24, depth=3, heads=4)
 

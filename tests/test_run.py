@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from surge.optimizers import DIRECTIONS, make_optimizer
 from surge.tasks import Task, draw_from_arrays
 from surge.tasks.mlp import mnist1d
-from surge.training import sweep
+from surge.training import grid, sweep
 from surge.training.run import batch_gradient, evaluate, make_train
 
 KEY = jax.random.key(0)
@@ -104,7 +104,7 @@ def in_engine(monkeypatch, name, spec, block):
 
     monkeypatch.setattr(sweep, "make_train", ending_in_parameters)
     engine = sweep.Engine(task_named(name), KEY, stop_loss=-np.inf, block=block)
-    loss, parameters = engine.run(sweep.Piece(spec, spec, SIZE, RATES, (0, 1), STEPS))
+    loss, parameters = engine.run(grid.Piece(spec, spec, SIZE, RATES, (0, 1), STEPS))
     return loss[1, 1], parameters[1, 1]
 
 

@@ -14,7 +14,7 @@ from surge.optimizers import make_optimizer
 from surge.tasks.mlp import mnist1d
 from surge.tasks.quadratic import quadratic
 from surge.theory.optimum import optimal_lr
-from surge.training import sweep
+from surge.training import grid, hardware, sweep
 from surge.training.adaptive import last_loss, run_adaptive, steps_to
 from surge.training.run import State, make_train
 
@@ -29,7 +29,7 @@ GRID = {
     "max_examples": 640,
     "evals": 12,
 }
-PIECES = sweep.plan(**GRID)
+PIECES = grid.plan(**GRID)
 WIDE = {"optimizers": {"sgd": ("sgd", (0.001, 2.0))}, "batch_sizes": (4, 8, 16, 32), "max_steps": 200}
 WIDE |= {"max_examples": 1600, "evals": 24}
 SEARCHED = quadratic(hessian="random", size=10, noise=2.0)
@@ -47,7 +47,7 @@ def by_size(runs):
 
 
 def adaptive(task=SEARCHED, grid=WIDE, targets=TARGETS, stop_loss=TARGETS[-1], done=()):
-    pieces = sweep.plan(**GRID | grid)
+    pieces = grid.plan(**GRID | grid)
     kept = {piece: done[piece.batch_size] for piece in pieces if piece.batch_size in done}
     options = {"ratio": 2**0.5, "targets": targets, "stop_loss": stop_loss, "done": kept}
     return by_size(run_adaptive(task, pieces, KEY, **options))
@@ -97,7 +97,7 @@ def test_plan():
 
 def test_plan_from_a_later_step():
     """Horizons count from there, in examples (here at batch size 64) or in steps (at 8)."""
-    later = sweep.plan(**GRID, start_step=100)
+    later = grid.plan(**GRID, start_step=100)
     assert [piece.eval_steps[-1] for piece in later] == [110, 160]
     assert later[0].eval_steps[0] == 101
     assert [piece.examples for piece in later] == [piece.examples for piece in PIECES]
@@ -112,7 +112,7 @@ def test_plan_from_a_later_step():
 )
 def test_a_grid_that_holds_nothing_says_so(change, words):
     with pytest.raises(ValueError, match=words):
-        sweep.plan(**GRID | change)
+        grid.plan(**GRID | change)
 
 
 def test_a_cell_equals_the_run_done_alone(dense):
@@ -142,7 +142,7 @@ def test_pieces_do_not_depend_on_their_company(dense):
 
 def test_a_resumed_grid_is_the_same_to_the_last_bit():
     optimizers = {"wide": ("sgd", (0.02, 0.7)), "narrow": ("momentum", (0.02, 0.07))}
-    pieces = sweep.plan(**GRID | {"optimizers": optimizers, "batch_sizes": (8,)})
+    pieces = grid.plan(**GRID | {"optimizers": optimizers, "batch_sizes": (8,)})
     left = [piece for piece in pieces if piece.optimizer == "narrow"]
     assert sweep.whole_block(pieces, "vmap") != sweep.whole_block(left, "vmap")
     options = {"stop_loss": -np.inf, "block": sweep.whole_block(pieces, "vmap"), "form": "vmap"}
@@ -192,7 +192,7 @@ def test_three_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     )
     sizes = (1, 2, 3, 8, 16, 48, 64, 100, 128, 181, 256, 320)
     optimizers = {"sgd": ("sgd", (0.1, 0.2)), "momentum": ("momentum", (0.1, 0.2))}
-    pieces = sweep.plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
+    pieces = grid.plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
     assert len(list(sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == 2 * len(sizes)
     assert sorted(made) == 3 * ["momentum"] + 3 * ["sgd"]
 
@@ -208,8 +208,8 @@ def test_size_classes_and_form_follow_what_an_example_costs():
 
     vector = task(lambda weight, x: ((x @ weight) ** 2).sum(), jnp.zeros(wide.shape[0]))
     rows = task(lambda weight, x: ((x @ weight) ** 2).sum(), jnp.zeros(tall.shape))
-    assert sweep.size_classes(vector) == sweep.MICROBATCHES and sweep.size_classes(rows) == (8,)
-    assert (sweep.fastest_form(TASK), sweep.fastest_form(vector)) == ("vmap", "map")
+    assert hardware.size_classes(vector) == hardware.MICROBATCHES and hardware.size_classes(rows) == (8,)
+    assert (hardware.fastest_form(TASK), hardware.fastest_form(vector)) == ("vmap", "map")
     assert sweep.whole_block(PIECES, "map") == (1, 3) != sweep.whole_block(PIECES, "vmap")
 
 
@@ -262,7 +262,7 @@ def test_short_memory_makes_smaller_blocks_of_the_programs_that_need_them(dense,
 def test_a_run_that_does_not_fit_ends_in_a_sentence(monkeypatch):
     one_run = r"^one run does not fit in memory \(sgd at batch size 8\): "
     with monkeypatch.context() as patch, pytest.raises(MemoryError, match=one_run):
-        patch.setattr(sweep, "device_bytes", lambda: 1.0)
+        patch.setattr(hardware, "device_bytes", lambda: 1.0)
         collected(PIECES[1:], block=(1, 1))
     starve(monkeypatch, lambda size, block: False)
     with pytest.raises(MemoryError, match=one_run):
@@ -272,29 +272,29 @@ def test_a_run_that_does_not_fit_ends_in_a_sentence(monkeypatch):
 @pytest.mark.parametrize(("limit", "gibibytes"), [("max", 8), (str(3 * 2**30), 3), (str(2**63), 8), (None, 8)])
 def test_blocks_are_judged_by_all_memory_not_by_what_is_free(monkeypatch, tmp_path, limit, gibibytes):
     pages = {"SC_PHYS_PAGES": 2**21, "SC_PAGE_SIZE": 2**12}
-    monkeypatch.setattr(sweep.os, "sysconf", pages.__getitem__)  # a KeyError where free pages are asked for
-    monkeypatch.setattr(sweep, "CGROUP_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(hardware.os, "sysconf", pages.__getitem__)  # a KeyError where free pages are asked for
+    monkeypatch.setattr(hardware, "CGROUP_LIMIT", tmp_path / "memory.max")
     if limit is not None:
-        sweep.CGROUP_LIMIT.write_text(limit + "\n")
-    assert sweep.device_bytes() == gibibytes * 2**30 / jax.local_device_count()
+        hardware.CGROUP_LIMIT.write_text(limit + "\n")
+    assert hardware.device_bytes() == gibibytes * 2**30 / jax.local_device_count()
 
 
 def test_an_accelerator_says_how_much_memory_it_has(monkeypatch):
     class Device:
         memory_stats = staticmethod(lambda: {"bytes_limit": 100, "bytes_in_use": 90})
 
-    monkeypatch.setattr(sweep.jax, "local_devices", lambda: [Device])
-    assert sweep.device_bytes() == 100
+    monkeypatch.setattr(hardware.jax, "local_devices", lambda: [Device])
+    assert hardware.device_bytes() == 100
 
 
 def test_a_ghost_batch_is_of_one_size_whatever_the_batch():
     coupled = TASK._replace(batch_loss=lambda params, batch: jnp.float32(0))
-    assert {sweep.microbatch(coupled, sweep.size_classes(coupled), size) for size in (16, 48, 176, 1024)} == {16}
-    assert sweep.size_classes(coupled._replace(ghost=4)) == (4,)
+    assert {hardware.microbatch(coupled, hardware.size_classes(coupled), size) for size in (16, 48, 176, 1024)} == {16}
+    assert hardware.size_classes(coupled._replace(ghost=4)) == (4,)
     with pytest.raises(ValueError, match="batch size 181 is no multiple of the 16 examples of a ghost batch"):
-        sweep.microbatch(coupled, (16,), 181)
-    classes = sweep.size_classes(TASK)
-    assert [sweep.microbatch(TASK, classes, size) for size in (1, 8, 63, 64, 181, 999)] == [8, 8, 8, 64, 64, 256]
+        hardware.microbatch(coupled, (16,), 181)
+    classes = hardware.size_classes(TASK)
+    assert [hardware.microbatch(TASK, classes, size) for size in (1, 8, 63, 64, 181, 999)] == [8, 8, 8, 64, 64, 256]
 
 
 def test_other_failures_are_not_hidden(monkeypatch):
@@ -315,7 +315,7 @@ def test_runs_branch_from_a_state_of_parameters_and_optimizer():
 
     whole, start = alone(5, 9), alone(4, 5).state
     ends = {"max_steps": 4, "evals": 3, "batch_sizes": (8,), "start_step": 5}
-    (piece,) = sweep.plan(**GRID | ends | {"optimizers": {"adam": ("adam", (0.03, 0.3))}})
+    (piece,) = grid.plan(**GRID | ends | {"optimizers": {"adam": ("adam", (0.03, 0.3))}})
     assert piece.eval_steps == (6, 7, 9)
     piece = piece._replace(learning_rates=(0.1, 0.2))
     engine = sweep.Engine(TASK, KEY, stop_loss=-np.inf, block=(1, 2), start=start)
@@ -344,7 +344,7 @@ def assert_same_for_less(narrow, wide, targets):
 
 
 def test_adaptive_finds_the_dense_optima_for_less(narrow):
-    runs = sweep.run_pieces(SEARCHED, sweep.plan(**GRID | WIDE), KEY, stop_loss=TARGETS[-1])
+    runs = sweep.run_pieces(SEARCHED, grid.plan(**GRID | WIDE), KEY, stop_loss=TARGETS[-1])
     assert_same_for_less(narrow, by_size(runs), TARGETS)
 
 
@@ -353,13 +353,13 @@ def test_adaptive_finds_the_dense_optima_of_an_mlp_for_less():
     task, targets = mnist1d(widths=(64, 64), examples=5_000, evaluation_examples=512), (1.4, 1.1)
     grid = {"optimizers": {"adam": ("adam", (3e-4, 1e-1))}, "batch_sizes": (8, 16, 32, 64, 128, 256)}
     grid |= {"max_steps": 1000, "max_examples": 50_000, "evals": 40}
-    runs = sweep.run_pieces(task, sweep.plan(**GRID | grid), KEY, stop_loss=targets[-1])
+    runs = sweep.run_pieces(task, grid.plan(**GRID | grid), KEY, stop_loss=targets[-1])
     assert_same_for_less(adaptive(task, grid, targets, targets[-1]), by_size(runs), targets)
 
 
 def test_adaptive_judges_runs_that_ended_early_by_their_last_loss():
     grid = {"optimizers": {"sgd": ("sgd", (0.004, 4.0))}, "batch_sizes": (64,)}
-    (piece,) = sweep.plan(**GRID | grid)
+    (piece,) = grid.plan(**GRID | grid)
     ((_, wide),) = sweep.run_pieces(TASK, [piece], KEY, stop_loss=0.6)
     assert (np.isnan(wide.loss[..., -1]) & (wide.diverged == 0)).any() and wide.diverged.any()
     ((found, result),) = adaptive(TASK, grid, (None,), 0.6).values()
@@ -386,7 +386,7 @@ def test_the_compilation_cache_is_on_and_a_users_own_is_kept(monkeypatch, tmp_pa
     before = jax.config.jax_compilation_cache_dir
     for given, want in ((None, str(tmp_path / "surge" / "programs")), ("/somewhere/else", "/somewhere/else")):
         jax.config.update("jax_compilation_cache_dir", given)  # where JAX_COMPILATION_CACHE_DIR is read into
-        sweep.enable_compilation_cache()
+        hardware.enable_compilation_cache()
         found = jax.config.jax_compilation_cache_dir
         jax.config.update("jax_compilation_cache_dir", before)
         assert found == want

@@ -10,7 +10,9 @@ import numpy as np
 
 from surge.tasks import Task
 from surge.theory.optimum import optimal_lr
-from surge.training.sweep import Engine, Piece, PieceResult, fastest_form, whole_block
+from surge.training.grid import Piece, PieceResult
+from surge.training.hardware import fastest_form
+from surge.training.sweep import Engine, whole_block
 
 FIRST_RATIO = 4.0  # between the first rates, about
 # A refining run ends at this many times the steps of the best so far. At half the best rate a run takes twice the

@@ -10,8 +10,9 @@ import numpy as np
 from surge.optimizers import gradient_weights, make_optimizer, settled
 from surge.tasks import Task
 from surge.theory.optimum import OptimalLR, optimal_lr
+from surge.training.grid import Piece
 from surge.training.run import State
-from surge.training.sweep import Engine, Piece
+from surge.training.sweep import Engine
 
 POWERS = range(-6, 6)  # of 2: learning rates tried, in units of the one-step optimum
 SEEDS = (2, 16)  # fewest and most per learning rate

@@ -1,12 +1,9 @@
-"""The grid of runs: optimizer x batch size x learning rate x seed, in pieces that can be finished one by one."""
+"""Runs the pieces of a grid with few programs: lanes of learning rates and seeds, on every device."""
 
-import math
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,150 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from surge.optimizers import make_optimizer
 from surge.tasks import Task, count_rows
+from surge.training import hardware
+from surge.training.grid import Piece, PieceResult
 from surge.training.run import State, make_train
-
-# Size classes: one compiled program for each optimizer and class serves every batch size. On two cores an example of
-# the MNIST-1D MLP costs half as much at 64 as at 8, and a fifth less at 256 than at 64.
-MICROBATCHES = (8, 64, 256)
-# On CPU the smallest class alone, where an example is many rows of a product with the same weights (a convolution's
-# positions, a text's tokens): 8 fill the product, 64 leave the cache. That takes a fifth to a third off a step.
-ROWS, FLOPS = 10, 5e5  # of an example's gradient, at least
-# On CPU a run of more parameters than this fills a core. Runs then take turns (lax.map), as fast as side by side
-# (vmap), and each ends by itself.
-VMAP_PARAMETERS = 3_000
-MEMORY_SHARE = 0.8  # of a device's memory, for the arguments and temporaries of one program
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-class Piece(NamedTuple):
-    """All runs of one optimizer at one batch size, from start_step to the last of eval_steps (both absolute)."""
-
-    optimizer: str
-    spec: str
-    batch_size: int
-    learning_rates: tuple[float, ...]
-    seeds: tuple[int, ...]
-    eval_steps: tuple[int, ...]
-    start_step: int = 0
-
-    @property
-    def cells(self) -> int:
-        return len(self.learning_rates) * len(self.seeds)
-
-    @property
-    def examples(self) -> int:
-        """Training examples if no run ends early."""
-        return self.cells * (self.eval_steps[-1] - self.start_step) * self.batch_size
-
-
-class PieceResult(NamedTuple):
-    """loss [learning_rate, seed, eval], nan after a run's end; diverged [learning_rate, seed]."""
-
-    loss: np.ndarray
-    diverged: np.ndarray
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs between processes, in the user's cache directory; a cache that JAX has been given (by
-    JAX_COMPILATION_CACHE_DIR, say) stays as it is."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "surge" / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def one_device_per_core() -> None:
-    """Splits the host into a device for each core; call before JAX first computes. Other backends are unmoved,
-    and so is a count that the user has set."""
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-
-
-def lattice(low: float, high: float, ratio: float) -> tuple[float, ...]:
-    """The powers of `ratio` within [low, high], so that the grids of all optimizers align."""
-    first, last = math.ceil(math.log(low, ratio) - 1e-9), math.floor(math.log(high, ratio) + 1e-9)
-    return tuple(ratio**power for power in range(first, last + 1))
-
-
-def geometric_steps(last: int, count: int) -> tuple[int, ...]:
-    """At most `count` distinct whole steps from 1 to `last`, evenly spaced in the logarithm."""
-    return tuple(int(step) for step in np.unique(np.geomspace(1, last, count).round()))
-
-
-def plan(
-    *,
-    optimizers: Mapping[str, tuple[str, tuple[float, float]]],
-    learning_rate_ratio: float,
-    batch_sizes: Sequence[int],
-    seeds: int,
-    max_steps: int,
-    max_examples: int,
-    evals: int,
-    start_step: int = 0,
-) -> list[Piece]:
-    """The pieces of a grid, largest batch size first within an optimizer.
-
-    A run ends at max_steps or max_examples, whichever comes first: for a horizon in examples set max_steps to
-    max_examples, for one in steps set max_examples to max_steps times the largest batch size.
-
-    Args:
-      optimizers: label -> (spec, (lowest, highest learning rate)).
-      learning_rate_ratio: between neighbouring learning rates.
-      batch_sizes: examples per step.
-      seeds: how many runs share each cell.
-      max_steps: longest run in steps, from start_step on.
-      max_examples: longest run in examples, from start_step on.
-      evals: how often a run's loss is taken, at geometrically spaced steps after start_step.
-      start_step: step of the State that all runs branch from.
-
-    Raises:
-      ValueError: no power of learning_rate_ratio lies between the bounds, or max_examples is below a batch size.
-    """
-    pieces = []
-    for label, (spec, (low, high)) in optimizers.items():
-        rates = lattice(low, high, learning_rate_ratio)
-        if not rates:
-            raise ValueError(f"{label}: no power of {learning_rate_ratio:g} lies in [{low:g}, {high:g}]: widen it")
-        for batch_size in sorted(batch_sizes, reverse=True):
-            steps = min(max_steps, max_examples // batch_size)
-            if steps < 1:
-                raise ValueError(f"max_examples ({max_examples}) allows no step at batch size {batch_size}: raise it")
-            ends = tuple(start_step + step for step in geometric_steps(steps, evals))
-            pieces.append(Piece(label, spec, batch_size, rates, tuple(range(seeds)), ends, start_step))
-    return pieces
-
-
-def _parameters(task: Task) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))))
-
-
-def size_classes(task: Task) -> tuple[int, ...]:
-    """Micro-batch sizes, increasing: those that are fastest here, or the ghost batch where a batch loss couples it."""
-    if task.batch_loss is not None:
-        return (task.ghost,)
-    if jax.default_backend() == "cpu":
-        key = jax.random.key(0)
-        shapes = jax.eval_shape(task.init, key), jax.eval_shape(task.draw, task.data, key)
-        flops = (jax.jit(jax.grad(task.loss)).lower(*shapes).cost_analysis() or {}).get("flops", 0.0)
-        if flops > max(FLOPS, ROWS * 6 * _parameters(task)):  # two for a product, forward once and backward twice
-            return MICROBATCHES[:1]
-    return MICROBATCHES
-
-
-def microbatch(task: Task, classes: Sequence[int], batch_size: int) -> int:
-    """The largest of the size classes within the batch, or the smallest.
-
-    Raises:
-      ValueError: the task couples ghost batches, and the batch is not a whole number of them.
-    """
-    if task.batch_loss is not None and batch_size % task.ghost:
-        raise ValueError(f"batch size {batch_size} is no multiple of the {task.ghost} examples of a ghost batch")
-    return max((size for size in classes if size <= batch_size), default=classes[0])
-
-
-def fastest_form(task: Task) -> str:
-    """ "vmap" or "map": how lanes share a device."""
-    return "map" if jax.default_backend() == "cpu" and _parameters(task) > VMAP_PARAMETERS else "vmap"
 
 
 def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Any:
@@ -178,21 +34,6 @@ def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Any:
         return jax.lax.map(lambda rate: jax.lax.map(lambda key: one(rate, key), keys), rates)
 
     return jax.pmap(lanes, in_axes=(0, *(None,) * 8))
-
-
-def device_bytes() -> float:
-    """Memory of one device, all of it: by what is free at the moment, blocks would be a matter of timing."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
-    return (min(host, int(limit)) if limit.isdigit() else host) / jax.local_device_count()
-
-
-def short_of_memory(error: Exception) -> bool:
-    """Whether an error says that host or device memory ran out."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def whole_block(pieces: Sequence[Piece], form: str) -> tuple[int, int]:
@@ -235,7 +76,7 @@ class Engine:
         form: str | None = None,
     ):
         self.task, self.key, self.stop_loss, self.block, self.start = task, key, stop_loss, block, start
-        self.form, self._classes = form or fastest_form(task), size_classes(task)
+        self.form, self._classes = form or hardware.fastest_form(task), hardware.size_classes(task)
         self.devices = jax.local_device_count()
         mesh = Mesh(np.asarray(jax.local_devices()), "device")
         self._dealt, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("device",), ()))
@@ -254,7 +95,7 @@ class Engine:
         return piece.spec, self._size(piece), len(_padded(piece.eval_steps))
 
     def _size(self, piece: Piece) -> int:
-        return microbatch(self.task, self._classes, piece.batch_size)
+        return hardware.microbatch(self.task, self._classes, piece.batch_size)
 
     def _block(self, piece: Piece) -> tuple[int, int]:
         """Made smaller for one program only, so that it does not depend on what ran before."""
@@ -312,7 +153,7 @@ class Engine:
             try:
                 return self._run(piece, len(piece.eval_steps) if limit is None else limit)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                if not short_of_memory(error):
+                if not hardware.short_of_memory(error):
                     raise
                 rates, seeds = self._block(piece)
                 if (rates, seeds) == (1, 1):
@@ -334,7 +175,7 @@ class Engine:
         program = lowered.compile(compiler_options={"xla_backend_optimization_level": 1} if fast else None)
         sizes = program.memory_analysis()
         needed = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
-        if needed > (1.0 if alone else MEMORY_SHARE) * device_bytes():
+        if needed > (1.0 if alone else hardware.MEMORY_SHARE) * hardware.device_bytes():
             raise MemoryError(f"{needed / 2**30:.1f} GiB needed for {block[0]} learning rates x {block[1]} seeds")
         return program
 
@@ -402,7 +243,7 @@ def run_pieces(
     """
     if not pieces:
         return iter(())
-    form = form or fastest_form(task)
+    form = form or hardware.fastest_form(task)
     block = block or whole_block(pieces, form)
     engine = Engine(task, key, stop_loss=stop_loss, block=block, start=start, form=form)
     engine.announce(pieces)
