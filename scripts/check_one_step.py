@@ -1,6 +1,6 @@
 """How near is the measured law to the true one-step optimum? Every ratio, at the start and three losses of six runs.
 
-    python scripts/check_one_step.py                     # about 15 minutes on two cores
+    python scripts/check_one_step.py                     # about 14 minutes on two cores
     python scripts/check_one_step.py --only=mnist1d-cnn
 
 For each checkpoint, optimizer and batch size: ε_opt by the measured law over ε_opt by the one-step oracle, with the
