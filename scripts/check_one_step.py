@@ -110,9 +110,9 @@ def page(measured: dict[str, xr.Dataset]) -> str:
     lines += [
         "## The cost",
         "",
-        "In examples differentiated. The pool of gradients and the curvatures along directions are shared by all"
-        " batch sizes, the pool by all optimizers too. The sweep is the dense grid of the same config if no run ends"
-        " early.",
+        "In examples differentiated, for one optimizer at all batch sizes: the pool of gradients, counted whole though"
+        " optimizers share it, and a second derivative along each direction. The sweep is the dense grid of the same"
+        " config, all optimizers, if no run ends early.",
         "",
         "| experiment | measured law, one checkpoint | moments | sweep | law / sweep |",
         "|---|---|---|---|---|",
