@@ -93,6 +93,17 @@ def cost(name: str, measured: xr.Dataset) -> str:
     return f"| {name} | {law:.3g} | {config.measure.examples} | {sweep:.3g} | {law / sweep:.2%} |"
 
 
+def drifts(name: str, measured: xr.Dataset) -> list[str]:
+    """Rows: the power of the training loss that each quantity goes as, where it is defined."""
+    rows = []
+    for quantity in measured.quantity.values:
+        value, low, high = measured.drift.sel(quantity=quantity).values.tolist()
+        if np.isfinite(value):
+            n = int(measured.drift_n.sel(quantity=quantity))
+            rows.append(f"| {name} | {quantity} | {value:.2f} [{low:.2f}, {high:.2f}] | {n} |")
+    return rows
+
+
 def page(measured: dict[str, xr.Dataset]) -> str:
     """All that was found."""
     lines = [
@@ -117,6 +128,17 @@ def page(measured: dict[str, xr.Dataset]) -> str:
         "| experiment | measured law, one checkpoint | moments | sweep | law / sweep |",
         "|---|---|---|---|---|",
         *(cost(name, data) for name, data in measured.items()),
+    ]
+    lines += [
+        "",
+        "## Along training",
+        "",
+        "The power of the training loss that a quantity goes as over the checkpoints, the start included: negative"
+        " where it grows as the loss falls. Quantities that are undefined at too many checkpoints are left out.",
+        "",
+        "| experiment | quantity | power of the loss | n |",
+        "|---|---|---|---|",
+        *(row for name, data in measured.items() for row in drifts(name, data)),
     ]
     return "\n".join(lines) + "\n"
 
