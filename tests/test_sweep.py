@@ -294,7 +294,7 @@ def test_a_ghost_batch_is_of_one_size_whatever_the_batch():
     with pytest.raises(ValueError, match="batch size 181 is no multiple of the 16 examples of a ghost batch"):
         hardware.microbatch(coupled, (16,), 181)
     classes = hardware.size_classes(TASK)
-    assert [hardware.microbatch(TASK, classes, size) for size in (1, 8, 63, 64, 181, 999)] == [8, 8, 8, 64, 64, 256]
+    assert [hardware.microbatch(TASK, classes, size) for size in (1, 8, 63, 64, 181, 999)] == [8, 8, 32, 32, 128, 128]
 
 
 def test_other_failures_are_not_hidden(monkeypatch):

@@ -9,10 +9,10 @@ import jax
 from surge.tasks import Task
 
 # Size classes: one compiled program for each optimizer and class serves every batch size. On two cores an example of
-# the MNIST-1D MLP costs half as much at 64 as at 8, and a fifth less at 256 than at 64.
-MICROBATCHES = (8, 64, 256)
+# the MNIST-1D MLP costs half as much at 32 as at 8, a quarter less at 128 than at 32, and a twentieth less at 256.
+MICROBATCHES = (8, 32, 128)
 # On CPU the smallest class alone, where an example is many rows of a product with the same weights (a convolution's
-# positions, a text's tokens): 8 fill the product, 64 leave the cache. That takes a fifth to a third off a step.
+# positions, a text's tokens): 8 fill the product, more leave the cache. That takes a fifth to a third off a step.
 ROWS, FLOPS = 10, 5e5  # of an example's gradient, at least
 # On CPU a run of more parameters than this fills a core. Runs then take turns (lax.map), as fast as side by side
 # (vmap), and each ends by itself.
