@@ -279,3 +279,10 @@ def test_many_seeds_are_resampled(paired):
 def test_intervals_for_people():
     assert interval(None, None) == interval(math.nan, None) == "–"
     assert (interval(0, None), interval(None, 1), interval(1, 2.04)) == ("[0, ∞]", "[-∞, 1]", "[1, 2]")
+
+
+def test_no_law_is_named_where_all_misfit_by_far():
+    sizes = np.array([16, 64, 256, 1024, 4096.0])
+    rates = np.array([0.0023, 0.0069, 0.0062, 0.0059, 0.0059])  # a step that no law has, then flat: not a constant
+    found = compare_laws(sizes, rates, np.array([0.05, 0.08, 0.05, 0.13, 0.38]))
+    assert found.best is None and "no law fits" in found.why

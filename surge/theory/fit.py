@@ -21,6 +21,7 @@ CLEAR = 3.5  # standard errors between two optima that pass for a rise or a fall
 WORSE = 0.99  # confidence that a law predicts worse than the one that predicts best
 EQUIVALENT = math.log(1.2)  # between two curves of ε on the data: an error of 20% costs 4% of a step's gain
 IMPLAUSIBLE = 1e-3  # probability of a law's misfit by chance
+MISJUDGED = 2.0  # factor by which given errors may be too small; beyond, all laws are wrong and not the errors
 ERROR_FLOOR = 0.03  # of log ε: a parabola is only an approximation of the loss around the optimum
 
 
@@ -206,7 +207,8 @@ def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | Non
     held_out_se = {
         name: each.std(ddof=1) / math.sqrt(n) / max(2 * held_out[name], 1e-12) for name, each in squares.items()
     }
-    remaining = _remaining(fits, aicc, {name: each / errors**2 for name, each in squares.items()})
+    dispersion = _dispersion(fits, n) if error is None else min(_dispersion(fits, n), MISJUDGED**2)
+    remaining = _remaining(fits, aicc, dispersion, {name: each / errors**2 for name, each in squares.items()})
     winner = _simplest(remaining)
     why = _doubt(winner, [fits[name] for name in remaining])
     return Comparison(fits, aicc, held_out, held_out_se, None if why else winner, why)
@@ -222,11 +224,13 @@ def _leave_one_out(fit: Fit, y: np.ndarray, errors: np.ndarray) -> np.ndarray:
     return gap[best, each] - scale[best, each]
 
 
-def _remaining(fits: Mapping[str, Fit], aicc: Mapping[str, float], cost: Mapping[str, np.ndarray]) -> list[str]:
+def _remaining(
+    fits: Mapping[str, Fit], aicc: Mapping[str, float], dispersion: float, cost: Mapping[str, np.ndarray]
+) -> list[str]:
     """Laws that are not ruled out, given squared held-out errors in units of those of the optima [n]."""
     least, best = min(aicc.values()), min(cost, key=lambda name: cost[name].mean())
     n = len(cost[best])
-    dispersion, quantile = _dispersion(fits, n), stats.t.ppf(WORSE, n - 1)
+    quantile = stats.t.ppf(WORSE, n - 1)
     remaining = []
     for name, fit in fits.items():
         difference = cost[name] - cost[best]
