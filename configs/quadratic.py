@@ -6,9 +6,9 @@
     python -m surge.main --config=configs/quadratic.py:quick      # fewer seeds
     python -m surge.main --config=configs/quadratic.py:full       # more seeds and batch sizes
 
-Found here (two CPU cores, 27 s from a cold start): sign descent's optimum rises from 0.038 at B = 1 to 0.115 at 16 to 64, then falls
-to 0.065 at 1024, within 10% of the exact law everywhere and within 1% from B = 16 on; the fitted peak is 33 [26, 37]
-where the exact one is 32. SGD's only rises. With the diagonal Hessian no peak is seen.
+Found here (two CPU cores, 27 s from a cold start): sign descent's optimum rises from 0.038 at B = 1 to 0.115 at 16 and
+64, then falls to 0.065 at 1024, within 10% of the exact law everywhere and within 1% from B = 16 on; the fitted peak
+is 33 [26, 37] where the exact one is 32. SGD's only rises. With the diagonal Hessian no peak is seen.
 With noise of correlation 0.3 the law for independent coordinates reads 0.080 at B = 4 and 0.118 at 16, where the true
 one-step optimum is 0.020 [0.009, 0.044] and 0.047 [0.038, 0.058]; the measured law is right, and the sweep follows it:
 0.040 [0.028, 0.050] at 16.
