@@ -13,7 +13,7 @@ from surge.gradients.directions import Stepper
 from surge.gradients.independent import SignSummary, flat_hessian, independent_law, sign_summary
 from surge.gradients.moments import GradientMoments
 from surge.measurement import GROUPS, QUANTILES, gradient_noise
-from surge.optimizers import gradient_weights, make_optimizer
+from surge.optimizers import bends, gradient_weights, make_optimizer
 from surge.tasks import draw_from_arrays
 from surge.theory.noise import Estimate
 
@@ -69,7 +69,7 @@ def measure(
       ValueError: no examples or fewer than 8, a loss that is not a scalar, an unknown optimizer.
     """
     steps = {
-        label: Stepper(make_optimizer(spec), partial(gradient_weights, spec))
+        label: Stepper(make_optimizer(spec), partial(gradient_weights, spec), bends(spec))
         for label, spec in (optimizers or {}).items()
     }
     examples = _joined(list(batches))

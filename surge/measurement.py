@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from surge.gradients import curvature, independent, one_step
 from surge.gradients.directions import Stepper
 from surge.gradients.moments import GradientMoments, merge, per_example_moments
-from surge.optimizers import gradient_weights, make_optimizer
+from surge.optimizers import bends, gradient_weights, make_optimizer
 from surge.tasks import Task, count_rows, ghost_batches
 from surge.theory import noise
 from surge.theory.drift import power_law
@@ -117,6 +117,7 @@ def _in_units(spec: str, unit: int) -> Stepper:
     return Stepper(
         make=lambda rate, size, steps: make(rate, size * unit, steps),
         weights=lambda size: gradient_weights(spec, size * unit),
+        bends=bends(spec),
     )
 
 

@@ -173,6 +173,11 @@ def _defaults(name: str) -> dict[str, Any]:
     return {key: each.default for key, each in inspect.signature(DIRECTIONS[name]).parameters.items()}
 
 
+def bends(spec: str) -> bool:
+    """Whether a direction is not linear in the average of gradients that it is taken from: the sign of a momentum."""
+    return parse(spec)[0] in ("signum", "lion", "muon")
+
+
 def gradient_weights(spec: str, batch_size: float) -> np.ndarray:
     """How a direction weighs the gradients of the last steps, newest first [k]; the weights sum to 1.
 

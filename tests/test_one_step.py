@@ -10,7 +10,7 @@ import pytest
 from surge.gradients import independent, one_step
 from surge.gradients.directions import GROUPS, PoolSource, Stepper, directions
 from surge.gradients.moments import per_example_moments
-from surge.optimizers import gradient_weights, make_optimizer
+from surge.optimizers import bends, gradient_weights, make_optimizer
 from surge.tasks.quadratic import problem, quadratic
 from surge.theory import laws
 from surge.theory.laws import Hessian
@@ -50,7 +50,7 @@ def sample(task, spec, key, count=256, sizes=SIZES):
 
 
 STEPPERS = {
-    spec: Stepper(make_optimizer(spec), partial(gradient_weights, spec))
+    spec: Stepper(make_optimizer(spec), partial(gradient_weights, spec), bends(spec))
     for spec in ("sign_sgd", "sgd", "momentum", "adam", "lion")
 }
 KIND = {"hessian": "rank_one", "size": 40, "noise": 8.0}
@@ -193,6 +193,13 @@ def test_pool_holds_plain_gradients_of_nested_batches():
         np.testing.assert_allclose(pool.members[3, 1], gradient(1, pool.drawn), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(pool.centre[3], np.mean([gradient(b, 64) for b in range(3)], 0), rtol=1e-4, atol=1e-4)
     assert pools.examples == GROUPS * (3 * 64 + 2 * (5 + 1))
+    lion = STEPPERS["lion"]  # whose update averages 71 batches
+    pool = pools.for_update(lion, 1)
+    first, rest = gradient(0, 64), lion.examples(1) - 64
+    np.testing.assert_allclose(
+        pool.centre[3], (64 * first + rest * gradient(1, rest)) / (64 + rest), rtol=1e-4, atol=1e-4
+    )
+    assert pool.size == lion.examples(1) and pools.examples == GROUPS * (3 * 64 + 2 * (5 + 1 + 1) + pool.size)
 
 
 def test_directions_have_the_mean_and_covariance_of_a_batch_also_beyond_the_pool():
@@ -200,7 +207,8 @@ def test_directions_have_the_mean_and_covariance_of_a_batch_also_beyond_the_pool
     covariance = known.noise_root @ known.noise_root.T
     for spec, size, batches in (("sgd", 4, 1), ("sgd", 300, 1), ("momentum", 16, 19)):
         params, pools = source(task, 64, STEPPERS[spec].examples(size))
-        found = np.asarray(directions(params, pools.at(size), STEPPERS[spec], size, jax.random.key(1), count=512))
+        pool = pools.for_update(STEPPERS[spec], size)
+        found = np.asarray(directions(params, pool, STEPPERS[spec], size, jax.random.key(1), count=512))
         gain = 10.0 if spec == "momentum" else 1.0  # of a decay of 0.9
         spread = np.trace(np.cov(found.T)) / gain**2 * batches * size
         assert spread == pytest.approx(np.trace(covariance), rel=0.25)

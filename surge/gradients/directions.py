@@ -27,10 +27,13 @@ class Stepper(NamedTuple):
     Attributes:
       make: (learning rate, batch size, total steps) -> optax transformation; total steps is None here.
       weights: batch size -> how an update weighs the gradients of the last steps, newest first [w]; sum 1.
+      bends: whether the update is not linear in that average (the sign of a momentum). A few members then do not
+        stand for its noise, and the centre is of just the κB examples that are behind one update.
     """
 
     make: Callable[[Any, Any, Any], optax.GradientTransformation]
     weights: Callable[[int], np.ndarray] = lambda _: np.ones(1)
+    bends: bool = False
 
     def examples(self, batch_size: int) -> int:
         """κB: examples behind one update, whose momentum averages κ = 1/Σw² batches."""
@@ -72,7 +75,10 @@ class PoolSource:
         batches = max(members, -(-size // WIDTH))
         self._members = partial(_members, loss_fn, draw, members, params, data, key)
         full = self._members(WIDTH)
-        centre = _centre(loss_fn, draw, params, data, key, full, batches)
+        self._centre = partial(_centre, loss_fn, draw, params, data, key)
+        known = jax.tree.map(lambda leaf: leaf.mean(1), full)
+        centre = self._centre(batches * WIDTH, members, known)
+        self._nothing = jax.tree.map(jnp.zeros_like, known)
         self._pool = self._full = Pool(centre, full, batches * WIDTH, WIDTH)
         self.examples = GROUPS * batches * WIDTH  # that were differentiated
 
@@ -85,6 +91,14 @@ class PoolSource:
             self._pool = self._full._replace(members=self._members(drawn), drawn=drawn)
             self.examples += drawn * int(np.prod(jax.tree.leaves(self._pool.members)[0].shape[:2]))
         return self._pool
+
+    def for_update(self, stepper: Stepper, batch_size: int) -> Pool:
+        """What `directions` of an optimizer and batch size are made of."""
+        pool, size = self.at(batch_size), stepper.examples(batch_size)
+        if not stepper.bends or size > pool.size - WIDTH:
+            return pool
+        self.examples += GROUPS * size
+        return pool._replace(centre=self._centre(size, 0, self._nothing), size=size)
 
 
 def _mean_gradient(loss_fn: LossFn, draw: Draw, params: Any, data: Any, key: jax.Array, size: Any, width: int) -> Any:
@@ -112,21 +126,22 @@ def _members(loss_fn, draw, members, params, data, key, drawn) -> Any:
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "draw"))
-def _centre(loss_fn, draw, params, data, key, members, batches) -> Any:
-    """Each group's mean over its members and the mini-batches after them [GROUPS, ...]."""
-    count = jax.tree.leaves(members)[0].shape[1]
+def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
+    """Each group's mean gradient over the first `size` examples of its mini-batches, in order [GROUPS, ...]; that over
+    the first `done` mini-batches is known."""
 
     def group(pair: tuple[jax.Array, Any]) -> Any:
         key, mean = pair
 
         def add(index: jax.Array, mean: Any) -> Any:
-            new = _mean_gradient(loss_fn, draw, params, data, jax.random.fold_in(key, index), WIDTH, WIDTH)
-            return jax.tree.map(lambda old, each: old + (each - old) / (index + 1), mean, new)
+            drawn = jnp.minimum(size - index * WIDTH, WIDTH)
+            new = _mean_gradient(loss_fn, draw, params, data, jax.random.fold_in(key, index), drawn, WIDTH)
+            share = drawn / (index * WIDTH + drawn)
+            return jax.tree.map(lambda old, each: old + (each - old) * share, mean, new)
 
-        return jax.lax.fori_loop(count, batches, add, mean)
+        return jax.lax.fori_loop(done, -(-size // WIDTH), add, mean)
 
-    means = jax.tree.map(lambda leaf: leaf.mean(1), members)
-    return jax.lax.map(group, (jax.random.split(key, GROUPS), means))
+    return jax.lax.map(group, (jax.random.split(key, GROUPS), known))
 
 
 def directions(params: Any, pool: Pool, stepper: Stepper, batch_size: int, key: jax.Array, *, count: int) -> Any:
@@ -145,7 +160,7 @@ def directions(params: Any, pool: Pool, stepper: Stepper, batch_size: int, key: 
 
     Args:
       params: the checkpoint.
-      pool: `PoolSource.at(batch_size)`.
+      pool: `PoolSource.for_update(stepper, batch_size)`.
       stepper: the optimizer.
       batch_size: B.
       key: of the order in which deviations are met.

@@ -112,7 +112,7 @@ def sample_steps(
     samples: dict[str, list[StepSample]] = {label: [] for label in optimizers}
     for size in batch_sizes:
         for label, stepper in optimizers.items():
-            found = directions(params, pool.at(size), stepper, size, step_key, count=count)
+            found = directions(params, pool.for_update(stepper, size), stepper, size, step_key, count=count)
             looked = _look(loss_fn, params, evaluation, found)
             samples[label].append(StepSample(*(np.asarray(each, float) for each in looked)))
     return Steps(samples, pool.examples)
