@@ -14,8 +14,9 @@ from surge.optimizers import make_optimizer
 from surge.tasks.mlp import mnist1d
 from surge.tasks.quadratic import quadratic
 from surge.theory.optimum import optimal_lr
-from surge.training import grid, hardware, sweep
+from surge.training import hardware, sweep
 from surge.training.adaptive import last_loss, run_adaptive, steps_to
+from surge.training.grid import plan
 from surge.training.run import State, make_train
 
 KEY = jax.random.key(0)
@@ -29,7 +30,7 @@ GRID = {
     "max_examples": 640,
     "evals": 12,
 }
-PIECES = grid.plan(**GRID)
+PIECES = plan(**GRID)
 WIDE = {"optimizers": {"sgd": ("sgd", (0.001, 2.0))}, "batch_sizes": (4, 8, 16, 32), "max_steps": 200}
 WIDE |= {"max_examples": 1600, "evals": 24}
 SEARCHED = quadratic(hessian="random", size=10, noise=2.0)
@@ -47,7 +48,7 @@ def by_size(runs):
 
 
 def adaptive(task=SEARCHED, grid=WIDE, targets=TARGETS, stop_loss=TARGETS[-1], done=()):
-    pieces = grid.plan(**GRID | grid)
+    pieces = plan(**GRID | grid)
     kept = {piece: done[piece.batch_size] for piece in pieces if piece.batch_size in done}
     options = {"ratio": 2**0.5, "targets": targets, "stop_loss": stop_loss, "done": kept}
     return by_size(run_adaptive(task, pieces, KEY, **options))
@@ -97,7 +98,7 @@ def test_plan():
 
 def test_plan_from_a_later_step():
     """Horizons count from there, in examples (here at batch size 64) or in steps (at 8)."""
-    later = grid.plan(**GRID, start_step=100)
+    later = plan(**GRID, start_step=100)
     assert [piece.eval_steps[-1] for piece in later] == [110, 160]
     assert later[0].eval_steps[0] == 101
     assert [piece.examples for piece in later] == [piece.examples for piece in PIECES]
@@ -112,7 +113,7 @@ def test_plan_from_a_later_step():
 )
 def test_a_grid_that_holds_nothing_says_so(change, words):
     with pytest.raises(ValueError, match=words):
-        grid.plan(**GRID | change)
+        plan(**GRID | change)
 
 
 def test_a_cell_equals_the_run_done_alone(dense):
@@ -142,7 +143,7 @@ def test_pieces_do_not_depend_on_their_company(dense):
 
 def test_a_resumed_grid_is_the_same_to_the_last_bit():
     optimizers = {"wide": ("sgd", (0.02, 0.7)), "narrow": ("momentum", (0.02, 0.07))}
-    pieces = grid.plan(**GRID | {"optimizers": optimizers, "batch_sizes": (8,)})
+    pieces = plan(**GRID | {"optimizers": optimizers, "batch_sizes": (8,)})
     left = [piece for piece in pieces if piece.optimizer == "narrow"]
     assert sweep.whole_block(pieces, "vmap") != sweep.whole_block(left, "vmap")
     options = {"stop_loss": -np.inf, "block": sweep.whole_block(pieces, "vmap"), "form": "vmap"}
@@ -192,7 +193,7 @@ def test_three_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     )
     sizes = (1, 2, 3, 8, 16, 48, 64, 100, 128, 181, 256, 320)
     optimizers = {"sgd": ("sgd", (0.1, 0.2)), "momentum": ("momentum", (0.1, 0.2))}
-    pieces = grid.plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
+    pieces = plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
     assert len(list(sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == 2 * len(sizes)
     assert sorted(made) == 3 * ["momentum"] + 3 * ["sgd"]
 
@@ -315,7 +316,7 @@ def test_runs_branch_from_a_state_of_parameters_and_optimizer():
 
     whole, start = alone(5, 9), alone(4, 5).state
     ends = {"max_steps": 4, "evals": 3, "batch_sizes": (8,), "start_step": 5}
-    (piece,) = grid.plan(**GRID | ends | {"optimizers": {"adam": ("adam", (0.03, 0.3))}})
+    (piece,) = plan(**GRID | ends | {"optimizers": {"adam": ("adam", (0.03, 0.3))}})
     assert piece.eval_steps == (6, 7, 9)
     piece = piece._replace(learning_rates=(0.1, 0.2))
     engine = sweep.Engine(TASK, KEY, stop_loss=-np.inf, block=(1, 2), start=start)
@@ -344,7 +345,7 @@ def assert_same_for_less(narrow, wide, targets):
 
 
 def test_adaptive_finds_the_dense_optima_for_less(narrow):
-    runs = sweep.run_pieces(SEARCHED, grid.plan(**GRID | WIDE), KEY, stop_loss=TARGETS[-1])
+    runs = sweep.run_pieces(SEARCHED, plan(**GRID | WIDE), KEY, stop_loss=TARGETS[-1])
     assert_same_for_less(narrow, by_size(runs), TARGETS)
 
 
@@ -353,13 +354,13 @@ def test_adaptive_finds_the_dense_optima_of_an_mlp_for_less():
     task, targets = mnist1d(widths=(64, 64), examples=5_000, evaluation_examples=512), (1.4, 1.1)
     grid = {"optimizers": {"adam": ("adam", (3e-4, 1e-1))}, "batch_sizes": (8, 16, 32, 64, 128, 256)}
     grid |= {"max_steps": 1000, "max_examples": 50_000, "evals": 40}
-    runs = sweep.run_pieces(task, grid.plan(**GRID | grid), KEY, stop_loss=targets[-1])
+    runs = sweep.run_pieces(task, plan(**GRID | grid), KEY, stop_loss=targets[-1])
     assert_same_for_less(adaptive(task, grid, targets, targets[-1]), by_size(runs), targets)
 
 
 def test_adaptive_judges_runs_that_ended_early_by_their_last_loss():
     grid = {"optimizers": {"sgd": ("sgd", (0.004, 4.0))}, "batch_sizes": (64,)}
-    (piece,) = grid.plan(**GRID | grid)
+    (piece,) = plan(**GRID | grid)
     ((_, wide),) = sweep.run_pieces(TASK, [piece], KEY, stop_loss=0.6)
     assert (np.isnan(wide.loss[..., -1]) & (wide.diverged == 0)).any() and wide.diverged.any()
     ((found, result),) = adaptive(TASK, grid, (None,), 0.6).values()
