@@ -1,11 +1,12 @@
 """What a sweep costs: by number of cells and devices, and whole, compilation included, against simpler designs.
 
-    python scripts/bench_scaling.py        # about 8 minutes on two cores
+    python scripts/bench_scaling.py        # about 5.5 minutes on two cores
 
 First table: training steps a second over all cells of the MNIST-1D MLP (Adam, batch 64) by number of cells, on one
-device and on one for each core. Second: a whole sweep of 10 batch sizes x 16 learning rates x 3 seeds, at the length
-of configs/mnist1d.py:quick, with an empty and then a warm compilation cache: ours (two size classes of micro-batches),
-one program for each batch size, and one program with micro-batches of 8. Every number is from its own process.
+device and on one for each core. Second: a whole sweep of 10 batch sizes x 15 learning rates x 3 seeds, at the length
+of configs/mnist1d.py:quick, with an empty and then a warm compilation cache: ours (three size classes of
+micro-batches), one program for each batch size, and one program with micro-batches of 8. Every number is from its own
+process.
 """
 
 import json

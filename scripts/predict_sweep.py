@@ -190,8 +190,7 @@ def summary(table: Iterable[dict[str, Any]]) -> list[str]:
             lines.append(f"| {rule} | 0 of {asked} | – | – | – | – | – | – | – |")
             continue
         off = np.exp(np.abs([row["log_error"] for row in rows]))
-        steps = [math.inf if row["outcome"] == FAILS else row["regret"] for row in rows if row["outcome"] != BEYOND]
-        above = [row["loss"] for row in rows if row["loss"] is not None and math.isfinite(row["loss"])]
+        steps, above = regrets(rows)
         middle = f"{np.median(steps):.0%}" if steps and np.isfinite(np.median(steps)) else "∞"
         loss = f"{np.median(above):.2f}" if above else "–"
         counts = " | ".join(str(sum(row["outcome"] == each for row in rows)) for each in (FAILS, BEYOND))
@@ -202,17 +201,24 @@ def summary(table: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def by_pair(table: Iterable[dict[str, Any]], rule: str) -> list[np.ndarray]:
-    """|log error| of a rule for each (experiment, optimizer)."""
+def regrets(rows: Iterable[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Extra steps of the rows whose rate is on the grid, infinite where runs fail; loss above target where known."""
+    rows = list(rows)
+    steps = [math.inf if row["outcome"] == FAILS else row["regret"] for row in rows if row["outcome"] != BEYOND]
+    return steps, [row["loss"] for row in rows if row["loss"] is not None and math.isfinite(row["loss"])]
+
+
+def by_pair(table: Iterable[dict[str, Any]], rule: str) -> dict[tuple[str, str], np.ndarray]:
+    """(experiment, optimizer) -> |log error| of a rule in each of its moves."""
     found: dict[tuple[str, str], list[float]] = {}
     for row in _known(table, rule):
         found.setdefault((row["experiment"], row["optimizer"]), []).append(abs(row["log_error"]))
-    return [np.array(each) for each in found.values()]
+    return {pair: np.array(each) for pair, each in found.items()}
 
 
 def resampled(table: list[dict[str, Any]], rules: Iterable[str]) -> dict[str, np.ndarray]:
     """Median |log error| of each rule in bootstraps over whole (experiment, optimizer) pairs, the same for all."""
-    errors = {rule: by_pair(table, rule) for rule in rules}
+    errors = {rule: list(by_pair(table, rule).values()) for rule in rules}
     pairs = len(errors[BEST])
     picks = np.random.default_rng(0).integers(0, pairs, (RESAMPLES, pairs))
     return {
@@ -224,28 +230,24 @@ def resampled(table: list[dict[str, Any]], rules: Iterable[str]) -> dict[str, np
 def found(table: list[dict[str, Any]]) -> list[str]:
     """The sentences that the table amounts to."""
     rivals = (SHAPE, HALF, "measured, K = 1")
-    draws, off = resampled(table, (BEST, *rivals)), np.exp(np.concatenate(by_pair(table, BEST)))
+    draws, errors = resampled(table, (BEST, *rivals)), by_pair(table, BEST)
+    off = np.exp(np.concatenate(list(errors.values())))
     low, high = np.exp(np.quantile(draws[BEST], (0.025, 0.975)))
-    pairs, within = len(by_pair(table, BEST)), (off <= 2**0.5).sum()
+    within = (off <= 2**0.5).sum()
     lines = [
         "The paper's small-batch shape 1/(√(B_simple/B) + √(B/B_simple)), with nothing but B_simple = tr Σ/|μ|² of"
         f" one checkpoint, is off by a factor {np.median(off):.2f} [{low:.2f}, {high:.2f}] in the median of"
-        f" {len(off)} moves on {pairs} (task, optimizer) pairs; {within} of {len(off)} lie within √2, the worst is"
-        f" {off.max():.2f}."
+        f" {len(off)} moves on {len(errors)} (task, optimizer) pairs; {within} of {len(off)} lie within √2, the worst"
+        f" is {off.max():.2f}."
         " Intervals are 95%, by bootstrap over the pairs."
     ]
-    worst: dict[str, float] = {}
-    for row in _known(table, BEST):
-        pair = f"{row['experiment']} {row['optimizer']}"
-        worst[pair] = max(worst.get(pair, 1.0), math.exp(abs(row["log_error"])))
+    worst = {" ".join(pair): math.exp(each.max()) for pair, each in errors.items()}
     met = [pair for pair, off in worst.items() if off <= 2**0.5]
     missed = [f"{pair} ({off:.2f})" for pair, off in worst.items() if off > 2**0.5]
     lines.append(
         f"- Every move lies within √2 on: {', '.join(met) or 'no pair'}. Not on: {', '.join(missed) or 'none'}."
     )
-    rows = _known(table, BEST)
-    steps = [math.inf if row["outcome"] == FAILS else row["regret"] for row in rows if row["outcome"] != BEYOND]
-    above = [row["loss"] for row in rows if row["loss"] is not None and math.isfinite(row["loss"])]
+    steps, above = regrets(_known(table, BEST))
     lines.append(
         f"- Following it from a tuned B0 costs {np.median(steps):.0%} more steps than the swept optimum in the median,"
         f" and {np.median(above):+.2f} in loss when that arrives (worst {max(above):+.2f}); {steps.count(math.inf)} of"
@@ -253,7 +255,7 @@ def found(table: list[dict[str, Any]]) -> list[str]:
     )
     for rule in rivals:
         low, high = np.exp(np.quantile(draws[rule] - draws[BEST], (0.025, 0.975)))
-        factor = np.exp(np.median(np.concatenate(by_pair(table, rule))))
+        factor = np.exp(np.median(np.concatenate(list(by_pair(table, rule).values()))))
         said = "worse" if low > 1 else "better" if high < 1 else "not told apart from it"
         lines.append(f"- *{rule}*: {factor:.2f}, {said} (ratio of medians [{low:.2f}, {high:.2f}]).")
     return lines

@@ -104,7 +104,7 @@ def moves_right(entries: list[dict[str, Any]]) -> Verdict:
     """The claim that B_noise grows as the target loss falls: disjoint intervals at the first and last target."""
     first, last = (entry["noise_scale"] for entry in (entries[0], entries[-1]))
     shown = "; ".join(
-        f"loss {entry['target_loss']}: {_number(scale['b_noise'])} [{_number(scale['low'])}, {_number(scale['high'])}]"
+        f"loss {entry['target_loss']}: {_bounds(scale['b_noise'], scale['low'], scale['high'])}"
         for entry, scale in ((entries[0], first), (entries[-1], last))
     )
     if None in (first["low"], first["high"], last["low"], last["high"]):
@@ -127,12 +127,11 @@ def validity_near(value: float, factor: float) -> Callable[[xr.Dataset], Verdict
 
     def judge(measured: xr.Dataset) -> Verdict:
         last = measured.isel(checkpoint=-1)
-        bounds = [float(each) for each in last.validity.sel(quantile=0.5)]
+        middle, low, high = (float(each) for each in last.validity.sel(quantile=0.5))
         quarters = (float(last.validity.sel(quantile=each, bound="value")) for each in (0.25, 0.75))
-        middle = " to ".join(map(_number, quarters))
-        evidence = f"loss {float(last.loss):.2g}: median {_number(bounds[0])} [{_number(bounds[1])},"
-        evidence += f" {_number(bounds[2])}], half of all parameters {middle}"
-        return Verdict(judged(bounds[1], bounds[2], value / factor, value * factor), evidence)
+        half = " to ".join(map(_number, quarters))
+        evidence = f"loss {float(last.loss):.2g}: median {_bounds(middle, low, high)}, half of all parameters {half}"
+        return Verdict(judged(low, high, value / factor, value * factor), evidence)
 
     return judge
 
@@ -208,13 +207,13 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def _bounds(estimate: dict[str, Any]) -> str:
-    return f"{_number(estimate['value'])} [{_number(estimate['low'])}, {_number(estimate['high'])}]"
+def _bounds(value: float | None, low: float | None, high: float | None) -> str:
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
 
 
 def _peak(peak: dict[str, Any]) -> str:
     if peak["value"] is not None:
-        return _bounds(peak)
+        return _bounds(peak["value"], peak["low"], peak["high"])
     return peak["why"].partition(";")[0] + (f", above {_number(peak['low'])}" if peak["low"] else "")
 
 

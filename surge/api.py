@@ -1,7 +1,6 @@
 """What a notebook asks of a model of its own: gradient noise at one point, and the learning rate that it implies."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -9,11 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from surge.gradients import one_step
-from surge.gradients.directions import Stepper
 from surge.gradients.independent import SignSummary, flat_hessian, independent_law, sign_summary
 from surge.gradients.moments import GradientMoments
-from surge.measurement import GROUPS, QUANTILES, gradient_noise
-from surge.optimizers import bends, gradient_weights, make_optimizer
+from surge.measurement import GROUPS, QUANTILES, gradient_noise, stepper
 from surge.tasks import draw_from_arrays
 from surge.theory.noise import Estimate
 
@@ -68,10 +65,7 @@ def measure(
     Raises:
       ValueError: no examples or fewer than 8, a loss that is not a scalar, an unknown optimizer.
     """
-    steps = {
-        label: Stepper(make_optimizer(spec), partial(gradient_weights, spec), bends(spec))
-        for label, spec in (optimizers or {}).items()
-    }
+    steps = {label: stepper(spec) for label, spec in (optimizers or {}).items()}
     examples = _joined(list(batches))
     shape = jax.eval_shape(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], examples)).shape
     if shape:

@@ -95,7 +95,7 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
     """
     states = train_to_losses(config, task, directory)
     single, unit = (task, 1) if task.batch_loss is None else (ghost_batches(task), task.ghost)
-    steppers = {label: _in_units(each.spec, unit) for label, each in config.optimizers.items()}
+    steppers = {label: stepper(each.spec, unit) for label, each in config.optimizers.items()}
     branch_key = jax.random.fold_in(jax.random.key(config.seed), 2_000_000)
     branch = BranchOracle(task, branch_key, config.measure.branch_examples)
     rows = []
@@ -111,7 +111,7 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
     return dataset
 
 
-def _in_units(spec: str, unit: int) -> Stepper:
+def stepper(spec: str, unit: int = 1) -> Stepper:
     """What `make_optimizer` and `gradient_weights` make of a spec, for batches that are counted in units."""
     make = make_optimizer(spec)
     return Stepper(

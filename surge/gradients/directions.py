@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from surge.gradients.batch import Draw, mean_gradient, weighted
 from surge.gradients.curvature import LossFn
 
 GROUPS = 8  # of directions, independent of each other: what intervals are taken over
@@ -17,8 +18,6 @@ MICROBATCH = 8  # of them differentiated at once where a smaller batch may be wa
 LANES = 16  # mini-batches, or directions, side by side
 MEMORY = 64  # optimizer steps before a direction is taken, where the optimizer has a state: at least these
 MOMENTS = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByLionState, optax.EmaState)
-
-Draw = Callable[[Any, jax.Array], Any]
 
 
 class Stepper(NamedTuple):
@@ -72,7 +71,7 @@ class PoolSource:
     def __init__(
         self, loss_fn: LossFn, params: Any, draw: Draw, data: Any, key: jax.Array, *, members: int, size: int
     ):
-        batches = max(members, -(-size // WIDTH))
+        batches, self._count = max(members, -(-size // WIDTH)), members
         self._members = partial(_members, loss_fn, draw, members, params, data, key)
         full = self._members(WIDTH)
         self._centre = partial(_centre, loss_fn, draw, params, data, key)
@@ -89,7 +88,7 @@ class PoolSource:
             self._pool = self._full
         elif drawn != self._pool.drawn:
             self._pool = self._full._replace(members=self._members(drawn), drawn=drawn)
-            self.examples += drawn * int(np.prod(jax.tree.leaves(self._pool.members)[0].shape[:2]))
+            self.examples += GROUPS * self._count * drawn
         return self._pool
 
     def for_update(self, stepper: Stepper, batch_size: int) -> Pool:
@@ -101,26 +100,11 @@ class PoolSource:
         return pool._replace(centre=self._centre(size, 0, self._nothing), size=size)
 
 
-def _mean_gradient(loss_fn: LossFn, draw: Draw, params: Any, data: Any, key: jax.Array, size: Any, width: int) -> Any:
-    """Gradient of the mean loss of `size` examples, `width` at once."""
-
-    def part(index: jax.Array | int) -> Any:
-        position = index * width + jnp.arange(width)
-        examples = jax.vmap(draw, (None, 0))(data, jax.vmap(jax.random.fold_in, (None, 0))(key, position))
-        weight = (position < size) / size
-        return jax.grad(lambda point: weight @ jax.vmap(loss_fn, (None, 0))(point, examples))(params)
-
-    def add(index: jax.Array, total: Any) -> Any:
-        return jax.tree.map(jnp.add, total, part(index))
-
-    return jax.lax.fori_loop(1, (size + width - 1) // width, add, part(0))
-
-
 @partial(jax.jit, static_argnames=("loss_fn", "draw", "members"))
 def _members(loss_fn, draw, members, params, data, key, drawn) -> Any:
     """Gradients of the first mini-batches of each group [GROUPS, members, ...]."""
     keys = jax.vmap(lambda group: jax.vmap(partial(jax.random.fold_in, group))(jnp.arange(members)))
-    one = lambda each: _mean_gradient(loss_fn, draw, params, data, each, drawn, MICROBATCH)  # noqa: E731
+    one = lambda each: mean_gradient(weighted(loss_fn), draw, params, data, each, drawn, MICROBATCH)  # noqa: E731
     flat = jax.lax.map(one, keys(jax.random.split(key, GROUPS)).reshape(-1), batch_size=LANES)
     return jax.tree.map(lambda leaf: leaf.reshape(GROUPS, members, *leaf.shape[1:]), flat)
 
@@ -135,7 +119,7 @@ def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
 
         def add(index: jax.Array, mean: Any) -> Any:
             drawn = jnp.minimum(size - index * WIDTH, WIDTH)
-            new = _mean_gradient(loss_fn, draw, params, data, jax.random.fold_in(key, index), drawn, WIDTH)
+            new = mean_gradient(weighted(loss_fn), draw, params, data, jax.random.fold_in(key, index), drawn, WIDTH)
             share = drawn / (index * WIDTH + drawn)
             return jax.tree.map(lambda old, each: old + (each - old) * share, mean, new)
 

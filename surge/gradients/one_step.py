@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import optimize, stats
 
+from surge.gradients.batch import Draw
 from surge.gradients.curvature import LossFn, along, mean_loss
-from surge.gradients.directions import GROUPS, Draw, PoolSource, Stepper, directions
+from surge.gradients.directions import GROUPS, PoolSource, Stepper, directions
 
 
 class OneStepLR(NamedTuple):
@@ -125,6 +126,12 @@ def _by_group(values: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.concatenate([total, (total * GROUPS - grouped) / (GROUPS - 1)], -1), -1, 0)
 
 
+def _drifts_and_curvatures(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray]:
+    """a and q at each batch size, over all directions and with each group left out [1 + GROUPS, b]."""
+    a, q = zip(*((each.drift, each.curvature) for each in samples), strict=True)
+    return _by_group(np.stack(a)), _by_group(np.stack(q))
+
+
 def _jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95% interval of the first row from the rows with one group left out [1 + GROUPS, b], in the logarithm."""
     logs = np.log(np.where((values > 0) & np.isfinite(values), values, np.nan))
@@ -140,7 +147,7 @@ def _jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
     """ε_opt = mean a_k / mean q_k at each B, with a jackknife over groups: no Gaussian, no independent coordinates."""
-    a, q = (_by_group(np.stack(each)) for each in zip(*((one.drift, one.curvature) for one in samples), strict=True))
+    a, q = _drifts_and_curvatures(samples)
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = _jackknifed(a / q)
     return OneStepLR.of(a[0], q[0], low, high, len(samples[0].drift))
@@ -172,16 +179,18 @@ def measured_surge(samples: Sequence[StepSample], batch_sizes: Sequence[int]) ->
 
     Args:
       samples: as for `measured_law`.
-      batch_sizes: B [b] of the samples, increasing.
+      batch_sizes: B [b] of the samples.
     """
-    a, q = (_by_group(np.stack(each)) for each in zip(*((one.drift, one.curvature) for one in samples), strict=True))
+    order = np.argsort(batch_sizes)
+    samples, batch_sizes = [samples[index] for index in order], [batch_sizes[index] for index in order]
+    a, q = _drifts_and_curvatures(samples)
     rate = np.where((a[0] > 0) & (q[0] > 0), a[0] / np.where(q[0] > 0, q[0], 1.0), -np.inf)
     rising = slice(0, int(rate.argmax()) + 1)
     sizes = np.asarray(batch_sizes, float)[rising]
     nothing = np.full(3, np.nan)
     if len(sizes) < 3:
         return MeasuredSurge(nothing, nothing, len(sizes), "fewer than three batch sizes up to the highest a/q")
-    if not (np.isfinite(rate[rising]).all()):
+    if not np.isfinite(rate[rising]).all():
         return MeasuredSurge(nothing, nothing, len(sizes), "a/q is undefined below the highest")
     found = np.array([_small_batch_form(sizes, *pair) for pair in zip(a[:, rising], q[:, rising], strict=True)])
     low, high = _jackknifed(found)

@@ -207,7 +207,7 @@ def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | Non
     held_out_se = {
         name: each.std(ddof=1) / math.sqrt(n) / max(2 * held_out[name], 1e-12) for name, each in squares.items()
     }
-    dispersion = _dispersion(fits, n) if error is None else min(_dispersion(fits, n), MISJUDGED**2)
+    dispersion = min(_dispersion(fits, n), math.inf if error is None else MISJUDGED**2)
     remaining = _remaining(fits, aicc, dispersion, {name: each / errors**2 for name, each in squares.items()})
     winner = _simplest(remaining)
     why = _doubt(winner, [fits[name] for name in remaining])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from surge.gradients.batch import mean_gradient, weighted
 from surge.tasks import Task
 
 DIVERGED = 1e3  # a loss this many times the starting loss counts as diverged, and so does one that is not finite
@@ -41,42 +42,20 @@ def evaluate(task: Task, params: Any, evaluation: Any) -> jax.Array:
 def batch_gradient(
     task: Task, params: Any, data: Any, key: jax.Array, batch_size: jax.Array | int, microbatch_size: int
 ) -> Any:
-    """Gradient of the mean loss of one batch, drawn by key.
-
-    Example i of the batch comes from fold_in(key, i), so a larger batch contains every smaller one of the same
-    key, and splitting into micro-batches changes nothing but rounding.
+    """Gradient of the mean loss of one batch of a task, drawn by key; see `mean_gradient`.
 
     Args:
       task: whose `draw` and `loss` are used; with `batch_loss`, batch_size must be a multiple of microbatch_size.
-      params: pytree.
-      data: task.data.
-      key: of this step.
-      batch_size: examples B, may be traced.
-      microbatch_size: examples held at once, static; a batch smaller than it is padded with weight 0.
-
-    Returns:
-      Pytree like params.
+      params, data, key, batch_size, microbatch_size: as for `mean_gradient`.
     """
+    coupled = task.batch_loss
 
-    def part(index: jax.Array | int) -> Any:
-        position = index * microbatch_size + jnp.arange(microbatch_size)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
-        examples = jax.vmap(task.draw, (None, 0))(data, keys)
-        weight = (position < batch_size) / batch_size
+    def share(params: Any, examples: Any, weight: jax.Array) -> jax.Array:
+        if coupled is None:
+            return weighted(task.loss)(params, examples, weight)
+        return coupled(params, examples) * microbatch_size / batch_size
 
-        def loss(params: Any) -> jax.Array:
-            if task.batch_loss is not None:
-                return task.batch_loss(params, examples) * microbatch_size / batch_size
-            return weight @ jax.vmap(task.loss, (None, 0))(params, examples)
-
-        return jax.grad(loss)(params)
-
-    def add(index: jax.Array, total: Any) -> Any:
-        return jax.tree.map(jnp.add, total, part(index))
-
-    # The first micro-batch outside the loop: no zeros to fill and add to, a third off the step of a small model.
-    chunks = (batch_size + microbatch_size - 1) // microbatch_size
-    return jax.lax.fori_loop(1, chunks, add, part(0))
+    return mean_gradient(share, task.draw, params, data, key, batch_size, microbatch_size)
 
 
 def make_train(
