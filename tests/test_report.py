@@ -179,6 +179,18 @@ def test_the_map_of_the_loss_shows_what_the_nearest_checkpoint_predicts(reported
     assert line.get_ydata() == pytest.approx([0.9 * best(size) for size in SIZES])
 
 
+def test_where_no_law_is_named_the_map_shows_the_one_that_predicts_best(tmp_path):
+    store_sweep(tmp_path)
+    [entry] = store_fits(tmp_path, targets=(None,))
+    loss = results.loss_when_first_arrives(results.open_sweep(tmp_path), "adam", None)
+    errors = dict.fromkeys(entry["laws"], 0.5) | {"power": 0.2}
+    for error, law in ((0.1, "constant"), (0.9, "power"), (None, "power")):
+        errors["constant"] = error
+        laws = {name: each | {"held_out_rmse_log": errors[name]} for name, each in entry["laws"].items()}
+        figures.heat_map(drawn := axes(), loss, entry | {"best_law": None, "laws": laws})
+        assert f"fitted: {law}" in labels(drawn)
+
+
 def test_one_learning_rate_is_a_row_of_cells(tmp_path):
     store_sweep(tmp_path, rates=(0.1,))
     [entry] = store_fits(tmp_path, targets=(None,))

@@ -133,10 +133,11 @@ def optimal_lr_by_target(axes: Axes, entries: list[dict[str, Any]]) -> None:
     _legend(axes)
 
 
-def _likeliest(entry: dict[str, Any]) -> str:
-    """The law that fits best for its parameters, where the data name none."""
-    criteria = {name: law["aic"] for name, law in entry["laws"].items() if law["aic"] is not None}
-    return min(criteria, key=criteria.__getitem__, default="surge")
+def _best_predictor(entry: dict[str, Any]) -> str:
+    """The law that predicts batch sizes left out of its fit best: what is drawn where the data name none."""
+    errors = {name: law["held_out_rmse_log"] for name, law in entry["laws"].items()}
+    known = {name: error for name, error in errors.items() if error is not None}
+    return min(known, key=known.__getitem__, default="surge")
 
 
 def heat_map(axes: Axes, loss: xr.DataArray, entry: dict[str, Any], checkpoint: xr.Dataset | None = None) -> None:
@@ -163,7 +164,7 @@ def heat_map(axes: Axes, loss: xr.DataArray, entry: dict[str, Any], checkpoint: 
             halo = _halo(width + 1.5, "white")
             _line(axes, checkpoint.batch_size, known, color=color, lw=width, label=f"predicted: {label}", **halo)
             reach += [lr for lr in known if np.isfinite(lr)]
-    law, curve = entry["best_law"] or _likeliest(entry), np.geomspace(sizes[0], sizes[-1], 200)
+    law, curve = entry["best_law"] or _best_predictor(entry), np.geomspace(sizes[0], sizes[-1], 200)
     style = {"color": "white", "lw": 1.5, "label": f"fitted: {law.replace('_', ' ')}"}
     _line(axes, curve, _law(entry, law, curve), "--", **style, **_halo(3, "#222222"))
     _line(axes, *marks, "o", mfc="none", mec="#222222", mew=2, ms=12, label="swept optimum", **_halo(4, "white"))
