@@ -14,11 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from surge.optimizers import make_optimizer
 from surge.tasks import Task, count_rows
 from surge.training import hardware
+from surge.training.contractions import reordered
 from surge.training.grid import Piece, PieceResult
 from surge.training.run import State, make_train
 
 
-def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Any:
+def _lanes(task: Task, spec: str, microbatch_size: int, form: str, reorder: bool) -> Any:
     """(rates [device, R], keys [S], shared...) -> loss [device, R, S, eval] and diverged [device, R, S]."""
     axes = ("learning_rate", "seed") if form == "vmap" else ()
     train = make_train(task, make_optimizer(spec), microbatch_size=microbatch_size, axis_name=axes)
@@ -33,7 +34,7 @@ def _lanes(task: Task, spec: str, microbatch_size: int, form: str) -> Any:
             return jax.vmap(by_seed, (0, None), axis_name="learning_rate")(rates, keys)
         return jax.lax.map(lambda rate: jax.lax.map(lambda key: one(rate, key), keys), rates)
 
-    return jax.pmap(lanes, in_axes=(0, *(None,) * 8))
+    return jax.pmap(reordered(lanes) if reorder else lanes, in_axes=(0, *(None,) * 8))
 
 
 def whole_block(pieces: Sequence[Piece], form: str) -> tuple[int, int]:
@@ -169,9 +170,9 @@ class Engine:
         arguments = self._arguments(piece, np.ones((self.devices, block[0])), piece.seeds[:1] * block[1], 1)
         # One run at a time is compiled as a plain loop is: a batch axis of one would already round differently.
         alone = block == (1, 1)
-        lowered = _lanes(self.task, piece.spec, size, "map" if alone else self.form).lower(*arguments)
-        # Level 1 compiles these programs twice as fast, and their matrix products are library calls either way.
         fast = jax.default_backend() == "cpu" and not alone
+        lowered = _lanes(self.task, piece.spec, size, "map" if alone else self.form, fast).lower(*arguments)
+        # Level 1 compiles these programs twice as fast, and their matrix products are library calls either way.
         program = lowered.compile(compiler_options={"xla_backend_optimization_level": 1} if fast else None)
         sizes = program.memory_analysis()
         needed = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes

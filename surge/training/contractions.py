@@ -1,0 +1,87 @@
+"""Products of matrices in the order that XLA's CPU backend multiplies fastest.
+
+Its fast library takes a product only where the left matrix is summed over its last axis. A weight's gradient xᵀδ and
+attention's by keys and values sum over the first, and fall to one that packs matrices at half the speed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+
+def reordered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function to rounding, with products that sum over a long leading axis as products of a transpose.
+
+    All that the function calls is rewritten, also inside loops and branches. Products of few rows stay as they are:
+    a transpose would cost what it saves.
+
+    Args:
+      function: of pytrees of arrays, traceable.
+    """
+
+    def rewritten(*args: Any) -> Any:
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+        return jax.tree.unflatten(jax.tree.structure(shapes), _run(program, jax.tree.leaves(args)))
+
+    return rewritten
+
+
+def _run(program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    jaxpr = program.jaxpr
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *args], strict=True))
+
+    def value(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        inputs = [value(atom) for atom in equation.invars]
+        if equation.primitive.name == "dot_general":
+            outputs = [_product(equation, *inputs)]
+        else:
+            given = {
+                atom: each for atom, each in zip(equation.invars, inputs, strict=True) if not isinstance(atom, Literal)
+            }
+            inside = equation.replace(params={name: _inside(each) for name, each in equation.params.items()})
+            alone = Jaxpr((), list(given), list(equation.outvars), [inside], equation.effects)
+            outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
+        values |= dict(zip(equation.outvars, outputs, strict=True))
+    return [value(atom) for atom in jaxpr.outvars]
+
+
+def _inside(parameter: Any) -> Any:
+    """A parameter of an equation, with the programs in it rewritten: a loop's body, a branch."""
+    if isinstance(parameter, ClosedJaxpr):
+        return jax.make_jaxpr(lambda *args: _run(parameter, args))(*parameter.in_avals)
+    if isinstance(parameter, tuple) and parameter and all(isinstance(each, ClosedJaxpr) for each in parameter):
+        return tuple(_inside(each) for each in parameter)
+    return parameter
+
+
+def _product(equation: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    (summed_x, summed_y), (batched_x, batched_y) = equation.params["dimension_numbers"]
+    free_x, free_y = (
+        [axis for axis in range(each.ndim) if axis not in (*summed, *batched)]
+        for each, summed, batched in ((x, summed_x, batched_x), (y, summed_y, batched_y))
+    )
+    batch, kept_x, kept_y, over = (
+        [each.shape[axis] for axis in axes] for each, axes in ((x, batched_x), (x, free_x), (y, free_y), (x, summed_x))
+    )
+    length, rows, columns = math.prod(over), math.prod(kept_x), math.prod(kept_y)
+    last = tuple(summed_x) == tuple(range(x.ndim - len(summed_x), x.ndim))
+    if last or not kept_x or not kept_y or length < min(rows, columns):
+        return equation.primitive.bind(x, y, **equation.params)
+    left = x.transpose(*batched_x, *summed_x, *free_x).reshape(*batch, length, rows)
+    right = y.transpose(*batched_y, *summed_y, *free_y).reshape(*batch, length, columns)
+    turned = columns < rows  # it is the narrower matrix that is transposed
+    if turned:
+        left, right = right, left
+    # Without barriers the compiler folds the transposes back into the product.
+    left = jax.lax.optimization_barrier(left.swapaxes(-1, -2))
+    axes = tuple(range(len(batch)))
+    numbers = ((len(batch) + 1,), (len(batch),)), (axes, axes)
+    found = equation.primitive.bind(left, right, **equation.params | {"dimension_numbers": numbers})
+    found = jax.lax.optimization_barrier(found)
+    return (found.swapaxes(-1, -2) if turned else found).reshape(*batch, *kept_x, *kept_y)
