@@ -164,14 +164,14 @@ def _run(
             for each in seen:
                 if each is not None:
                     read(each.leaf)
-            outputs = _evaluate(equation, inputs)
+            outputs = evaluate_equation(equation, inputs)
         values |= dict(zip(equation.outvars, outputs, strict=True))
     found = [view(atom) for atom in jaxpr.outvars]
     return [value(atom) for atom in jaxpr.outvars], found
 
 
-def _evaluate(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-    """The outputs of any equation, as those of a program of its own."""
+def evaluate_equation(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of any equation of a program for its inputs, as those of a program of its own."""
     given = {atom: each for atom, each in zip(equation.invars, inputs, strict=True) if not isinstance(atom, Literal)}
     alone = Jaxpr((), list(given), list(equation.outvars), [equation], equation.effects)
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal
+
+from surge.gradients.products import evaluate_equation
 
 
 def reordered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,12 +43,8 @@ def _run(program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         if equation.primitive.name == "dot_general":
             outputs = [_product(equation, *inputs)]
         else:
-            given = {
-                atom: each for atom, each in zip(equation.invars, inputs, strict=True) if not isinstance(atom, Literal)
-            }
-            inside = equation.replace(params={name: _inside(each) for name, each in equation.params.items()})
-            alone = Jaxpr((), list(given), list(equation.outvars), [inside], equation.effects)
-            outputs = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
+            inside = {name: _inside(each) for name, each in equation.params.items()}
+            outputs = evaluate_equation(equation.replace(params=inside), inputs)
         values |= dict(zip(equation.outvars, outputs, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
 
