@@ -1,5 +1,6 @@
 """The convolution against Flax's own, and the CNN on the real images where they are installed."""
 
+import resource
 from pathlib import Path
 
 import flax.linen as nn
@@ -10,7 +11,8 @@ import optax
 import pytest
 
 from surge.tasks import Task, cnn, draw_from_arrays, images
-from surge.training.grid import plan
+from surge.training import sweep
+from surge.training.grid import Piece, plan
 from surge.training.run import make_train
 from surge.training.sweep import run_pieces
 
@@ -105,3 +107,24 @@ def test_cnn_reaches_ninety_percent_of_the_test_images():
     accuracy = float((guesses == test["y"]).mean())
     print(f"accuracy {accuracy:.4f}")
     assert accuracy >= 0.9
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_steps(monkeypatch):
+    """On two CPU devices, where a call of a program gathers tens of megabytes a second."""
+    data = {"x": jax.random.bits(jax.random.key(0), (64, 28, 28, 1), "uint8"), "y": jnp.arange(64) % 10}
+    model = cnn.CNN()
+    loss = cnn.image_loss(model.apply, (0.5,), (0.25,))
+    init = lambda key: model.init(key, jnp.zeros((28, 28, 1)))  # noqa: E731
+    task = Task(init, loss, data, draw_from_arrays, jax.tree.map(lambda leaf: leaf[:1], data))
+    monkeypatch.setattr(sweep, "CALL_SECONDS", 2.0)
+    engine = sweep.Engine(task, jax.random.key(0), stop_loss=-np.inf, block=(1, 2))
+    rates = tuple(1e-5 * 2.0**power for power in range(2 * engine.devices))
+    piece = Piece("adam", "adam", 64, rates, (0, 1), (100,))
+    mebibytes = []
+    for steps in (100, 100, 800):  # the first two settle what the allocator keeps
+        engine.run(piece._replace(eval_steps=(steps,)))
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        mebibytes.append(pages * resource.getpagesize() / 2**20)
+    print("MiB", mebibytes)
+    assert mebibytes[2] < mebibytes[1] + 100

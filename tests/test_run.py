@@ -1,6 +1,7 @@
 """One run as a pure function: equal to a plain loop, to its own branches, to itself under vmap and in the engine."""
 
 from functools import cache
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from surge.optimizers import DIRECTIONS, make_optimizer
 from surge.tasks import Task, draw_from_arrays
 from surge.tasks.mlp import mnist1d
 from surge.training import grid, sweep
-from surge.training.run import batch_gradient, evaluate, make_train
+from surge.training.run import batch_gradient, evaluate, make_run, make_train
 
 KEY = jax.random.key(0)
 CHAINS = {  # written out, so that names are checked too
@@ -93,16 +94,14 @@ def plain_loop(name, spec):
 def in_engine(monkeypatch, name, spec, block):
     """The same of the same run, as the engine has it in blocks of some shape."""
 
-    def ending_in_parameters(*args, **options):
-        train = make_train(*args, **options)
+    run_block = sweep.Engine._run_block
 
-        def with_parameters(*args):
-            result = train(*args)
-            return result._replace(diverged=ravel_pytree(result.state.params)[0])
+    def ending_in_parameters(*args):
+        runs = run_block(*args)
+        leaves = [np.reshape(leaf, (*runs.diverged.shape, -1)) for leaf in jax.tree.leaves(runs.state.params)]
+        return runs._replace(diverged=np.concatenate(leaves, -1))
 
-        return with_parameters
-
-    monkeypatch.setattr(sweep, "make_train", ending_in_parameters)
+    monkeypatch.setattr(sweep.Engine, "_run_block", ending_in_parameters)
     engine = sweep.Engine(task_named(name), KEY, stop_loss=-np.inf, block=block)
     loss, parameters = engine.run(grid.Piece(spec, spec, SIZE, RATES, (0, 1), STEPS))
     return loss[1, 1], parameters[1, 1]
@@ -168,11 +167,18 @@ def test_a_branch_goes_on_as_the_whole_run():
     assert rest.loss[-1] == whole.loss[-1]
 
 
-def test_limit_ends_a_run_and_leaves_its_schedule():
-    whole, part = run("sgd(schedule='cosine')"), run("sgd(schedule='cosine')", limit=2)
-    np.testing.assert_array_equal(part.loss[:2], whole.loss[:2])
-    assert np.isnan(part.loss[2])
-    assert int(part.state.step) == 3
+def test_a_run_may_be_cut_anywhere():
+    """Between evals, at one, or before the last: its schedule counts to the end all the same."""
+    begin, advance = make_run(TASK, make_optimizer("adam(schedule='cosine')"), microbatch_size=8)
+    own, cuts = (jnp.float32(0.02), KEY, 8, jnp.asarray((1, 3, 7), jnp.int32)), (0, 2, 3, 6)
+    advance, part = jax.jit(advance), jax.jit(begin)(*own, TASK.evaluation)
+    for since, until in pairwise(cuts):
+        part = advance(part, *own, -np.inf, TASK.data, TASK.evaluation, since, until)
+        assert int(part.state.step) == until and not part.ended
+    assert np.isfinite(part.loss).tolist() == [True, True, False]
+    whole = run("adam(schedule='cosine')")
+    rest = advance(part, *own, -np.inf, TASK.data, TASK.evaluation, 6, 7)
+    jax.tree.map(np.testing.assert_array_equal, rest, whole)
 
 
 def test_stops_at_the_target_loss():
@@ -192,10 +198,13 @@ def test_divergence_is_data():
 
 
 def test_a_lane_that_ended_keeps_its_state_while_others_go_on():
-    train = make_train(TASK, make_optimizer("sgd"), microbatch_size=8, axis_name=("rate",))
-    steps = jnp.asarray((1, 2, 4, 8), jnp.int32)
-    shared = (KEY, 8, steps, -jnp.inf, TASK.data, TASK.evaluation)
-    lanes = jax.vmap(lambda rate: train(rate, *shared), axis_name="rate")(jnp.asarray([1e6, 0.01]))
+    begin, advance = make_run(TASK, make_optimizer("sgd"), microbatch_size=8, axis_name=("rate",))
+    own = KEY, 8, jnp.asarray((1, 2, 4, 8), jnp.int32)
+
+    def train(rate):
+        return advance(begin(rate, *own, TASK.evaluation), rate, *own, -jnp.inf, TASK.data, TASK.evaluation, 0, 8)
+
+    lanes = jax.vmap(train, axis_name="rate")(jnp.asarray([1e6, 0.01]))
     assert lanes.diverged.tolist() == [True, False]
     assert lanes.state.step[0] < lanes.state.step[1] == 8
     assert np.all(np.isfinite(lanes.loss[1]))

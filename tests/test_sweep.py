@@ -4,6 +4,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,42 @@ def test_blocks_and_forms_give_the_same_data(dense, options):
         np.testing.assert_array_equal(result.diverged, dense[size].diverged)
 
 
+@pytest.mark.parametrize("form", ["vmap", "map"])
+@pytest.mark.parametrize("block", [(1, 1), (2, 3)])
+def test_calls_may_end_anywhere(monkeypatch, form, block):
+    """A call a step against a call a run, with lanes that diverge, reach the loss that is sought, or do neither."""
+    piece = PIECES[1]._replace(learning_rates=(0.002, 0.004, 0.3, 5.0))
+    results = []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr(sweep, "CALL_SECONDS", seconds)
+        engine = sweep.Engine(TASK, KEY, stop_loss=0.9, block=block, form=form)
+        programs, lengths = engine.compile(piece).result(), []
+        counted = programs._replace(advance=counting(programs.advance, lengths))
+        monkeypatch.setattr(engine, "compile", lambda _, counted=counted: SimpleNamespace(result=lambda: counted))
+        results.append(engine.run(piece))
+        assert max(lengths) == 1 if seconds == 0 else max(lengths) > 40
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    assert results[0].diverged.any()
+    ends = np.isfinite(results[0].loss).all(-1)
+    assert ends.any() and not ends.all()
+
+
+def counting(advance, lengths):
+    def counted(*arguments):
+        since, until = arguments[-2:]
+        lengths.append(int(until) - int(since))
+        return advance(*arguments)
+
+    return counted
+
+
+def test_a_long_block_says_how_far_it_is(monkeypatch, caplog):
+    monkeypatch.setattr(sweep, "SAY_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO):
+        collected(PIECES[1:])
+    assert "sgd at batch size 8: step 60 of 60" in caplog.text
+
+
 def test_pieces_do_not_depend_on_their_company(dense):
     again = collected(PIECES[1:])
     np.testing.assert_array_equal(again[8].loss, dense[8].loss)
@@ -224,14 +261,14 @@ def test_data_stay_on_the_devices(monkeypatch):
     task, seen, compile_one = TASK._replace(data=np.asarray(TASK.data)), [], sweep.Engine._compile
 
     def guarded(self, *args):
-        program = compile_one(self, *args)
+        programs = compile_one(self, *args)
 
-        def call(*arguments):
-            seen.append(arguments[5])
+        def advance(*arguments):
+            seen.append(arguments[6])
             with jax.transfer_guard("disallow"):
-                return program(*arguments)
+                return programs.advance(*arguments)
 
-        return call
+        return programs._replace(advance=advance)
 
     monkeypatch.setattr(sweep.Engine, "_compile", guarded)
     engine = sweep.Engine(task, KEY, stop_loss=-np.inf, block=(1, 1))

@@ -21,12 +21,18 @@ class State(NamedTuple):
     step: jax.Array
 
 
-class RunResult(NamedTuple):
-    """loss [evals] on the evaluation subset, nan after the run's end; diverged, a bool; state at the end."""
+class Run(NamedTuple):
+    """A run so far.
 
-    loss: jax.Array
-    diverged: jax.Array
+    state, after the last step before the run's end; start_loss; loss [evals] on the evaluation subset, nan where not
+    reached or after the end; ended, at the loss that was sought or diverged; diverged.
+    """
+
     state: State
+    start_loss: jax.Array
+    loss: jax.Array
+    ended: jax.Array
+    diverged: jax.Array
 
 
 Optimizer = Callable[[Any, Any, Any], optax.GradientTransformation]
@@ -58,10 +64,10 @@ def batch_gradient(
     return mean_gradient(share, task.draw, params, data, key, batch_size, microbatch_size)
 
 
-def make_train(
+def make_run(
     task: Task, optimizer: Optimizer, *, microbatch_size: int, axis_name: Sequence[str] = ()
-) -> Callable[..., RunResult]:
-    """A whole training run as a pure function.
+) -> tuple[Callable[..., Run], Callable[..., Run]]:
+    """A training run as two pure functions, to begin it and to bring it further.
 
     Args:
       task: what is trained.
@@ -71,12 +77,90 @@ def make_train(
         has ended, which keeps step counters and data draws common to all learning rates.
 
     Returns:
-      train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None, limit=None)
-      -> RunResult: trains to each step of eval_steps [evals] (absolute, increasing, all after start's) in turn and
-      records the loss there; ends early at a loss of at most stop_loss, when diverged, or after `limit` of the
-      evals (schedules still count to the last). start is a State, from initialisation if None: a run of any length
-      branches from it, with the batches that the whole run would have seen.
+      begin(learning_rate, key, batch_size, eval_steps, evaluation, start=None) -> Run: start is a State, from
+      initialisation if None. A run branches from it with the batches that the whole run would have seen.
+      advance(run, learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, since, until) -> Run: from
+      step `since`, where the run has got to, to step `until`; records the loss at those of eval_steps [evals]
+      (absolute, increasing, all after start's) that it passes; ends early at a loss of at most stop_loss, or diverged.
+      How a run is cut into advances does not change a bit of it.
     """
+
+    def begin(
+        learning_rate: jax.Array,
+        key: jax.Array,
+        batch_size: jax.Array,
+        eval_steps: jax.Array,
+        evaluation: Any,
+        start: State | None = None,
+    ) -> Run:
+        if start is None:
+            params = task.init(jax.random.split(key)[0])
+            transform = optimizer(learning_rate, batch_size, eval_steps[-1])
+            start = State(params, transform.init(params), jnp.zeros((), jnp.int32))
+        loss, no = evaluate(task, start.params, evaluation), jnp.zeros((), bool)
+        return Run(start, loss, jnp.full(eval_steps.shape, jnp.nan, loss.dtype), no, no)
+
+    def advance(
+        run: Run,
+        learning_rate: jax.Array,
+        key: jax.Array,
+        batch_size: jax.Array,
+        eval_steps: jax.Array,
+        stop_loss: jax.Array,
+        data: Any,
+        evaluation: Any,
+        since: jax.Array,
+        until: jax.Array,
+    ) -> Run:
+        transform = optimizer(learning_rate, batch_size, eval_steps[-1])
+        data_key = jax.random.split(key)[1]
+
+        def step(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            params, opt_state = carry
+            step_key = jax.random.fold_in(data_key, index)
+            gradient = batch_gradient(task, params, data, step_key, batch_size, microbatch_size)
+            updates, opt_state = transform.update(gradient, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        def go_on(carry: tuple[jax.Array, Run]) -> jax.Array:
+            now, run = carry
+            running = (~run.ended).astype(jnp.int32)
+            anyone = jax.lax.psum(running, tuple(axis_name)) if axis_name else running
+            return (now < until) & (anyone > 0)
+
+        def segment(carry: tuple[jax.Array, Run]) -> tuple[jax.Array, Run]:
+            now, run = carry
+            index = (eval_steps <= now).sum()
+            end = jnp.minimum(eval_steps[index], until)
+            params, opt_state = jax.lax.fori_loop(now, end, step, (run.state.params, run.state.opt_state))
+            after = State(params, opt_state, end)
+            run = run._replace(state=jax.tree.map(lambda old, new: jnp.where(run.ended, old, new), run.state, after))
+            return end, jax.lax.cond(end == eval_steps[index], record, lambda run, _: run, run, index)
+
+        def record(run: Run, index: jax.Array) -> Run:
+            loss = evaluate(task, run.state.params, evaluation)
+            broke = ~(loss <= DIVERGED * jnp.abs(run.start_loss))
+            return run._replace(
+                loss=run.loss.at[index].set(jnp.where(run.ended, jnp.nan, loss)),
+                ended=run.ended | broke | (loss <= stop_loss),
+                diverged=run.diverged | broke,
+            )
+
+        return jax.lax.while_loop(go_on, segment, (since, run))[1]
+
+    return begin, advance
+
+
+def make_train(task: Task, optimizer: Optimizer, *, microbatch_size: int) -> Callable[..., Run]:
+    """A whole run as one pure function.
+
+    Args: those of `make_run`.
+
+    Returns:
+      train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None) -> Run, to the last
+      of eval_steps.
+    """
+    begin, advance = make_run(task, optimizer, microbatch_size=microbatch_size)
 
     def train(
         learning_rate: jax.Array,
@@ -87,45 +171,9 @@ def make_train(
         data: Any,
         evaluation: Any,
         start: State | None = None,
-        limit: jax.Array | int | None = None,
-    ) -> RunResult:
-        transform = optimizer(learning_rate, batch_size, eval_steps[-1])
-        init_key, data_key = jax.random.split(key)
-        if start is None:
-            params = task.init(init_key)
-            start = State(params, transform.init(params), jnp.zeros((), jnp.int32))
-        start_loss = evaluate(task, start.params, evaluation)
-
-        def step(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            params, opt_state = carry
-            step_key = jax.random.fold_in(data_key, index)
-            gradient = batch_gradient(task, params, data, step_key, batch_size, microbatch_size)
-            updates, opt_state = transform.update(gradient, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state
-
-        def go_on(carry: tuple) -> jax.Array:
-            index, _, ended, _, _ = carry
-            running = (~ended).astype(jnp.int32)
-            anyone = jax.lax.psum(running, tuple(axis_name)) if axis_name else running
-            return (index < (len(eval_steps) if limit is None else limit)) & (anyone > 0)
-
-        def segment(carry: tuple) -> tuple:
-            index, state, ended, diverged, losses = carry
-            since = jnp.where(index == 0, first_step, eval_steps[index - 1])
-            params, opt_state = jax.lax.fori_loop(since, eval_steps[index], step, (state.params, state.opt_state))
-            after = State(params, opt_state, eval_steps[index])
-            state = jax.tree.map(lambda old, new: jnp.where(ended, old, new), state, after)
-            loss = evaluate(task, state.params, evaluation)
-            losses = losses.at[index].set(jnp.where(ended, jnp.nan, loss))
-            broke = ~(loss <= DIVERGED * jnp.abs(start_loss))
-            return index + 1, state, ended | broke | (loss <= stop_loss), diverged | broke, losses
-
-        no = jnp.zeros((), bool)
-        losses = jnp.full(eval_steps.shape, jnp.nan, start_loss.dtype)
-        first_step = start.step
-        _, state, _, diverged, losses = jax.lax.while_loop(
-            go_on, segment, (jnp.zeros((), jnp.int32), start, no, no, losses)
-        )
-        return RunResult(losses, diverged, state)
+    ) -> Run:
+        shared = learning_rate, key, batch_size, eval_steps
+        run = begin(*shared, evaluation, start)
+        return advance(run, *shared, stop_loss, data, evaluation, run.state.step, eval_steps[-1])
 
     return train

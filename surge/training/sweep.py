@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,30 +11,15 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from surge.optimizers import make_optimizer
 from surge.tasks import Task, count_rows
 from surge.training import hardware
-from surge.training.contractions import reordered
 from surge.training.grid import Piece, PieceResult
-from surge.training.run import State, make_train
+from surge.training.programs import Programs, compile_programs
+from surge.training.run import Run, State
 
-
-def _lanes(task: Task, spec: str, microbatch_size: int, form: str, reorder: bool) -> Any:
-    """(rates [device, R], keys [S], shared...) -> loss [device, R, S, eval] and diverged [device, R, S]."""
-    axes = ("learning_rate", "seed") if form == "vmap" else ()
-    train = make_train(task, make_optimizer(spec), microbatch_size=microbatch_size, axis_name=axes)
-
-    def lanes(rates: jax.Array, keys: jax.Array, *shared: Any) -> Any:
-        def one(rate: jax.Array, key: jax.Array) -> Any:
-            result = train(rate, key, *shared)
-            return result.loss, result.diverged
-
-        if form == "vmap":
-            by_seed = jax.vmap(one, (None, 0), axis_name="seed")
-            return jax.vmap(by_seed, (0, None), axis_name="learning_rate")(rates, keys)
-        return jax.lax.map(lambda rate: jax.lax.map(lambda key: one(rate, key), keys), rates)
-
-    return jax.pmap(reordered(lanes) if reorder else lanes, in_axes=(0, *(None,) * 8))
+# Of one call of a program, about: what the CPU runtime puts by meanwhile, up to 45 MB a second, is free at its end.
+CALL_SECONDS = 10.0
+SAY_SECONDS = 60.0  # between two lines about a block that takes long
 
 
 def whole_block(pieces: Sequence[Piece], form: str) -> tuple[int, int]:
@@ -76,16 +61,15 @@ class Engine:
         start: State | None = None,
         form: str | None = None,
     ):
-        self.task, self.key, self.stop_loss, self.block, self.start = task, key, stop_loss, block, start
+        self.task, self.key, self.block, self.start = task, key, block, start
         self.form, self._classes = form or hardware.fastest_form(task), hardware.size_classes(task)
         self.devices = jax.local_device_count()
-        mesh = Mesh(np.asarray(jax.local_devices()), "device")
-        self._dealt, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("device",), ()))
-        self._data = jax.device_put((task.data, task.evaluation), self._everywhere)
+        self._mesh = Mesh(np.asarray(jax.local_devices()), "device")
+        self._shared = self._replicated((np.float32(stop_loss), task.data, task.evaluation))
         self._pool, self._programs, self._smaller = ThreadPoolExecutor(1), {}, {}
 
-    def compile(self, piece: Piece) -> Any:
-        """Starts compiling what the piece needs, unless done before; returns the future program."""
+    def compile(self, piece: Piece) -> Future[Programs]:
+        """Starts compiling what the piece needs, unless done before."""
         name, block = self._program(piece), self._block(piece)
         if (name, block) not in self._programs:
             size = self._size(piece)
@@ -150,9 +134,10 @@ class Engine:
         begun = 0 if self.start is None else int(self.start.step)
         if piece.eval_steps[0] <= begun:
             raise ValueError(f"runs branch from step {begun}: the first eval, at {piece.eval_steps[0]}, must be later")
+        until = (begun, *piece.eval_steps)[len(piece.eval_steps) if limit is None else limit]
         while True:
             try:
-                return self._run(piece, len(piece.eval_steps) if limit is None else limit)
+                return self._run(piece, begun, until)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not hardware.short_of_memory(error):
                     raise
@@ -166,41 +151,60 @@ class Engine:
                 self._smaller[self._program(piece)] = smaller
                 logging.warning("out of memory: going on with %d learning rates x %d seeds at once", *smaller)
 
-    def _compile(self, piece: Piece, size: int, block: tuple[int, int]) -> Any:
-        arguments = self._arguments(piece, np.ones((self.devices, block[0])), piece.seeds[:1] * block[1], 1)
-        # One run at a time is compiled as a plain loop is: a batch axis of one would already round differently.
-        alone = block == (1, 1)
-        fast = jax.default_backend() == "cpu" and not alone
-        lowered = _lanes(self.task, piece.spec, size, "map" if alone else self.form, fast).lower(*arguments)
-        # Level 1 compiles these programs twice as fast, and their matrix products are library calls either way.
-        program = lowered.compile(compiler_options={"xla_backend_optimization_level": 1} if fast else None)
-        sizes = program.memory_analysis()
-        needed = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes
-        if needed > (1.0 if alone else hardware.MEMORY_SHARE) * hardware.device_bytes():
-            raise MemoryError(f"{needed / 2**30:.1f} GiB needed for {block[0]} learning rates x {block[1]} seeds")
-        return program
+    def _compile(self, piece: Piece, size: int, block: tuple[int, int]) -> Programs:
+        alone = block == (1, 1)  # no batch axis, not even of one: it would already round differently
+        programs = compile_programs(
+            self.task,
+            piece.spec,
+            self._own(piece, np.ones((self.devices, block[0])), piece.seeds[:1] * block[1]),
+            self._replicated(self.start),
+            self._shared,
+            self._replicated((np.int32(0), np.int32(0))),
+            microbatch_size=size,
+            form="alone" if alone else self.form,
+        )
+        if programs.bytes() > (1.0 if alone else hardware.MEMORY_SHARE) * hardware.device_bytes():
+            needed = f"{programs.bytes() / 2**30:.1f} GiB needed"
+            raise MemoryError(f"{needed} for {block[0]} learning rates x {block[1]} seeds")
+        return programs
 
-    def _arguments(self, piece: Piece, rates: np.ndarray, seeds: Sequence[int] | np.ndarray, limit: int) -> tuple:
+    def _replicated(self, tree: Any) -> Any:
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def _own(self, piece: Piece, rates: np.ndarray, seeds: Sequence[int] | np.ndarray) -> tuple:
+        """What a block has of its own: rates [device, R], keys [S], batch size, eval steps."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray(seeds))
-        steps = jnp.asarray(_padded(piece.eval_steps), jnp.int32)
-        numbers = jnp.int32(piece.batch_size), steps, jnp.float32(self.stop_loss)
-        shared = (keys, *numbers, *self._data, self.start, jnp.int32(limit))
-        return jax.device_put(rates.astype(np.float32), self._dealt), *jax.device_put(shared, self._everywhere)
+        numbers = np.int32(piece.batch_size), np.asarray(_padded(piece.eval_steps), np.int32)
+        dealt = jax.device_put(rates.astype(np.float32), NamedSharding(self._mesh, PartitionSpec("device")))
+        return dealt, *self._replicated((keys, *numbers))
 
-    def _run(self, piece: Piece, limit: int) -> PieceResult:
-        block, program = self._block(piece), self.compile(piece).result()
-        width = self.devices * block[0]
+    def _run(self, piece: Piece, begun: int, until: int) -> PieceResult:
+        block, programs = self._block(piece), self.compile(piece).result()
         rows = []
-        for rates in _blocks(piece.learning_rates, width):
+        for rates in _blocks(piece.learning_rates, self.devices * block[0]):
             dealt = rates.reshape(-1, self.devices).T  # neighbours go to different devices: they cost alike
             columns = []
             for seeds in _blocks(piece.seeds, block[1]):
-                output = program(*self._arguments(piece, dealt, seeds, limit))
-                columns.append([_undeal(np.asarray(each)) for each in output])
+                runs = self._run_block(programs, piece, self._own(piece, dealt, seeds), begun, until)
+                columns.append([_undeal(np.asarray(each)) for each in (runs.loss, runs.diverged)])
             rows.append([np.concatenate(each, 1) for each in zip(*columns, strict=True)])
         arrays = [np.concatenate(each) for each in zip(*rows, strict=True)]
         loss, diverged = (each[: len(piece.learning_rates), : len(piece.seeds)] for each in arrays)
         return PieceResult(loss[..., : len(piece.eval_steps)], diverged)
+
+    def _run_block(self, programs: Programs, piece: Piece, own: tuple, now: int, until: int) -> Run:
+        """In calls of some seconds, each as many steps as the one before says."""
+        runs = programs.begin(None, *own, self._shared[-1], self._replicated(self.start))
+        stride, said = 1, time.monotonic()
+        while now < until and not np.all(runs.ended):
+            called, since, now = time.monotonic(), now, min(now + stride, until)
+            runs = programs.advance(runs, *own, *self._shared, *self._replicated((np.int32(since), np.int32(now))))
+            jax.block_until_ready(runs)
+            stride = max(1, int((now - since) * CALL_SECONDS / (time.monotonic() - called)))
+            if time.monotonic() > said + SAY_SECONDS:
+                logging.info("%s at batch size %d: step %d of %d", piece.optimizer, piece.batch_size, now, until)
+                said = time.monotonic()
+        return runs
 
 
 def _duration(seconds: float) -> str:
