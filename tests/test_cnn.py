@@ -19,18 +19,25 @@ from surge.training.sweep import run_pieces
 real = pytest.mark.skipif(not Path(images.FASHION_MNIST).exists(), reason="needs dataset-fashion-mnist")
 
 
+@pytest.mark.parametrize("pool", [1, 2, 3])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2), (5, 1)])
-def test_both_forms_of_convolution_equal_flax(size, stride):
+def test_both_forms_of_convolution_equal_flax(size, stride, pool):
     inputs = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
-    ours = cnn.Conv(4, size, stride)
+    ours = cnn.Conv(4, size, stride, pool)
     margin = (size - 1) // 2
     theirs = nn.Conv(4, (size, size), stride, padding=((margin, margin), (margin, margin)))
     params = theirs.init(jax.random.key(1), inputs)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, ours.init(jax.random.key(1), inputs))
-    expected, kernel = theirs.apply(params, inputs), params["params"]["kernel"]
+    expected = nn.max_pool(theirs.apply(params, inputs), (pool, pool), (pool, pool))
+    kernel = params["params"]["kernel"]
     np.testing.assert_allclose(ours.apply(params, inputs), expected, atol=1e-5)
     np.testing.assert_allclose(ours.native(inputs, kernel), expected, atol=1e-5)
     np.testing.assert_allclose(ours.apply(params, inputs[0]), expected[0], atol=1e-5)
+    slopes = [
+        jax.grad(lambda inputs, kernel, form=form: jnp.square(form(inputs, kernel)).sum(), (0, 1))(inputs, kernel)
+        for form in (ours.patches, ours.native)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *slopes)
 
 
 def test_the_form_for_accelerators_runs_on_every_lane_of_a_sweep(monkeypatch):
@@ -62,11 +69,6 @@ def test_the_form_for_accelerators_runs_on_every_lane_of_a_sweep(monkeypatch):
     native = losses()
     assert np.isfinite(native).all() and native.std() > 0
     np.testing.assert_allclose(native, patches, rtol=1e-4)
-
-
-def test_pooling_takes_the_maximum_of_each_square():
-    inputs = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
-    np.testing.assert_array_equal(cnn.max_pool(inputs), nn.max_pool(inputs, (2, 2), (2, 2)))
 
 
 def test_bfloat16_computes_a_finite_loss_and_leaves_parameters_float32():
