@@ -8,7 +8,7 @@ from jax.stages import Compiled
 
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
-from surge.training.contractions import reordered
+from surge.training.rewriting import rewritten
 from surge.training.run import Run, make_run
 
 
@@ -53,7 +53,7 @@ def compile_programs(
     fast = jax.default_backend() == "cpu" and form != "alone"
     options = {"xla_backend_optimization_level": 1} if fast else None
     begins = jax.pmap(begins, in_axes=(None, 0, *(None,) * 5)).lower(None, *own, shared[-1], start)
-    advances = jax.pmap(reordered(advances) if fast else advances, in_axes=(0, 0, *(None,) * 8), donate_argnums=0)
+    advances = jax.pmap(rewritten(advances) if fast else advances, in_axes=(0, 0, *(None,) * 8), donate_argnums=0)
     advances = advances.lower(begins.out_info, *own, *shared, *steps)
     return Programs(begins.compile(compiler_options=options), advances.compile(compiler_options=options))
 

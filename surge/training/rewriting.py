@@ -1,7 +1,8 @@
-"""Products of matrices in the order that XLA's CPU backend multiplies fastest.
+"""Programs in the form that XLA's CPU backend runs fastest.
 
-Its fast library takes a product only where the left matrix is summed over its last axis. A weight's gradient xᵀδ and
-attention's by keys and values sum over the first, and fall to one that packs matrices at half the speed.
+Its fast library takes a product of matrices only where the left one is summed over its last axis. A weight's gradient
+xᵀδ and attention's by keys and values sum over the first, and fall to one that packs matrices at half the speed. An
+array is divided by one number element by element, as Adam's two corrections of bias ask.
 """
 
 import math
@@ -9,13 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from surge.gradients.products import evaluate_equation
 
 
-def reordered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function to rounding, with products that sum over a long leading axis as products of a transpose.
+def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function to rounding, with products that sum over a long leading axis as products of a transpose, and
+    with reciprocals for divisions of an array by one number.
 
     All that the function calls is rewritten, also inside loops and branches. Products of few rows stay as they are:
     a transpose would cost what it saves.
@@ -24,11 +27,11 @@ def reordered(function: Callable[..., Any]) -> Callable[..., Any]:
       function: of pytrees of arrays, traceable.
     """
 
-    def rewritten(*args: Any) -> Any:
+    def faster(*args: Any) -> Any:
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         return jax.tree.unflatten(jax.tree.structure(shapes), _run(program, jax.tree.leaves(args)))
 
-    return rewritten
+    return faster
 
 
 def _run(program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
@@ -42,6 +45,8 @@ def _run(program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         inputs = [value(atom) for atom in equation.invars]
         if equation.primitive.name == "dot_general":
             outputs = [_product(equation, *inputs)]
+        elif equation.primitive.name == "div" and _by_one_number(*inputs):
+            outputs = [inputs[0] * (1 / inputs[1])]
         else:
             inside = {name: _inside(each) for name, each in equation.params.items()}
             outputs = evaluate_equation(equation.replace(params=inside), inputs)
@@ -83,3 +88,7 @@ def _product(equation: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     found = equation.primitive.bind(left, right, **equation.params | {"dimension_numbers": numbers})
     found = jax.lax.optimization_barrier(found)
     return (found.swapaxes(-1, -2) if turned else found).reshape(*batch, *kept_x, *kept_y)
+
+
+def _by_one_number(dividend: Any, divisor: Any) -> bool:
+    return jnp.ndim(divisor) == 0 < jnp.ndim(dividend) and jnp.issubdtype(jnp.result_type(divisor), jnp.floating)
