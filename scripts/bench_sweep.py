@@ -35,13 +35,14 @@ JAX = ("jax step loop", "jax scanned", "ours")
 def timed(step: Callable[[int], Any], seconds: float) -> float:
     """Calls of step(n), which does n steps, a second, after a warm-up."""
     step(3)
-    count, started = 1, time.perf_counter()
-    step(1)
-    per = time.perf_counter() - started
-    count = max(2, int(seconds / max(per, 1e-6)))
-    started = time.perf_counter()
-    step(count)
-    return count / (time.perf_counter() - started)
+    count = 1
+    while True:  # what starting a run costs must not count as steps
+        started = time.perf_counter()
+        step(count)
+        spent = time.perf_counter() - started
+        if spent > seconds / 2:
+            return count / spent
+        count = max(count + 1, int(count * min(seconds / spent, 10)))
 
 
 def torch_loop(workload: str, batch: int, seconds: float, compiled: bool = False) -> tuple[float, float]:
