@@ -19,7 +19,9 @@ from surge.training.sweep import run_pieces
 real = pytest.mark.skipif(not Path(images.FASHION_MNIST).exists(), reason="needs dataset-fashion-mnist")
 
 
-@pytest.mark.parametrize(("size", "stride", "pool"), [(3, 1, 1), (3, 2, 1), (5, 1, 1), (3, 1, 2), (1, 2, 2)])
+@pytest.mark.parametrize(
+    ("size", "stride", "pool"), [(3, 1, 1), (3, 2, 1), (1, 2, 1), (5, 1, 1), (3, 1, 2), (3, 2, 2)]
+)
 def test_both_forms_of_convolution_equal_flax(size, stride, pool):
     inputs = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
     ours = cnn.Conv(4, size, stride, pool)

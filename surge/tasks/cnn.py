@@ -68,7 +68,8 @@ class Conv(nn.Module):
         outputs = jax.lax.conv_general_dilated(
             batch, kernel, (self.stride, self.stride), [(margin, margin)] * 2, dimension_numbers=numbers
         )
-        return _max_pool(outputs.reshape(*inputs.shape[:-3], *outputs.shape[1:]), self.pool)
+        outputs = outputs.reshape(*inputs.shape[:-3], *outputs.shape[1:])
+        return outputs if self.pool == 1 else _max_pool(outputs, self.pool)  # a maximum of one costs a gradient too
 
 
 def _max_pool(inputs: jax.Array, pool: int) -> jax.Array:
