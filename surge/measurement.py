@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from surge.training import checkpoint
 from surge.training.branch import BranchOracle
 from surge.training.grid import geometric_steps
 from surge.training.hardware import microbatch, size_classes
-from surge.training.run import State, evaluate, make_train
+from surge.training.run import Run, State, make_advance, make_begin
 
 GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed over
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -56,27 +55,20 @@ def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Pa
     chosen = config.measure
     optimizer = make_optimizer(config.optimizers[chosen.optimizer].spec)
     size = microbatch(task, size_classes(task), chosen.batch_size)
-    train = jax.jit(make_train(task, optimizer, microbatch_size=size))
+    begin = jax.jit(make_begin(task, optimizer))
+    advance = jax.jit(make_advance(task, optimizer, microbatch_size=size))
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    steps = geometric_steps(chosen.max_steps, 64)
-    init_key, _ = jax.random.split(key)
-    params = jax.jit(task.init)(init_key)
-    transform = optimizer(chosen.learning_rate, chosen.batch_size, steps[-1])
-    state = State(params, transform.init(params), jnp.zeros((), jnp.int32))
-    start = float(jax.jit(partial(evaluate, task))(params, task.evaluation))
-    reached = [(state, start)]
-    for level in sorted((each for each in chosen.losses if each < start), reverse=True):
-        ahead = np.asarray([step for step in steps if step > state.step], np.int32)
-        if not len(ahead):
-            break
-        result = train(chosen.learning_rate, key, chosen.batch_size, ahead, level, task.data, task.evaluation, state)
-        losses = np.asarray(result.loss)
-        last = losses[np.isfinite(losses)][-1:]
-        if result.diverged or not len(last) or last[0] > level:
+    steps = np.asarray(geometric_steps(chosen.max_steps, 64), np.int32)
+    own = chosen.learning_rate, key, chosen.batch_size, steps
+    trained: Run = begin(*own, task.evaluation)
+    reached = [(trained.state, float(trained.start_loss))]
+    for level in sorted((each for each in chosen.losses if each < reached[0][1]), reverse=True):
+        going = trained._replace(ended=jnp.zeros((), bool))
+        trained = advance(going, *own, level, task.data, task.evaluation, trained.state.step, steps[-1])
+        if trained.diverged or not trained.ended:
             logging.info("measure: loss %g is not reached in %d steps", level, chosen.max_steps)
             break
-        state = result.state
-        reached.append((state, float(last[0])))
+        reached.append((trained.state, float(trained.loss[np.isfinite(trained.loss)][-1])))
     for state, loss in reached:
         checkpoint.save(directory, f"step-{int(state.step)}", state)
         logging.info("measure: checkpoint at step %d, loss %.3g", state.step, loss)

@@ -14,7 +14,7 @@ from surge.optimizers import DIRECTIONS, make_optimizer
 from surge.tasks import Task, draw_from_arrays
 from surge.tasks.mlp import mnist1d
 from surge.training import grid, sweep
-from surge.training.run import batch_gradient, evaluate, make_run, make_train
+from surge.training.run import batch_gradient, evaluate, make_advance, make_begin, make_train
 
 KEY = jax.random.key(0)
 CHAINS = {  # written out, so that names are checked too
@@ -169,7 +169,8 @@ def test_a_branch_goes_on_as_the_whole_run():
 
 def test_a_run_may_be_cut_anywhere():
     """Between evals, at one, or before the last: its schedule counts to the end all the same."""
-    begin, advance = make_run(TASK, make_optimizer("adam(schedule='cosine')"), microbatch_size=8)
+    optimizer = make_optimizer("adam(schedule='cosine')")
+    begin, advance = make_begin(TASK, optimizer), make_advance(TASK, optimizer, microbatch_size=8)
     own, cuts = (jnp.float32(0.02), KEY, 8, jnp.asarray((1, 3, 7), jnp.int32)), (0, 2, 3, 6)
     advance, part = jax.jit(advance), jax.jit(begin)(*own, TASK.evaluation)
     for since, until in pairwise(cuts):
@@ -198,7 +199,8 @@ def test_divergence_is_data():
 
 
 def test_a_lane_that_ended_keeps_its_state_while_others_go_on():
-    begin, advance = make_run(TASK, make_optimizer("sgd"), microbatch_size=8, axis_name=("rate",))
+    begin = make_begin(TASK, make_optimizer("sgd"))
+    advance = make_advance(TASK, make_optimizer("sgd"), microbatch_size=8, axis_name=("rate",))
     own = KEY, 8, jnp.asarray((1, 2, 4, 8), jnp.int32)
 
     def train(rate):

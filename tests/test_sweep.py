@@ -222,8 +222,11 @@ def test_one_device_gives_the_same_adaptive_optima(narrow, one_device):
 
 
 def test_three_programs_an_optimizer_serve_every_batch_size(monkeypatch):
-    made = []
-    compile_one = sweep.Engine._compile
+    made, begun = [], []
+    compile_one, compile_begin = sweep.Engine._compile, sweep.compile_begin
+    monkeypatch.setattr(
+        sweep, "compile_begin", lambda *args, **form: begun.append(args[1]) or compile_begin(*args, **form)
+    )
     monkeypatch.setattr(
         sweep.Engine, "_compile", lambda self, *args: made.append(args[0].optimizer) or compile_one(self, *args)
     )
@@ -232,6 +235,7 @@ def test_three_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     pieces = plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
     assert len(list(sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == 2 * len(sizes)
     assert sorted(made) == 3 * ["momentum"] + 3 * ["sgd"]
+    assert sorted(begun) == ["momentum", "sgd"]  # where runs begin is the same for every size class
 
 
 def test_size_classes_and_form_follow_what_an_example_costs():

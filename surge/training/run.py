@@ -64,25 +64,16 @@ def batch_gradient(
     return mean_gradient(share, task.draw, params, data, key, batch_size, microbatch_size)
 
 
-def make_run(
-    task: Task, optimizer: Optimizer, *, microbatch_size: int, axis_name: Sequence[str] = ()
-) -> tuple[Callable[..., Run], Callable[..., Run]]:
-    """A training run as two pure functions, to begin it and to bring it further.
+def make_begin(task: Task, optimizer: Optimizer) -> Callable[..., Run]:
+    """How a training run begins, as a pure function.
 
     Args:
       task: what is trained.
       optimizer: (learning_rate, batch_size, total_steps) -> optax transformation.
-      microbatch_size: static number of examples per gradient; one program serves every batch size.
-      axis_name: axes that the run will be mapped over by vmap. A run then goes on until every lane on these axes
-        has ended, which keeps step counters and data draws common to all learning rates.
 
     Returns:
       begin(learning_rate, key, batch_size, eval_steps, evaluation, start=None) -> Run: start is a State, from
       initialisation if None. A run branches from it with the batches that the whole run would have seen.
-      advance(run, learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, since, until) -> Run: from
-      step `since`, where the run has got to, to step `until`; records the loss at those of eval_steps [evals]
-      (absolute, increasing, all after start's) that it passes; ends early at a loss of at most stop_loss, or diverged.
-      How a run is cut into advances does not change a bit of it.
     """
 
     def begin(
@@ -99,6 +90,27 @@ def make_run(
             start = State(params, transform.init(params), jnp.zeros((), jnp.int32))
         loss, no = evaluate(task, start.params, evaluation), jnp.zeros((), bool)
         return Run(start, loss, jnp.full(eval_steps.shape, jnp.nan, loss.dtype), no, no)
+
+    return begin
+
+
+def make_advance(
+    task: Task, optimizer: Optimizer, *, microbatch_size: int, axis_name: Sequence[str] = ()
+) -> Callable[..., Run]:
+    """How a training run gets further, as a pure function.
+
+    Args:
+      task, optimizer: those that it began with.
+      microbatch_size: static number of examples per gradient; one program serves every batch size.
+      axis_name: axes that the run will be mapped over by vmap. A run then goes on until every lane on these axes
+        has ended, which keeps step counters and data draws common to all learning rates.
+
+    Returns:
+      advance(run, learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, since, until) -> Run: from
+      step `since`, where the run has got to, to step `until`; records the loss at those of eval_steps [evals]
+      (absolute, increasing, all after start's) that it passes; ends early at a loss of at most stop_loss, or diverged.
+      How a run is cut into advances does not change a bit of it.
+    """
 
     def advance(
         run: Run,
@@ -148,19 +160,19 @@ def make_run(
 
         return jax.lax.while_loop(go_on, segment, (since, run))[1]
 
-    return begin, advance
+    return advance
 
 
 def make_train(task: Task, optimizer: Optimizer, *, microbatch_size: int) -> Callable[..., Run]:
     """A whole run as one pure function.
 
-    Args: those of `make_run`.
+    Args: those of `make_advance`.
 
     Returns:
       train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None) -> Run, to the last
       of eval_steps.
     """
-    begin, advance = make_run(task, optimizer, microbatch_size=microbatch_size)
+    begin, advance = make_begin(task, optimizer), make_advance(task, optimizer, microbatch_size=microbatch_size)
 
     def train(
         learning_rate: jax.Array,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from surge.tasks import Task, count_rows
 from surge.training import hardware
 from surge.training.grid import Piece, PieceResult
-from surge.training.programs import Programs, compile_programs
+from surge.training.programs import Programs, compile_advance, compile_begin
 from surge.training.run import Run, State
 
 # Of one call of a program, about: what the CPU runtime puts by meanwhile, up to 45 MB a second, is free at its end.
@@ -66,7 +66,7 @@ class Engine:
         self.devices = jax.local_device_count()
         self._mesh = Mesh(np.asarray(jax.local_devices()), "device")
         self._shared = self._replicated((np.float32(stop_loss), task.data, task.evaluation))
-        self._pool, self._programs, self._smaller = ThreadPoolExecutor(1), {}, {}
+        self._pool, self._begins, self._programs, self._smaller = ThreadPoolExecutor(1), {}, {}, {}
 
     def compile(self, piece: Piece) -> Future[Programs]:
         """Starts compiling what the piece needs, unless done before."""
@@ -153,19 +153,20 @@ class Engine:
 
     def _compile(self, piece: Piece, size: int, block: tuple[int, int]) -> Programs:
         alone = block == (1, 1)  # no batch axis, not even of one: it would already round differently
-        programs = compile_programs(
-            self.task,
-            piece.spec,
-            self._own(piece, np.ones((self.devices, block[0])), piece.seeds[:1] * block[1]),
-            self._replicated(self.start),
-            self._shared,
-            self._replicated((np.int32(0), np.int32(0))),
-            microbatch_size=size,
-            form="alone" if alone else self.form,
+        form = "alone" if alone else self.form
+        own = self._own(piece, np.ones((self.devices, block[0])), piece.seeds[:1] * block[1])
+        name = piece.spec, len(_padded(piece.eval_steps)), block
+        if name not in self._begins:
+            start = self._replicated(self.start)
+            self._begins[name] = compile_begin(self.task, piece.spec, own, self._shared[-1], start, form=form)
+        begin, steps = self._begins[name], self._replicated((np.int32(0), np.int32(0)))
+        advance = compile_advance(
+            self.task, piece.spec, begin, own, self._shared, steps, microbatch_size=size, form=form
         )
-        if programs.bytes() > (1.0 if alone else hardware.MEMORY_SHARE) * hardware.device_bytes():
-            needed = f"{programs.bytes() / 2**30:.1f} GiB needed"
-            raise MemoryError(f"{needed} for {block[0]} learning rates x {block[1]} seeds")
+        programs = Programs(begin, advance)
+        needed = programs.bytes()
+        if needed > (1.0 if alone else hardware.MEMORY_SHARE) * hardware.device_bytes():
+            raise MemoryError(f"{needed / 2**30:.1f} GiB needed for {block[0]} learning rates x {block[1]} seeds")
         return programs
 
     def _replicated(self, tree: Any) -> Any:
