@@ -29,7 +29,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         positional = flags.FLAGS(list(argv))
     except Exception as error:  # the config file is a program: it may raise anything
-        fail(config_fault(argv) or error)
+        misspelt = isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config.")
+        fail(error if misspelt else config_fault(argv) or error)
     if not isinstance(_CONFIG.value, ConfigDict):
         fail(config_fault(argv))
     if not _STAGES.value or not set(_STAGES.value) <= set(STAGES):

@@ -147,6 +147,7 @@ def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
     [
         (["--config=configs/nowhere.py"], "nowhere.py"),
         ([], "--config is missing"),
+        (["--confg=configs/mnist1d.py"], "'confg'"),
         (["--config=configs/mnist1d.py:huge"], "no variant"),
         (["--config=configs/mnist1d.py", "--config.sedes=3"], "did you mean seeds"),
         (["--config=configs/mnist1d.py", "--config.seeds=many"], "seeds"),
