@@ -1,20 +1,24 @@
 """Fashion-MNIST, a 5-layer CNN: the first row of arXiv 2405.14578's Table 1, and its Figure 1.
 
-    python -m surge.main --config=configs/fashion_mnist.py          # full on an accelerator, quick on a CPU
-    python -m surge.main --config=configs/fashion_mnist.py:quick    # narrower, 3 seeds, both β: two cores
-    python -m surge.main --config=configs/fashion_mnist.py:full     # every batch size of the paper, 100 seeds
+    python -m surge.main --config=configs/fashion_mnist.py          # full on an accelerator, quick
+    on a CPU
+    python -m surge.main --config=configs/fashion_mnist.py:quick    # narrower, 3 seeds, both β: two
+    cores
+    python -m surge.main --config=configs/fashion_mnist.py:full     # every batch size of the paper,
+    100 seeds
 
 The paper's claims: for B = 1...12 the optimum falls as B grows; for B = 64...1,164 it saturates.
-Found here (:quick; two CPU cores, 7 minutes, the sweep 3 of them): to training loss 0.9 Adam's optimum rises from
-2.1e-3 [1.3e-3, 2.5e-3] at B = 1 to 6.9e-3 [4.6e-3, 8.3e-3] at 12, as B^0.48 [0.19, 0.77] where the paper has a fall,
-and reads 1.4e-2 [9.1e-3, 2.2e-2] at 164 and 1.0e-2 [5.5e-3, 3.1e-2] at 764: a peak is likely, not shown. With
-β = (0, 0) no run reaches 0.9 at B = 1 and 2 in 2,000 steps, and the rest cannot tell. The validity bound πσ²/2μ²
-has a median of 777 [354, 2,890] examples over parameters, where the paper has about 800. Every claim judged, and
-figures: docs/results.
-The full-width CNN reaches 90.6% of the test images in 8,000 steps (pytest -m slow tests/test_cnn.py).
-Full scale: for the paper's linear grid of learning rates, 1e-4 to 1e-3, powers of √2 on and around its range. Not run
-here: no accelerator.
-Data: Debian's `dataset-fashion-mnist` (60,000 real images); else --config.task_args.source=DIRECTORY or a hub name.
+Found here (:quick; two CPU cores, 7 minutes, the sweep 3 of them): to training loss 0.9 Adam's
+optimum rises from 2.1e-3 [1.3e-3, 2.5e-3] at B = 1 to 6.9e-3 [4.6e-3, 8.3e-3] at 12, as B^0.48
+[0.19, 0.77] where the paper has a fall, and reads 1.4e-2 [9.1e-3, 2.2e-2] at 164 and 1.0e-2
+[5.5e-3, 3.1e-2] at 764: a peak is likely, not shown. With β = (0, 0) no run reaches 0.9 at B = 1
+and 2 in 2,000 steps, and the rest cannot tell. The validity bound πσ²/2μ² has a median of 777 [354,
+2,890] examples over parameters, where the paper has about 800. Every claim judged, and figures:
+docs/results. The full-width CNN reaches 90.6% of the test images in 8,000 steps (pytest -m slow
+tests/test_cnn.py). Full scale: for the paper's linear grid of learning rates, 1e-4 to 1e-3, powers
+of √2 on and around its range. Not run here: no accelerator.
+Data: Debian's `dataset-fashion-mnist` (60,000 real images); else
+--config.task_args.source=DIRECTORY or a hub name.
 """
 
 import jax
@@ -24,7 +28,9 @@ from absl import logging
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in ("", "quick", "full"):
-        raise ValueError(f"configs/fashion_mnist.py has no variant {variant!r}: choose quick, full, or none")
+        raise ValueError(
+            f"configs/fashion_mnist.py has no variant {variant!r}: choose quick, full, or none"
+        )
     if not variant:
         variant = "quick" if jax.default_backend() == "cpu" else "full"
         logging.info("configs/fashion_mnist.py: %s scale, by the devices found", variant)

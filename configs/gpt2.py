@@ -5,15 +5,18 @@
     python -m surge.main --config=configs/gpt2.py:full     # 124M parameters
 
 Not a row of the paper's table: its text experiment (arXiv 2405.14578, section 3) on the full model.
-Found here (:quick; two CPU cores that were shared with other work, 13 minutes): to 2.8 nats per byte Adam's optimum
-rises from 1.5e-3 [4.8e-4, 2.1e-3] at B = 1 to 4.1e-3 [3.7e-3, 4.5e-3] at 64; no fall is seen. From the checkpoint at
-that loss the measured law falls instead, from 3.2e-3 to 1.7e-3, as the true one-step optimum does: one step is not the
-sweep (docs/results/predictions, where 1/(√(B_crit/B) + √(B/B_crit)) is within a factor 1.43 of this sweep's ratios).
-Full scale was not run here: no accelerator.
-Data: the Python standard library's own source as bytes, which is always there; any text with
+Found here (:quick; two CPU cores that were shared with other work, 13 minutes): to 2.8 nats per
+byte Adam's optimum rises from 1.5e-3 [4.8e-4, 2.1e-3] at B = 1 to 4.1e-3 [3.7e-3, 4.5e-3] at 64; no
+fall is seen. From the checkpoint at that loss the measured law falls instead, from 3.2e-3 to
+1.7e-3, as the true one-step optimum does: one step is not the sweep (docs/results/predictions,
+where 1/(√(B_crit/B) + √(B/B_crit)) is within a factor 1.43 of this sweep's ratios). Full scale was
+not run here: no accelerator. Data: the Python standard library's own source as bytes, which is
+always there; any text with
 --config.task_args.source=FILE, DIRECTORY or a hub name.
-A published checkpoint is measured, at either scale, with --config.task_args.weights=model.safetensors
---config.task_args.size=gpt2 --config.task_args.vocabulary=50257 --config.task_args.tokenizer=tokenizer.json.
+A published checkpoint is measured, at either scale, with
+--config.task_args.weights=model.safetensors
+--config.task_args.size=gpt2 --config.task_args.vocabulary=50257
+--config.task_args.tokenizer=tokenizer.json.
 """
 
 import jax

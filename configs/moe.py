@@ -1,20 +1,24 @@
-"""Fine-grained mixture of experts with shared experts: the last row of arXiv 2405.14578's Table 1, reduced.
+"""Fine-grained mixture of experts with shared experts: the last row of arXiv 2405.14578's Table 1,
+reduced.
 
     python -m surge.main --config=configs/moe.py          # full on an accelerator, quick on a CPU
     python -m surge.main --config=configs/moe.py:quick    # two cores
-    python -m surge.main --config=configs/moe.py:full     # GPT-2's width with 64 experts of which 6 are active
+    python -m surge.main --config=configs/moe.py:full     # GPT-2's width with 64 experts of which 6
+    are active
 
-Full scale has the paper's batch sizes, 192k to 12M tokens of context 1,024, its 10 seeds, and for its linear grid of
-learning rates, 2e-6 to 6e-5, powers of √2 that cover it. Not run here: no accelerator. It is a cluster's work.
-Found here (:quick, --stages=sweep,fit; two CPU cores, 146 s): to 2.9 nats per byte Adam's optimum rises from
-3.8e-3 [3.0e-3, 4.5e-3] at B = 4 to 6.0e-3 [5.2e-3, 6.8e-3] at 32 and 6.0e-3 [5.4e-3, 7.8e-3] at 64; no fall is seen.
+Full scale has the paper's batch sizes, 192k to 12M tokens of context 1,024, its 10 seeds, and for
+its linear grid of learning rates, 2e-6 to 6e-5, powers of √2 that cover it. Not run here: no
+accelerator. It is a cluster's work. Found here (:quick, --stages=sweep,fit; two CPU cores, 146 s):
+to 2.9 nats per byte Adam's optimum rises from 3.8e-3 [3.0e-3, 4.5e-3] at B = 4 to 6.0e-3 [5.2e-3,
+6.8e-3] at 32 and 6.0e-3 [5.4e-3, 7.8e-3] at 64; no fall is seen.
 
 Data: the Python standard library's own source as bytes, which is always there; any text with
 --config.task_args.source=FILE, DIRECTORY or a hub name.
-The paper trains on RedPajama-v2: give the directory of its documents (*.json.gz) as source; its hub entry is a script,
-which current `datasets` does not run.
-The balance loss is over each sequence, so per-example gradients are exact; --config.task_args.balance_over=batch
-couples examples as trainers do, in ghost batches of task_args.ghost of them, which are what is then measured.
+The paper trains on RedPajama-v2: give the directory of its documents (*.json.gz) as source; its hub
+entry is a script, which current `datasets` does not run.
+The balance loss is over each sequence, so per-example gradients are exact;
+--config.task_args.balance_over=batch couples examples as trainers do, in ghost batches of
+task_args.ghost of them, which are what is then measured.
 """
 
 import jax

@@ -1,19 +1,24 @@
-"""A noisy quadratic whose every answer is known: does the swept one-step optimum obey the exact sign law?
+"""A noisy quadratic whose every answer is known: does the swept one-step optimum obey the exact
+sign law?
 
     python -m surge.main --config=configs/quadratic.py            # H = I + c·11ᵀ: the surge
-    python -m surge.main --config=configs/quadratic.py:diagonal   # H diagonal: no surge, B_noise is infinite
-    python -m surge.main --config=configs/quadratic.py:correlated # Σ correlated: the independent law fails
+    python -m surge.main --config=configs/quadratic.py:diagonal   # H diagonal: no surge, B_noise is
+    infinite
+    python -m surge.main --config=configs/quadratic.py:correlated # Σ correlated: the independent
+    law fails
     python -m surge.main --config=configs/quadratic.py:quick      # fewer seeds
     python -m surge.main --config=configs/quadratic.py:full       # more seeds and batch sizes
 
-Found here (two CPU cores, 27 s from a cold start): sign descent's optimum rises from 0.038 at B = 1 to 0.115 at 16 and
-64, then falls to 0.065 at 1024, within 10% of the exact law everywhere and within 1% from B = 16 on; the fitted peak
-is 33 [26, 37] where the exact one is 32. SGD's only rises. With the diagonal Hessian no peak is seen.
-With noise of correlation 0.3 the law for independent coordinates reads 0.080 at B = 4 and 0.118 at 16, where the true
-one-step optimum is 0.020 [0.009, 0.044] and 0.047 [0.038, 0.058]; the measured law is right, and the sweep follows it:
+Found here (two CPU cores, 27 s from a cold start): sign descent's optimum rises from 0.038 at B = 1
+to 0.115 at 16 and 64, then falls to 0.065 at 1024, within 10% of the exact law everywhere and
+within 1% from B = 16 on; the fitted peak is 33 [26, 37] where the exact one is 32. SGD's only
+rises. With the diagonal Hessian no peak is seen. With noise of correlation 0.3 the law for
+independent coordinates reads 0.080 at B = 4 and 0.118 at 16, where the true one-step optimum is
+0.020 [0.009, 0.044] and 0.047 [0.038, 0.058]; the measured law is right, and the sweep follows it:
 0.040 [0.028, 0.050] at 16.
 
-One optimizer step from one point, many seeds: the loss after it is judged, not the time to a target.
+One optimizer step from one point, many seeds: the loss after it is judged, not the time to a
+target.
 """
 
 import ml_collections
@@ -22,7 +27,9 @@ import ml_collections
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     variants = ("", "diagonal", "correlated", "quick", "full")
     if variant not in variants:
-        raise ValueError(f"configs/quadratic.py has no variant {variant!r}: choose {', '.join(variants[1:])}, or none")
+        raise ValueError(
+            f"configs/quadratic.py has no variant {variant!r}: choose {', '.join(variants[1:])}, or none"
+        )
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.task = "surge.tasks.quadratic:quadratic"

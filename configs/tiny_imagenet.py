@@ -1,18 +1,21 @@
 """ResNet-18 on Tiny-ImageNet, Adam with β = (0, 0): the second row of arXiv 2405.14578's Table 1.
 
-    python -m surge.main --config=configs/tiny_imagenet.py          # full on an accelerator, quick on a CPU
+    python -m surge.main --config=configs/tiny_imagenet.py          # full on an accelerator, quick
+    on a CPU
     python -m surge.main --config=configs/tiny_imagenet.py:quick    # two cores
-    python -m surge.main --config=configs/tiny_imagenet.py:full     # every batch size of the paper, 100 seeds
+    python -m surge.main --config=configs/tiny_imagenet.py:full     # every batch size of the paper,
+    100 seeds
 
 The paper's claim: at lower target losses B_noise, and the peak with it, lies further right.
-Not run here, at either scale: the data set is not on this machine, and there is no accelerator. Tests send rows in its
-format through its loader, and hold the network against torch's layers on copied weights.
-Full scale: for the paper's linear grid of learning rates, 1e-4 to 7.9e-4, powers of √2 from half to twice that.
-Data: the hub data set that `source` names, or --config.task_args.source=DIRECTORY of a local copy; without either a
-sentence says how to get it. Quick scale narrows the network, not the data.
-The BatchNorm variant, --config.task_args.norm=batch, takes statistics over ghost batches of task_args.ghost images,
-which are what is then measured (mini-batch moments). Batch sizes are multiples of that, as those of :quick are; at
-full scale add --config.batch_sizes="(16,48,80,112,144,176,208,240,272,304,336,368)".
+Not run here, at either scale: the data set is not on this machine, and there is no accelerator.
+Tests send rows in its format through its loader, and hold the network against torch's layers on
+copied weights. Full scale: for the paper's linear grid of learning rates, 1e-4 to 7.9e-4, powers of
+√2 from half to twice that. Data: the hub data set that `source` names, or
+--config.task_args.source=DIRECTORY of a local copy; without either a sentence says how to get it.
+Quick scale narrows the network, not the data. The BatchNorm variant, --config.task_args.norm=batch,
+takes statistics over ghost batches of task_args.ghost images, which are what is then measured
+(mini-batch moments). Batch sizes are multiples of that, as those of :quick are; at full scale add
+--config.batch_sizes="(16,48,80,112,144,176,208,240,272,304,336,368)".
 """
 
 import jax
@@ -22,7 +25,9 @@ from absl import logging
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant not in ("", "quick", "full"):
-        raise ValueError(f"configs/tiny_imagenet.py has no variant {variant!r}: choose quick, full, or none")
+        raise ValueError(
+            f"configs/tiny_imagenet.py has no variant {variant!r}: choose quick, full, or none"
+        )
     if not variant:
         variant = "quick" if jax.default_backend() == "cpu" else "full"
         logging.info("configs/tiny_imagenet.py: %s scale, by the devices found", variant)

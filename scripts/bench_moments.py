@@ -1,12 +1,14 @@
-"""Per-example gradient moments against one plain gradient of the same examples, and against their peers.
+"""Per-example gradient moments against one plain gradient of the same examples, and against their
+peers.
 
     python scripts/bench_moments.py                     # about 8 minutes on two cores
     python scripts/bench_moments.py --workloads=cnn
 
-Every contestant but the plain gradients yields the same statistics of each parameter (mean, variance, count of signs;
-"no signs" leaves the last out) and the squared norm of each example's gradient, in a process of its own: seconds are
-the median of several calls after a warm-up, memory is the growth of the process's peak over what it held before. The
-plain gradient of the same framework is the floor; "x floor" is against it on as many devices.
+Every contestant but the plain gradients yields the same statistics of each parameter (mean,
+variance, count of signs; "no signs" leaves the last out) and the squared norm of each example's
+gradient, in a process of its own: seconds are the median of several calls after a warm-up, memory
+is the growth of the process's peak over what it held before. The plain gradient of the same
+framework is the floor; "x floor" is against it on as many devices.
 """
 
 import importlib.util
@@ -64,7 +66,9 @@ def jax_contestant(name: str, workload: str) -> Callable[[], Any]:
     def naive(params: Any, batch: Any) -> Any:
         found = jax.vmap(jax.grad(task.loss), (None, 0))(params, batch)
         norms = sum((leaf**2).sum(tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(found))
-        return jax.tree.map(lambda leaf: (leaf.mean(0), leaf.var(0, ddof=1), jnp.sign(leaf).sum(0)), found), norms
+        return jax.tree.map(
+            lambda leaf: (leaf.mean(0), leaf.var(0, ddof=1), jnp.sign(leaf).sum(0)), found
+        ), norms
 
     if name == "jax-privacy":
         from jax_privacy import clipping
@@ -85,13 +89,17 @@ def jax_contestant(name: str, workload: str) -> Callable[[], Any]:
 
         def moments(params: Any, batch: Any) -> Any:
             found = per_example_moments(task.loss, params, batch)
-            return found._replace(sign_sum=(), zeros=()) if "no signs" in name else found  # what is not asked for
+            return (
+                found._replace(sign_sum=(), zeros=()) if "no signs" in name else found
+            )  # what is not asked for
 
         if devices == 1:
             program = jax.jit(moments)
             return lambda: jax.block_until_ready(program(params, batch))
         parts = jax.pmap(moments, in_axes=(None, 0))
-        both = jax.jit(lambda found: merge(*(jax.tree.map(itemgetter(each), found) for each in (0, 1))))
+        both = jax.jit(
+            lambda found: merge(*(jax.tree.map(itemgetter(each), found) for each in (0, 1)))
+        )
         return lambda: jax.block_until_ready(both(parts(params, dealt)))
     program = jax.pmap(jax.grad(mean_loss), in_axes=(None, 0))
     return lambda: jax.block_until_ready(program(params, dealt))
@@ -101,7 +109,9 @@ def torch_contestant(name: str, workload: str) -> Callable[[], Any]:
     import torch
     from torch.func import functional_call, grad, vmap
 
-    model, loss = torch_model(workload, tied=name not in ("Opacus", "BackPACK"))  # hooks do not see tied weights
+    model, loss = torch_model(
+        workload, tied=name not in ("Opacus", "BackPACK")
+    )  # hooks do not see tied weights
     n = EXAMPLES[workload]
     batch = {key: each[:n] for key, each in torch_data(workload).items()}
 
@@ -156,7 +166,9 @@ def measure(name: str, workload: str) -> tuple[float, float]:
         started = time.perf_counter()
         call()
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return statistics.median(taken), (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    ) / 1024
 
 
 def child(name: str, workload: str, devices: int) -> tuple[float, float, str]:
@@ -164,10 +176,19 @@ def child(name: str, workload: str, devices: int) -> tuple[float, float, str]:
     module = {"BackPACK": "backpack", "jax-privacy": "jax_privacy", "Opacus": "opacus"}.get(name)
     if module and importlib.util.find_spec(module) is None:
         return float("nan"), float("nan"), "not installed"
-    command = [sys.executable, "-W", "ignore", __file__, f"--one={name.replace(',', ';')},{workload}"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        __file__,
+        f"--one={name.replace(',', ';')},{workload}",
+    ]
     extra = {"JAX_NUM_CPU_DEVICES": str(devices)}
     done = subprocess.run(
-        [*command, f"--repeats={_REPEATS.value}"], env=os.environ | extra, capture_output=True, text=True
+        [*command, f"--repeats={_REPEATS.value}"],
+        env=os.environ | extra,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         return float("nan"), float("nan"), done.stderr.strip().splitlines()[-1][:90]
@@ -187,7 +208,10 @@ def main(_: list[str]) -> None:
             seconds[name], memory, why = child(name, workload, devices)
             rate = EXAMPLES[workload] / seconds[name]
             share = seconds[name] / seconds[floor]
-            print(f"{name:32}{seconds[name]:10.4f}{rate:12.0f}{share:9.2f}{memory:10.0f}  {why}", flush=True)
+            print(
+                f"{name:32}{seconds[name]:10.4f}{rate:12.0f}{share:9.2f}{memory:10.0f}  {why}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

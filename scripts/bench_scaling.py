@@ -1,12 +1,13 @@
-"""What a sweep costs: by number of cells and devices, and whole, compilation included, against simpler designs.
+"""What a sweep costs: by number of cells and devices, and whole, compilation included, against
+simpler designs.
 
     python scripts/bench_scaling.py        # about 5.5 minutes on two cores
 
-First table: training steps a second over all cells of the MNIST-1D MLP (Adam, batch 64) by number of cells, on one
-device and on one for each core. Second: a whole sweep of 10 batch sizes x 15 learning rates x 3 seeds, at the length
-of configs/mnist1d.py:quick, with an empty and then a warm compilation cache: ours (three size classes of
-micro-batches), one program for each batch size, and one program with micro-batches of 8. Every number is from its own
-process.
+First table: training steps a second over all cells of the MNIST-1D MLP (Adam, batch 64) by number
+of cells, on one device and on one for each core. Second: a whole sweep of 10 batch sizes x 15
+learning rates x 3 seeds, at the length of configs/mnist1d.py:quick, with an empty and then a warm
+compilation cache: ours (three size classes of micro-batches), one program for each batch size, and
+one program with micro-batches of 8. Every number is from its own process.
 """
 
 import json
@@ -25,7 +26,11 @@ from surge.training import grid, hardware, sweep
 
 _ONE = flags.DEFINE_string("one", "", "what a child process measures, as JSON")
 SIZES = tuple(2**power for power in range(2, 12))
-DESIGNS = {"ours": hardware.MICROBATCHES, "a program for each batch size": SIZES, "micro-batches of 8": (8,)}
+DESIGNS = {
+    "ours": hardware.MICROBATCHES,
+    "a program for each batch size": SIZES,
+    "micro-batches of 8": (8,),
+}
 CELLS = (2, 8, 32, 128, 512)
 SECONDS = 3.0
 
@@ -71,7 +76,9 @@ def child(devices: int, cache: str, **what: object) -> float:
     """What a fresh process measures."""
     extra = {"JAX_NUM_CPU_DEVICES": str(devices), "XDG_CACHE_HOME": cache}
     command = [sys.executable, __file__, f"--one={json.dumps(what)}"]
-    done = subprocess.run(command, env=os.environ | extra, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, env=os.environ | extra, stdout=subprocess.PIPE, text=True, check=True
+    )
     return float(done.stdout.splitlines()[-1])
 
 

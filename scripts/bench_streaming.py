@@ -1,9 +1,11 @@
-"""Does text that stays in its file starve the device? Training steps with tokens resident and streamed, side by side.
+"""Does text that stays in its file starve the device? Training steps with tokens resident and
+streamed, side by side.
 
     python scripts/bench_streaming.py        # about 2 minutes on two cores
 
-Windows drawn a second, and cell-steps a second of Adam over 8 cells of the smallest GPT, batch 16, from the standard
-library's source packed into a memory-mapped file. The two forms take turns; medians of --repeats.
+Windows drawn a second, and cell-steps a second of Adam over 8 cells of the smallest GPT, batch 16,
+from the standard library's source packed into a memory-mapped file. The two forms take turns;
+medians of --repeats.
 """
 
 import time
@@ -49,7 +51,10 @@ def steps(task: Task) -> Callable[[], int]:
 
 def main(_: list[str]) -> None:
     hardware.one_device_per_core()
-    tasks = {form: gpt.text("tiny", context=32, evaluation_examples=1, stream=form == "streamed") for form in FORMS}
+    tasks = {
+        form: gpt.text("tiny", context=32, evaluation_examples=1, stream=form == "streamed")
+        for form in FORMS
+    }
     print(f"{'a second':24}" + "".join(f"{form:>12}" for form in FORMS) + f"{'ratio':>8}")
     for label, make in (("windows drawn", draws), ("cell-steps", steps)):
         runs = {form: make(task) for form, task in tasks.items()}

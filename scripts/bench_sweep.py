@@ -1,13 +1,16 @@
-"""Training steps a second over all cells of a grid: plain loops, as people write them, against the sweep engine.
+"""Training steps a second over all cells of a grid: plain loops, as people write them, against the
+sweep engine.
 
-    python scripts/bench_sweep.py                               # all workloads: about 15 minutes on two cores
+    python scripts/bench_sweep.py                               # all workloads: about 15 minutes on
+    two cores
     python scripts/bench_sweep.py --workloads=mlp --batches=8
 
-Every contestant trains the same 16 cells (8 learning rates x 2 seeds, Adam) on data of the same shapes, in a process
-of its own, for about `--seconds` after a warm-up. Contestants: a plain PyTorch loop for each cell on all cores
-(channels last for the CNN), the same under torch.compile, one PyTorch process for each core, torch.func.vmap over all
-cells; a jitted JAX step for each cell, a scanned JAX loop for each cell, and ours. The last column is the speed over
-that of the best PyTorch form so far in the table, which ours is judged by.
+Every contestant trains the same 16 cells (8 learning rates x 2 seeds, Adam) on data of the same
+shapes, in a process of its own, for about `--seconds` after a warm-up. Contestants: a plain PyTorch
+loop for each cell on all cores (channels last for the CNN), the same under torch.compile, one
+PyTorch process for each core, torch.func.vmap over all cells; a jitted JAX step for each cell, a
+scanned JAX loop for each cell, and ours. The last column is the speed over that of the best PyTorch
+form so far in the table, which ours is judged by.
 """
 
 import json
@@ -25,7 +28,9 @@ from peers import ROWS, TITLES, jax_task, torch_data, torch_model
 _WORKLOADS = flags.DEFINE_list("workloads", ["mlp", "wide", "cnn", "gpt"], "what is trained")
 _BATCHES = flags.DEFINE_list("batches", ["8", "64", "512"], "examples in a step")
 _SECONDS = flags.DEFINE_float("seconds", 4.0, "measured for each contestant")
-_ONE = flags.DEFINE_list("one", [], "contestant, workload, batch size: what a child process measures")
+_ONE = flags.DEFINE_list(
+    "one", [], "contestant, workload, batch size: what a child process measures"
+)
 
 RATES, SEEDS = 8, 2
 TORCH = ("torch loop", "torch compiled", "torch, a process a core", "torch.func")
@@ -45,7 +50,9 @@ def timed(step: Callable[[int], Any], seconds: float) -> float:
         count = max(count + 1, int(count * min(seconds / spent, 10)))
 
 
-def torch_loop(workload: str, batch: int, seconds: float, compiled: bool = False) -> tuple[float, float]:
+def torch_loop(
+    workload: str, batch: int, seconds: float, compiled: bool = False
+) -> tuple[float, float]:
     """Steps a second of one cell after another, and seconds of compilation."""
     import torch
 
@@ -70,7 +77,8 @@ def torch_loop(workload: str, batch: int, seconds: float, compiled: bool = False
 
 
 def torch_lanes(workload: str, batch: int, seconds: float) -> tuple[float, float]:
-    """All cells at once: torch.func's vmap of grad, and Adam written out over stacked parameters."""
+    """All cells at once: torch.func's vmap of grad, and Adam written out over stacked
+    parameters."""
     import torch
     from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -79,9 +87,13 @@ def torch_lanes(workload: str, batch: int, seconds: float) -> tuple[float, float
     model, loss = models[0]
     parameters, _ = stack_module_state([each for each, _ in models])
     parameters = {name: each.detach() for name, each in parameters.items()}
-    first, second = ({name: torch.zeros_like(each) for name, each in parameters.items()} for _ in range(2))
+    first, second = (
+        {name: torch.zeros_like(each) for name, each in parameters.items()} for _ in range(2)
+    )
     data = torch_data(workload)
-    gradient = vmap(grad(lambda held, chosen: loss(functional_call(model, held, (chosen["x"],)), chosen)))
+    gradient = vmap(
+        grad(lambda held, chosen: loss(functional_call(model, held, (chosen["x"],)), chosen))
+    )
     rates = torch.logspace(-4, -2, count)
 
     def step(steps: int) -> None:
@@ -99,7 +111,8 @@ def torch_lanes(workload: str, batch: int, seconds: float) -> tuple[float, float
 
 
 def jax_loop(workload: str, batch: int, seconds: float, scanned: bool) -> tuple[float, float]:
-    """One cell after another: a jitted step on a batch that the host picks, or a loop inside one program."""
+    """One cell after another: a jitted step on a batch that the host picks, or a loop inside one
+    program."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -170,11 +183,20 @@ def measure(contestant: str, workload: str, batch: int, seconds: float) -> tuple
     return torch_loop(workload, batch, seconds, contestant == "torch compiled")
 
 
-def child(contestant: str, workload: str, batch: str, threads: int | None = None) -> subprocess.Popen[str]:
+def child(
+    contestant: str, workload: str, batch: str, threads: int | None = None
+) -> subprocess.Popen[str]:
     """Starts a process that measures one contestant; `threads` bounds what it may use."""
-    command = [sys.executable, __file__, f"--one={contestant},{workload},{batch}", f"--seconds={_SECONDS.value}"]
+    command = [
+        sys.executable,
+        __file__,
+        f"--one={contestant},{workload},{batch}",
+        f"--seconds={_SECONDS.value}",
+    ]
     extra = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    return subprocess.Popen(command, env=os.environ | extra, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=os.environ | extra, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def outcome(process: subprocess.Popen[str]) -> tuple[float, float, str]:
@@ -198,13 +220,19 @@ def main(_: list[str]) -> None:
             best = 0.0
             for contestant in (*TORCH, *JAX):
                 if contestant == "torch, a process a core":
-                    parts = [outcome(each) for each in [child("torch loop", workload, batch, 1) for _ in range(cores)]]
+                    parts = [
+                        outcome(each)
+                        for each in [child("torch loop", workload, batch, 1) for _ in range(cores)]
+                    ]
                     speed, compiling, why = sum(part[0] for part in parts), 0.0, parts[0][2]
                 else:
                     speed, compiling, why = outcome(child(contestant, workload, batch))
                 if contestant in TORCH and speed > best:
                     best = speed
-                print(f"{contestant:26}{speed:14.1f}{compiling:11.1f}{speed / best:14.2f}  {why}", flush=True)
+                print(
+                    f"{contestant:26}{speed:14.1f}{compiling:11.1f}{speed / best:14.2f}  {why}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""How near is the measured law to the true one-step optimum? Every ratio, at the start and three losses of six runs.
+"""How near is the measured law to the true one-step optimum? Every ratio, at the start and three
+losses of six runs.
 
     python scripts/check_one_step.py                     # about 14 minutes on two cores
     python scripts/check_one_step.py --only=mnist1d-cnn
 
-For each checkpoint, optimizer and batch size: ε_opt by the measured law over ε_opt by the one-step oracle, with the
-measured law's 95% interval in the same unit, and what a checkpoint costs beside the sweep of the same config. The page
-is written to --results when all experiments have run.
+For each checkpoint, optimizer and batch size: ε_opt by the measured law over ε_opt by the one-step
+oracle, with the measured law's 95% interval in the same unit, and what a checkpoint costs beside
+the sweep of the same config. The page is written to --results when all experiments have run.
 """
 
 import json
@@ -28,11 +29,16 @@ FASHION = (
     *("--config.batch_sizes=(1,2,4,8,64,256)", "--config.task_args.evaluation_examples=256"),
 )
 GPT = ("--config=configs/gpt2.py:quick", *BRIEF, "--config.measure.losses=(3.2,2.9,2.6)")
-# Sign descent is trained with sign descent: one step of Adam without memory, at its own learning rate.
+# Sign descent is trained with sign descent: one step of Adam without memory, at its own learning
+# rate.
 SIGN = ("--config.optimizers.adam.spec=sign_sgd",)
 EXPERIMENTS = {
     "mnist1d-mlp": MNIST1D,
-    "mnist1d-cnn": (*MNIST1D, "--config.task_args.model=cnn", "--config.task_args.widths=(25,25,25)"),
+    "mnist1d-cnn": (
+        *MNIST1D,
+        "--config.task_args.model=cnn",
+        "--config.task_args.widths=(25,25,25)",
+    ),
     "fashion_mnist-cnn": FASHION,
     "fashion_mnist-cnn-sign": (*FASHION, *SIGN, "--config.measure.learning_rate=5e-4"),
     "text-gpt": GPT,
@@ -42,30 +48,51 @@ ENOUGH = 8  # the least batch size at which the measured law is held to
 NEAR = 1.3  # a factor off that is near enough
 
 
-def rows(measured: xr.Dataset) -> Iterator[tuple[int, float, str, list[tuple[int, float, float, float]]]]:
+def rows(
+    measured: xr.Dataset,
+) -> Iterator[tuple[int, float, str, list[tuple[int, float, float, float]]]]:
     """(step, loss, optimizer, [(B, ratio, low, high)]) of each checkpoint and optimizer."""
     specs = json.loads(measured.attrs["config"])["optimizers"]
     ratios = measured.measured_lr / measured.oracle_lr.sel(bound="value")
     for index, optimizer in np.ndindex(measured.sizes["checkpoint"], measured.sizes["optimizer"]):
-        point, row = measured.isel(checkpoint=index), ratios.isel(checkpoint=index, optimizer=optimizer)
+        point, row = (
+            measured.isel(checkpoint=index),
+            ratios.isel(checkpoint=index, optimizer=optimizer),
+        )
         bounds = row.transpose("batch_size", "bound").values.tolist()
-        cells = [(int(size), *each) for size, each in zip(measured.batch_size.values, bounds, strict=True)]
-        yield int(point.step), float(point.loss), specs[str(row.optimizer.values)]["spec"].split("(")[0], cells
+        cells = [
+            (int(size), *each)
+            for size, each in zip(measured.batch_size.values, bounds, strict=True)
+        ]
+        yield (
+            int(point.step),
+            float(point.loss),
+            specs[str(row.optimizer.values)]["spec"].split("(")[0],
+            cells,
+        )
 
 
 def table(name: str, measured: xr.Dataset) -> list[str]:
     """Markdown of one experiment."""
     sizes = measured.batch_size.values.tolist()
-    lines = [f"## {name}", "", "| step | loss | optimizer | " + " | ".join(f"B = {size}" for size in sizes) + " |"]
+    lines = [
+        f"## {name}",
+        "",
+        "| step | loss | optimizer | " + " | ".join(f"B = {size}" for size in sizes) + " |",
+    ]
     lines.append("|---" * (3 + len(sizes)) + "|")
     for step, loss, optimizer, cells in rows(measured):
-        shown = ("–" if np.isnan(ratio) else f"{ratio:.2f} [{low:.2g}, {high:.2g}]" for _, ratio, low, high in cells)
+        shown = (
+            "–" if np.isnan(ratio) else f"{ratio:.2f} [{low:.2g}, {high:.2g}]"
+            for _, ratio, low, high in cells
+        )
         lines.append(f"| {step} | {loss:.3g} | {optimizer} | {' | '.join(shown)} |")
     return [*lines, ""]
 
 
 def misses(name: str, measured: xr.Dataset, start: bool) -> list[tuple[str, float]]:
-    """(where, factor off; nan where undefined) of every ratio at B >= ENOUGH, at the start or after it."""
+    """(where, factor off; nan where undefined) of every ratio at B >= ENOUGH, at the start or after
+    it."""
     return [
         (f"{name}, step {step}, {optimizer}, B = {size}", float(np.exp(np.abs(np.log(ratio)))))
         for step, _, optimizer, cells in rows(measured)
@@ -81,12 +108,17 @@ def judged(when: str, found: list[tuple[str, float]]) -> list[str]:
         f"**{when}**, B >= {ENOUGH}: {len(known)} of {len(found)} ratios defined, median factor off"
         f" {np.median(known):.3f}, {(known <= NEAR).sum()} within {NEAR}.",
     ]
-    bad = [f"- {where}: {'undefined' if np.isnan(off) else f'{off:.2f}'}" for where, off in found if not off <= NEAR]
+    bad = [
+        f"- {where}: {'undefined' if np.isnan(off) else f'{off:.2f}'}"
+        for where, off in found
+        if not off <= NEAR
+    ]
     return [*lines, *(["The others:", "", *bad] if bad else []), ""]
 
 
 def cost(name: str, measured: xr.Dataset) -> str:
-    """A row: examples differentiated for the measured law of one checkpoint, and for the sweep of this config."""
+    """A row: examples differentiated for the measured law of one checkpoint, and for the sweep of
+    this config."""
     config = ml_collections.ConfigDict(json.loads(measured.attrs["config"]))
     sweep = sum(piece.examples for piece in pipeline.plan(config))
     law = float(measured.measured_examples.isel(optimizer=0).mean())
@@ -115,7 +147,9 @@ def page(measured: dict[str, xr.Dataset]) -> str:
         "",
     ]
     for start, when in ((False, "After the start"), (True, "At initialisation")):
-        lines += judged(when, [each for name, data in measured.items() for each in misses(name, data, start)])
+        lines += judged(
+            when, [each for name, data in measured.items() for each in misses(name, data, start)]
+        )
     for name, data in measured.items():
         lines += table(name, data)
     lines += [
@@ -147,7 +181,14 @@ def main(_: list[str]) -> None:
     measured = {}
     for name in (name for name in EXPERIMENTS if name in _ONLY.value or not _ONLY.value):
         workdir = Path(_WORKDIR.value) / name
-        command = [sys.executable, "-m", "surge.main", *EXPERIMENTS[name], f"--workdir={workdir}", "--stages=measure"]
+        command = [
+            sys.executable,
+            "-m",
+            "surge.main",
+            *EXPERIMENTS[name],
+            f"--workdir={workdir}",
+            "--stages=measure",
+        ]
         subprocess.run(command, check=True)
         measured[name] = results.read_dataset(workdir / "measure.nc")
         print(*table(name, measured[name]), sep="\n", flush=True)

@@ -1,4 +1,5 @@
-"""The same models for surge and for PyTorch, on arrays of the same shapes: what the benchmarks train."""
+"""The same models for surge and for PyTorch, on arrays of the same shapes: what the benchmarks
+train."""
 
 import itertools
 from collections.abc import Callable
@@ -23,19 +24,26 @@ def arrays(workload: str) -> dict[str, np.ndarray]:
         return {"x": rng.integers(0, 256, (ROWS, 129), dtype=np.uint8)}
     shape = {"mlp": (40,), "wide": (784,), "cnn": (28, 28, 1), "resnet": (32, 32, 3)}[workload]
     images = workload in ("cnn", "resnet")
-    values = rng.integers(0, 256, (ROWS, *shape), dtype=np.uint8) if images else rng.normal(size=(ROWS, *shape))
+    values = (
+        rng.integers(0, 256, (ROWS, *shape), dtype=np.uint8)
+        if images
+        else rng.normal(size=(ROWS, *shape))
+    )
     return {"x": values if images else values.astype(np.float32), "y": rng.integers(0, 10, ROWS)}
 
 
 def torch_model(workload: str, tied: bool = True) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """A module and the loss (module's output, batch) of its mean over a batch; `tied` embeddings are GPT's."""
+    """A module and the loss (module's output, batch) of its mean over a batch; `tied` embeddings
+    are GPT's."""
     import torch
     from torch import nn
     from torch.nn import functional as F
 
     if workload in ("mlp", "wide"):
         sizes = (40, 100, 100, 10) if workload == "mlp" else (784, 256, 256, 10)
-        layers = [each for a, b in itertools.pairwise(sizes) for each in (nn.Linear(a, b), nn.ReLU())]
+        layers = [
+            each for a, b in itertools.pairwise(sizes) for each in (nn.Linear(a, b), nn.ReLU())
+        ]
         return nn.Sequential(*layers[:-1]), lambda out, batch: F.cross_entropy(out, batch["y"])
     if workload == "cnn":
         sizes = (1, 16, 32, 64)
@@ -63,8 +71,16 @@ def torch_model(workload: str, tied: bool = True) -> tuple[Any, Callable[[Any, A
                 return F.relu(self.norms[1](self.second(hidden)) + self.shortcut(x))
 
         stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.GroupNorm(8, 16), nn.ReLU())
-        body = (Basic(16, 16, 1), Basic(16, 32, 2), Basic(32, 64, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return nn.Sequential(*stem, *body, nn.Linear(64, 10)), lambda out, batch: F.cross_entropy(out, batch["y"])
+        body = (
+            Basic(16, 16, 1),
+            Basic(16, 32, 2),
+            Basic(32, 64, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        return nn.Sequential(*stem, *body, nn.Linear(64, 10)), lambda out, batch: F.cross_entropy(
+            out, batch["y"]
+        )
 
     class Block(nn.Module):
         def __init__(self):
@@ -74,7 +90,10 @@ def torch_model(workload: str, tied: bool = True) -> tuple[Any, Callable[[Any, A
             self.up, self.down = nn.Linear(128, 512), nn.Linear(512, 128)
 
         def forward(self, x: Any) -> Any:
-            heads = [each.unflatten(-1, (4, 32)).transpose(-3, -2) for each in self.qkv(self.first(x)).chunk(3, -1)]
+            heads = [
+                each.unflatten(-1, (4, 32)).transpose(-3, -2)
+                for each in self.qkv(self.first(x)).chunk(3, -1)
+            ]
             attended = F.scaled_dot_product_attention(*heads, is_causal=True)
             x = x + self.out(attended.transpose(-3, -2).flatten(-2))
             return x + self.down(F.gelu(self.up(self.second(x)), approximate="tanh"))
@@ -133,5 +152,7 @@ def jax_task(workload: str) -> Any:
         entropy = optax.softmax_cross_entropy_with_integer_labels
         loss = lambda params, row: entropy(jnp.asarray(model.apply(params, row["x"])), row["y"])  # noqa: E731
         init = lambda key: model.init(key, jnp.zeros(data["x"].shape[1:]))  # noqa: E731
-    evaluation = jax.tree.map(lambda each: each[:1], data)  # next to none: what ours is held against has none
+    evaluation = jax.tree.map(
+        lambda each: each[:1], data
+    )  # next to none: what ours is held against has none
     return Task(init, loss, data, draw_from_arrays, evaluation)

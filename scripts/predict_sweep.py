@@ -1,18 +1,22 @@
-"""Which number from single checkpoints predicts a sweep? Predictions first, then the sweep, then the judgement.
+"""Which number from single checkpoints predicts a sweep? Predictions first, then the sweep, then
+the judgement.
 
-    python scripts/predict_sweep.py                       # all experiments: about 25 minutes on two cores
+    python scripts/predict_sweep.py                       # all experiments: about 25 minutes on two
+    cores
     python scripts/predict_sweep.py --only=mnist1d        # one of them
     python scripts/predict_sweep.py --workdir=DIR         # default: runs/predictions
 
-For each experiment the measure stage runs first, and what every rule makes of it is written to predictions.json;
-where a sweep is there already and predictions are not, nothing is predicted. Then the sweep runs, and each rule is
-judged on ε_opt(B)/ε_opt(B0), with B0 the batch size of the measured run: the number a user needs who has tuned the
-learning rate at B0 and moves to B. Two regrets say what following the rule costs: steps to the target at the tuned
-rate times the predicted ratio, over the steps at the swept optimum; and the training loss at that rate when the best
-rate of the grid arrives at the target, above the target. Predictions come from the middle one of the checkpoints after
-the start ("all checkpoints": the geometric mean over them). The rules were settled on a pilot, MNIST-1D with
---config.seed=0; what is judged here was not seen before. Everything that is judged, and the page that says what was
-found, is written to --results.
+For each experiment the measure stage runs first, and what every rule makes of it is written to
+predictions.json; where a sweep is there already and predictions are not, nothing is predicted. Then
+the sweep runs, and each rule is judged on ε_opt(B)/ε_opt(B0), with B0 the batch size of the
+measured run: the number a user needs who has tuned the learning rate at B0 and moves to B. Two
+regrets say what following the rule costs: steps to the target at the tuned rate times the predicted
+ratio, over the steps at the swept optimum; and the training loss at that rate when the best rate of
+the grid arrives at the target, above the target. Predictions come from the middle one of the
+checkpoints after the start ("all checkpoints": the geometric mean over them). The rules were
+settled on a pilot, MNIST-1D with
+--config.seed=0; what is judged here was not seen before. Everything that is judged, and the page
+that says what was found, is written to --results.
 """
 
 import json
@@ -36,7 +40,11 @@ EXPERIMENTS = {  # name -> flags of surge.main; far from an optimum only a dense
         *("--config.grid=dense", "--config.seeds=2", "--config.measure.branch_examples=3_000_000"),
     ),
     "fashion_mnist": (
-        *("--config=configs/fashion_mnist.py:quick", *MEASURE, "--config.batch_sizes=(1,2,4,8,64,256)"),
+        *(
+            "--config=configs/fashion_mnist.py:quick",
+            *MEASURE,
+            "--config.batch_sizes=(1,2,4,8,64,256)",
+        ),
         *("--config.task_args.evaluation_examples=256", "--config.measure.branch_examples=240_000"),
     ),
     "gpt2": ("--config=configs/gpt2.py:quick", *MEASURE, "--config.measure.branch_examples=60_000"),
@@ -59,13 +67,15 @@ RESAMPLES = 2_000
 
 
 def after_start(measured: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """The checkpoints after the start, and the middle one of them; the start itself where it is alone."""
+    """The checkpoints after the start, and the middle one of them; the start itself where it is
+    alone."""
     later = measured.isel(checkpoint=slice(min(1, measured.sizes["checkpoint"] - 1), None))
     return later, later.isel(checkpoint=later.sizes["checkpoint"] // 2)
 
 
 def predictions(measured: xr.Dataset, base: int) -> dict[str, dict[str, dict[str, float]]]:
-    """{optimizer: {rule: {batch size: ε_opt(B)/ε_opt(B0)}}} from measure.nc; nan where a rule has no answer.
+    """{optimizer: {rule: {batch size: ε_opt(B)/ε_opt(B0)}}} from measure.nc; nan where a rule has
+    no answer.
 
     Args:
       measured: as the measure stage stores it.
@@ -86,18 +96,29 @@ def predictions(measured: xr.Dataset, base: int) -> dict[str, dict[str, dict[str
             SHAPE: (1 + b_simple / sizes) ** -(1.0 if optimizer == "sgd" else 0.5),
             "independent law": here.independent_lr.values,
             "measured, K = 1": here.measured_lr.values,
-            "measured, all checkpoints": np.exp(np.log(along.measured_lr).mean("checkpoint", skipna=False).values),
+            "measured, all checkpoints": np.exp(
+                np.log(along.measured_lr).mean("checkpoint", skipna=False).values
+            ),
         }
-        curves |= {f"branch, K = {k}": here.branch_lr.sel(horizon=k).values for k in measured.horizon.values}
+        curves |= {
+            f"branch, K = {k}": here.branch_lr.sel(horizon=k).values
+            for k in measured.horizon.values
+        }
         found[str(optimizer)] = {
-            rule: {str(int(size)): float(value) for size, value in zip(sizes, curve / curve[position], strict=True)}
+            rule: {
+                str(int(size)): float(value)
+                for size, value in zip(sizes, curve / curve[position], strict=True)
+            }
             for rule, curve in curves.items()
         }
     return found
 
 
-def regret(rows: dict[str, np.ndarray], batch_size: int, rate: float, best: float) -> tuple[str, float]:
-    """What a learning rate comes to, and its steps to the target over those at the optimum, minus 1.
+def regret(
+    rows: dict[str, np.ndarray], batch_size: int, rate: float, best: float
+) -> tuple[str, float]:
+    """What a learning rate comes to, and its steps to the target over those at the optimum, minus
+    1.
 
     Args:
       rows: as `surge.results.rows` gives them.
@@ -106,7 +127,8 @@ def regret(rows: dict[str, np.ndarray], batch_size: int, rate: float, best: floa
       best: log steps at the optimum.
 
     Returns:
-      ARRIVES and the regret; FAILS where runs do not get there, or BEYOND outside the grid, and nan.
+      ARRIVES and the regret; FAILS where runs do not get there, or BEYOND outside the grid, and
+      nan.
     """
     chosen = rows["batch_size"] == batch_size
     rates = np.unique(rows["learning_rate"][chosen])
@@ -117,11 +139,14 @@ def regret(rows: dict[str, np.ndarray], batch_size: int, rate: float, best: floa
     near = [cells[above]] if rates[above] == rate else cells[above - 1 : above + 1]
     if not np.isfinite(near).all():
         return FAILS, math.nan
-    return ARRIVES, math.exp(float(np.interp(np.log(rate), np.log(rates), np.nan_to_num(cells))) - best) - 1
+    return ARRIVES, math.exp(
+        float(np.interp(np.log(rate), np.log(rates), np.nan_to_num(cells))) - best
+    ) - 1
 
 
 def loss_regret(losses: xr.DataArray, batch_size: int, rate: float, target: float) -> float:
-    """Training loss at a learning rate when the best rate of the grid arrives, above the target; nan off the grid."""
+    """Training loss at a learning rate when the best rate of the grid arrives, above the target;
+    nan off the grid."""
     row = losses.sel(batch_size=batch_size).dropna("learning_rate")
     rates = row.learning_rate.values
     if not len(rates) or not rates[0] <= rate <= rates[-1]:
@@ -138,7 +163,11 @@ def judge(name: str, workdir: Path) -> list[dict[str, Any]]:
         entry = middle_target(fits, optimizer)
         rows = results.rows(sweep, optimizer, entry["target_loss"])
         losses = results.loss_when_first_arrives(sweep, optimizer, entry["target_loss"])
-        optima = {point["batch_size"]: point for point in entry["optimal_lr"] if point["lr"] and not point["at_edge"]}
+        optima = {
+            point["batch_size"]: point
+            for point in entry["optimal_lr"]
+            if point["lr"] and not point["at_edge"]
+        }
         base = optima.pop(stored["base"], None)
         for rule, ratios in rules.items():
             for size, point in optima.items() if base else ():
@@ -177,7 +206,8 @@ def _known(table: Iterable[dict[str, Any]], rule: str) -> list[dict[str, Any]]:
 
 
 def summary(table: Iterable[dict[str, Any]]) -> list[str]:
-    """Markdown: for each rule its answers, factors off, the share within √2, and what following it costs."""
+    """Markdown: for each rule its answers, factors off, the share within √2, and what following it
+    costs."""
     table = list(table)
     lines = [
         "| rule | answers | median factor off | worst | within √2 | median extra steps | median loss above target"
@@ -193,7 +223,9 @@ def summary(table: Iterable[dict[str, Any]]) -> list[str]:
         steps, above = regrets(rows)
         middle = f"{np.median(steps):.0%}" if steps and np.isfinite(np.median(steps)) else "∞"
         loss = f"{np.median(above):.2f}" if above else "–"
-        counts = " | ".join(str(sum(row["outcome"] == each for row in rows)) for each in (FAILS, BEYOND))
+        counts = " | ".join(
+            str(sum(row["outcome"] == each for row in rows)) for each in (FAILS, BEYOND)
+        )
         lines.append(
             f"| {rule} | {len(rows)} of {asked} | {np.median(off):.2f} | {off.max():.2f}"
             f" | {(off <= 2**0.5).mean():.0%} | {middle} | {loss} | {counts} |"
@@ -202,10 +234,17 @@ def summary(table: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def regrets(rows: Iterable[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Extra steps of the rows whose rate is on the grid, infinite where runs fail; loss above target where known."""
+    """Extra steps of the rows whose rate is on the grid, infinite where runs fail; loss above
+    target where known."""
     rows = list(rows)
-    steps = [math.inf if row["outcome"] == FAILS else row["regret"] for row in rows if row["outcome"] != BEYOND]
-    return steps, [row["loss"] for row in rows if row["loss"] is not None and math.isfinite(row["loss"])]
+    steps = [
+        math.inf if row["outcome"] == FAILS else row["regret"]
+        for row in rows
+        if row["outcome"] != BEYOND
+    ]
+    return steps, [
+        row["loss"] for row in rows if row["loss"] is not None and math.isfinite(row["loss"])
+    ]
 
 
 def by_pair(table: Iterable[dict[str, Any]], rule: str) -> dict[tuple[str, str], np.ndarray]:
@@ -217,7 +256,8 @@ def by_pair(table: Iterable[dict[str, Any]], rule: str) -> dict[tuple[str, str],
 
 
 def resampled(table: list[dict[str, Any]], rules: Iterable[str]) -> dict[str, np.ndarray]:
-    """Median |log error| of each rule in bootstraps over whole (experiment, optimizer) pairs, the same for all."""
+    """Median |log error| of each rule in bootstraps over whole (experiment, optimizer) pairs, the
+    same for all."""
     errors = {rule: list(by_pair(table, rule).values()) for rule in rules}
     pairs = len(errors[BEST])
     picks = np.random.default_rng(0).integers(0, pairs, (RESAMPLES, pairs))
@@ -257,22 +297,33 @@ def found(table: list[dict[str, Any]]) -> list[str]:
         low, high = np.exp(np.quantile(draws[rule] - draws[BEST], (0.025, 0.975)))
         factor = np.exp(np.median(np.concatenate(list(by_pair(table, rule).values()))))
         said = "worse" if low > 1 else "better" if high < 1 else "not told apart from it"
-        lines.append(f"- *{rule}*: {factor:.2f}, {said} (ratio of medians [{low:.2f}, {high:.2f}]).")
+        lines.append(
+            f"- *{rule}*: {factor:.2f}, {said} (ratio of medians [{low:.2f}, {high:.2f}])."
+        )
     return lines
 
 
 def peaks(name: str, workdir: Path) -> list[str]:
     """Markdown rows: what the middle checkpoint says of the peak, and what the sweep says."""
-    measured, fits = results.read_dataset(workdir / "measure.nc"), results.read_json(workdir / "fit.json")["fits"]
+    measured, fits = (
+        results.read_dataset(workdir / "measure.nc"),
+        results.read_json(workdir / "fit.json")["fits"],
+    )
     middle = after_start(measured)[1]
     rows = []
     for optimizer in measured.optimizer.values:
         here, swept = middle.sel(optimizer=optimizer), middle_target(fits, str(optimizer))["b_peak"]
         value, low, high = (float(each) for each in here.measured_peak)
         why = str(here.measured_peak_why.values)
-        said = f"{swept['value']:.3g} [{swept['low']:.3g}, {swept['high']:.3g}]" if swept["value"] else swept["why"]
+        said = (
+            f"{swept['value']:.3g} [{swept['low']:.3g}, {swept['high']:.3g}]"
+            if swept["value"]
+            else swept["why"]
+        )
         others = f"{float(middle.b_noise):.3g} | {float(middle.noise_scale.sel(scale='b_simple', bound='value')):.3g}"
-        rows.append(f"| {name} | {optimizer} | {value:.3g} [{low:.3g}, {high:.3g}] {why} | {others} | {said} |")
+        rows.append(
+            f"| {name} | {optimizer} | {value:.3g} [{low:.3g}, {high:.3g}] {why} | {others} | {said} |"
+        )
     return rows
 
 
@@ -298,23 +349,39 @@ def experiment(arguments: Iterable[str], workdir: Path) -> None:
     """
 
     def stages(names: str) -> None:
-        command = [sys.executable, "-m", "surge.main", *arguments, f"--workdir={workdir}", f"--stages={names}"]
+        command = [
+            sys.executable,
+            "-m",
+            "surge.main",
+            *arguments,
+            f"--workdir={workdir}",
+            f"--stages={names}",
+        ]
         subprocess.run(command, check=True)
 
     path = workdir / "predictions.json"
     if not path.exists():
         if (workdir / "sweep").exists():
-            raise results.ResultError(f"{workdir} holds a sweep but no predictions: give another --workdir")
+            raise results.ResultError(
+                f"{workdir} holds a sweep but no predictions: give another --workdir"
+            )
         stages("measure")
         measured = results.read_dataset(workdir / "measure.nc")
         config = json.loads(measured.attrs["config"])
         base = config["measure"]["batch_size"]
         spent = {
-            cost: {str(each): float(measured[cost].sel(optimizer=each).mean()) for each in measured.optimizer.values}
+            cost: {
+                str(each): float(measured[cost].sel(optimizer=each).mean())
+                for each in measured.optimizer.values
+            }
             for cost in ("measured_examples", "branch_examples")
         }
-        spent["moment_examples"] = dict.fromkeys(spent["measured_examples"], config["measure"]["examples"])
-        results.write_json(path, {"base": base, "config": config, "ratios": predictions(measured, base)} | spent)
+        spent["moment_examples"] = dict.fromkeys(
+            spent["measured_examples"], config["measure"]["examples"]
+        )
+        results.write_json(
+            path, {"base": base, "config": config, "ratios": predictions(measured, base)} | spent
+        )
     stages("sweep,fit")
 
 
@@ -336,12 +403,29 @@ def page(root: Path, chosen: Iterable[str], table: list[dict[str, Any]]) -> list
     for pair in dict.fromkeys((row["experiment"], row["optimizer"]) for row in table):
         lines += ["", f"## {', '.join(pair)}", ""]
         lines += summary(row for row in table if (row["experiment"], row["optimizer"]) == pair)
-    lines += ["", "## The peak", "", "| experiment | optimizer | B_peak, measured law | B_noise, independent law"]
+    lines += [
+        "",
+        "## The peak",
+        "",
+        "| experiment | optimizer | B_peak, measured law | B_noise, independent law",
+    ]
     lines[-1] += " | B_simple | B_peak, sweep |"
-    lines += ["|---|---|---|---|---|---|", *(row for name in chosen for row in peaks(name, root / name))]
-    lines += ["", "## The cost", "", "| experiment | optimizer | sweep, examples | moments (B_simple) | measured law"]
+    lines += [
+        "|---|---|---|---|---|---|",
+        *(row for name in chosen for row in peaks(name, root / name)),
+    ]
+    lines += [
+        "",
+        "## The cost",
+        "",
+        "| experiment | optimizer | sweep, examples | moments (B_simple) | measured law",
+    ]
     lines[-1] += " | branch runs |"
-    return [*lines, "|---|---|---|---|---|---|", *(row for name in chosen for row in costs(name, root / name))]
+    return [
+        *lines,
+        "|---|---|---|---|---|---|",
+        *(row for name in chosen for row in costs(name, root / name)),
+    ]
 
 
 def main(_: list[str]) -> None:
@@ -353,15 +437,21 @@ def main(_: list[str]) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         for stored in ("predictions", "fit"):
-            results.write_json(kept / f"{name}-{stored}.json", results.read_json(root / name / f"{stored}.json"))
+            results.write_json(
+                kept / f"{name}-{stored}.json", results.read_json(root / name / f"{stored}.json")
+            )
     results.write_json(kept / "judgement.json", table)
     text = "\n".join(page(root, chosen, table)) + "\n"
     results.write_bytes(kept / "README.md", text.encode())
     print(text)
 
 
-if __name__ == "__main__":  # flags too: a test imports the rest beside programs with flags of the same names
+if (
+    __name__ == "__main__"
+):  # flags too: a test imports the rest beside programs with flags of the same names
     _WORKDIR = flags.DEFINE_string("workdir", "runs/predictions", "where experiments are kept")
-    _RESULTS = flags.DEFINE_string("results", "docs/results/predictions", "where the judgement and its page go")
+    _RESULTS = flags.DEFINE_string(
+        "results", "docs/results/predictions", "where the judgement and its page go"
+    )
     _ONLY = flags.DEFINE_list("only", [], "names of experiments; empty for all")
     app.run(main)

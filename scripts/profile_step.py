@@ -1,10 +1,12 @@
-"""Where a training step of a sweep goes, by kind of operation, from the runtime's own trace. For the CPU backend.
+"""Where a training step of a sweep goes, by kind of operation, from the runtime's own trace. For
+the CPU backend.
 
     python scripts/profile_step.py --workload=gpt --batch=8        # under a minute on two cores
     python scripts/profile_step.py --workload=mlp --batch=8 --steps=2000
 
-Trains the 16 cells of scripts/bench_sweep.py and adds up what every device spent in each kind of operation: "dot" and
-"ynn_fusion" are products of matrices, the rest is elementwise work and copies. Tracing itself slows small operations.
+Trains the 16 cells of scripts/bench_sweep.py and adds up what every device spent in each kind of
+operation: "dot" and "ynn_fusion" are products of matrices, the rest is elementwise work and copies.
+Tracing itself slows small operations.
 """
 
 import collections
@@ -22,11 +24,23 @@ _WORKLOAD = flags.DEFINE_enum("workload", "mlp", list(TITLES), "what is trained"
 _BATCH = flags.DEFINE_integer("batch", 8, "examples in a step")
 _STEPS = flags.DEFINE_integer("steps", 4, "steps that are traced")
 RATES, SEEDS, SHOWN = 8, 2, 12
-HOLDERS = ("while", "call", "conditional", "ThunkExecutor", "end: ", "$", "Pjit", "np", "CommonPjRt", "Wait")
+HOLDERS = (
+    "while",
+    "call",
+    "conditional",
+    "ThunkExecutor",
+    "end: ",
+    "$",
+    "Pjit",
+    "np",
+    "CommonPjRt",
+    "Wait",
+)
 
 
 def kinds(trace: Path) -> collections.Counter[str]:
-    """Nanoseconds in each kind of operation on all devices; what holds others, and the host's Python, left out."""
+    """Nanoseconds in each kind of operation on all devices; what holds others, and the host's
+    Python, left out."""
     import jax
 
     spent: collections.Counter[str] = collections.Counter()
@@ -43,7 +57,9 @@ def main(_: list[str]) -> None:
     import jax
 
     block = -(-RATES // jax.local_device_count()), SEEDS
-    engine = sweep.Engine(jax_task(_WORKLOAD.value), jax.random.key(0), stop_loss=-np.inf, block=block)
+    engine = sweep.Engine(
+        jax_task(_WORKLOAD.value), jax.random.key(0), stop_loss=-np.inf, block=block
+    )
     rates = tuple(np.geomspace(1e-4, 1e-2, RATES).tolist())
     piece = grid.Piece("adam", "adam", _BATCH.value, rates, tuple(range(SEEDS)), (_STEPS.value,))
     engine.run(piece)

@@ -1,10 +1,13 @@
-"""The paper's claims (arXiv 2405.14578), each judged by intervals computed from the results in docs/results.
+"""The paper's claims (arXiv 2405.14578), each judged by intervals computed from the results in
+docs/results.
 
-    python scripts/reproduce_paper.py                                   # prints the table and writes README.md
-    python scripts/reproduce_paper.py --store=moe=runs/moe-quick        # first takes a workdir's results
+    python scripts/reproduce_paper.py                                   # prints the table and
+    writes README.md
+    python scripts/reproduce_paper.py --store=moe=runs/moe-quick        # first takes a workdir's
+    results
 
-A claim is *reproduced* where the whole 95% interval lies where the claim has it, *not reproduced* where none of it
-does, and otherwise we *cannot tell*.
+A claim is *reproduced* where the whole 95% interval lies where the claim has it, *not reproduced*
+where none of it does, and otherwise we *cannot tell*.
 """
 
 import csv
@@ -25,10 +28,15 @@ from surge.report import figures
 from surge.theory.fit import RULED_OUT
 
 _RESULTS = flags.DEFINE_string("results", "docs/results", "where the stored results are")
-_STORE = flags.DEFINE_list("store", [], "NAME=WORKDIR of finished sweeps to take results from first")
+_STORE = flags.DEFINE_list(
+    "store", [], "NAME=WORKDIR of finished sweeps to take results from first"
+)
 YES, NO, OPEN = "reproduced", "not reproduced", "cannot tell"
 FLAT = 0.25  # a power of B between ± this is flat: half of what √B has
-MONOTONE, PEAKED = ("constant", "sqrt", "linear", "power", "mccandlish"), ("surge", "saturating_surge")
+MONOTONE, PEAKED = (
+    ("constant", "sqrt", "linear", "power", "mccandlish"),
+    ("surge", "saturating_surge"),
+)
 
 
 class Verdict(NamedTuple):
@@ -48,8 +56,13 @@ def judged(low: float, high: float, least: float, most: float) -> str:
 
 
 def exponent(entry: dict[str, Any], low: int, high: int) -> tuple[float, float, float, int]:
-    """d log ε_opt / d log B over optima inside the grid at low <= B <= high: value, 95% interval, how many."""
-    points = [p for p in entry["optimal_lr"] if low <= p["batch_size"] <= high and p["lr"] and not p["at_edge"]]
+    """d log ε_opt / d log B over optima inside the grid at low <= B <= high: value, 95% interval,
+    how many."""
+    points = [
+        p
+        for p in entry["optimal_lr"]
+        if low <= p["batch_size"] <= high and p["lr"] and not p["at_edge"]
+    ]
     points = [p for p in points if p["low"] and p["high"]]
     if len(points) < 3:
         return math.nan, math.nan, math.nan, len(points)
@@ -58,28 +71,42 @@ def exponent(entry: dict[str, Any], low: int, high: int) -> tuple[float, float, 
     centred = x - np.average(x, weights=weight)
     slope = (weight * centred) @ y / (weight @ centred**2)
     misfit = weight @ (y - np.average(y, weights=weight) - slope * centred) ** 2 / (len(points) - 2)
-    reach = stats.t.ppf(0.975, len(points) - 2) * math.sqrt(max(misfit, 1.0) / (weight @ centred**2))
+    reach = stats.t.ppf(0.975, len(points) - 2) * math.sqrt(
+        max(misfit, 1.0) / (weight @ centred**2)
+    )
     return slope, slope - reach, slope + reach, len(points)
 
 
-def moves(low: int, high: int, least: float, most: float) -> Callable[[list[dict[str, Any]]], Verdict]:
+def moves(
+    low: int, high: int, least: float, most: float
+) -> Callable[[list[dict[str, Any]]], Verdict]:
     """The claim that ε_opt goes as a power of B within [least, most] for low <= B <= high."""
 
     def judge(entries: list[dict[str, Any]]) -> Verdict:
         value, bottom, top, n = exponent(entries[-1], low, high)
-        evidence = f"ε ∝ B^{value:.2f} [{bottom:.2f}, {top:.2f}], n = {n}" if n > 2 else f"{n} optima inside the grid"
+        evidence = (
+            f"ε ∝ B^{value:.2f} [{bottom:.2f}, {top:.2f}], n = {n}"
+            if n > 2
+            else f"{n} optima inside the grid"
+        )
         return Verdict(judged(bottom, top, least, most), evidence)
 
     return judge
 
 
 def surges(entries: list[dict[str, Any]]) -> Verdict:
-    """The claim that ε_opt rises, peaks and falls: the data see both, and no law without a peak comes within
-    RULED_OUT of one with it in AICc. Refuted where that holds the other way round."""
-    criteria = {name: law["aic"] for name, law in entries[-1]["laws"].items() if law["aic"] is not None}
+    """The claim that ε_opt rises, peaks and falls: the data see both, and no law without a peak
+    comes within RULED_OUT of one with it in AICc. Refuted where that holds the other way round."""
+    criteria = {
+        name: law["aic"] for name, law in entries[-1]["laws"].items() if law["aic"] is not None
+    }
     if not criteria.keys() & set(PEAKED) or not criteria.keys() & set(MONOTONE):
-        return Verdict(OPEN, f"{len(entries[-1]['optimal_lr'])} batch sizes are too few for the laws")
-    peaked, monotone = (min(criteria[name] for name in names if name in criteria) for names in (PEAKED, MONOTONE))
+        return Verdict(
+            OPEN, f"{len(entries[-1]['optimal_lr'])} batch sizes are too few for the laws"
+        )
+    peaked, monotone = (
+        min(criteria[name] for name in names if name in criteria) for names in (PEAKED, MONOTONE)
+    )
     lead = monotone - peaked
     peak = entries[-1]["b_peak"]
     seen = None not in (peak["value"], peak["high"])
@@ -89,7 +116,8 @@ def surges(entries: list[dict[str, Any]]) -> Verdict:
 
 
 def half_power_suits(entries: list[dict[str, Any]]) -> Verdict:
-    """The claim that McCandlish's law with α = 0.5 is also suitable: α's interval holds 0.5 and is narrower than 1."""
+    """The claim that McCandlish's law with α = 0.5 is also suitable: α's interval holds 0.5 and is
+    narrower than 1."""
     law = entries[-1]["laws"].get("mccandlish")
     if not law or not law["params"]:
         return Verdict(OPEN, "too few batch sizes for the law")
@@ -101,7 +129,8 @@ def half_power_suits(entries: list[dict[str, Any]]) -> Verdict:
 
 
 def moves_right(entries: list[dict[str, Any]]) -> Verdict:
-    """The claim that B_noise grows as the target loss falls: disjoint intervals at the first and last target."""
+    """The claim that B_noise grows as the target loss falls: disjoint intervals at the first and
+    last target."""
     first, last = (entry["noise_scale"] for entry in (entries[0], entries[-1]))
     shown = "; ".join(
         f"loss {entry['target_loss']}: {_bounds(scale['b_noise'], scale['low'], scale['high'])}"
@@ -109,11 +138,14 @@ def moves_right(entries: list[dict[str, Any]]) -> Verdict:
     )
     if None in (first["low"], first["high"], last["low"], last["high"]):
         return Verdict(OPEN, shown)
-    return Verdict(YES if last["low"] > first["high"] else NO if last["high"] < first["low"] else OPEN, shown)
+    return Verdict(
+        YES if last["low"] > first["high"] else NO if last["high"] < first["low"] else OPEN, shown
+    )
 
 
 def peak_moves_right(entries: list[dict[str, Any]]) -> Verdict:
-    """The claim that the peak of ε_opt(B) moves to larger B as the target loss falls: disjoint intervals."""
+    """The claim that the peak of ε_opt(B) moves to larger B as the target loss falls: disjoint
+    intervals."""
     peaks = [(entry["target_loss"], entry["b_peak"]) for entry in (entries[0], entries[-1])]
     (_, first), (_, last) = peaks
     shown = "; ".join(f"loss {loss}: {_peak(peak)}" for loss, peak in peaks)
@@ -123,7 +155,8 @@ def peak_moves_right(entries: list[dict[str, Any]]) -> Verdict:
 
 
 def validity_near(value: float, factor: float) -> Callable[[xr.Dataset], Verdict]:
-    """The claim that the median over parameters of πσ²/2μ² is `value`, within a factor, at the last checkpoint."""
+    """The claim that the median over parameters of πσ²/2μ² is `value`, within a factor, at the last
+    checkpoint."""
 
     def judge(measured: xr.Dataset) -> Verdict:
         last = measured.isel(checkpoint=-1)
@@ -136,9 +169,17 @@ def validity_near(value: float, factor: float) -> Callable[[xr.Dataset], Verdict
     return judge
 
 
-CHECKPOINTS = "checkpoints"  # in the place of an optimizer: the claim is of what a gradient says there
+CHECKPOINTS = (
+    "checkpoints"  # in the place of an optimizer: the claim is of what a gradient says there
+)
 CLAIMS: Sequence[tuple[str, str, str, str, Callable[[Any], Verdict]]] = (
-    ("1, left", "ε_opt falls as B grows, B = 1…12", "fashion_mnist", "adam", moves(1, 12, -math.inf, 0)),
+    (
+        "1, left",
+        "ε_opt falls as B grows, B = 1…12",
+        "fashion_mnist",
+        "adam",
+        moves(1, 12, -math.inf, 0),
+    ),
     ("1, left", "the same with β = (0, 0)", "fashion_mnist", "sign", moves(1, 12, -math.inf, 0)),
     (
         "1, right",
@@ -150,16 +191,40 @@ CLAIMS: Sequence[tuple[str, str, str, str, Callable[[Any], Verdict]]] = (
     ("1, right", "the same with β = (0, 0)", "fashion_mnist", "sign", moves(64, 764, -FLAT, FLAT)),
     ("1", "ε_opt(B) has a peak", "fashion_mnist", "adam", surges),
     ("1", "the same with β = (0, 0)", "fashion_mnist", "sign", surges),
-    ("1", "πσ²/2μ² is about 800 (the median within a factor 2)", "fashion_mnist", CHECKPOINTS, validity_near(800, 2)),
+    (
+        "1",
+        "πσ²/2μ² is about 800 (the median within a factor 2)",
+        "fashion_mnist",
+        CHECKPOINTS,
+        validity_near(800, 2),
+    ),
     ("2", "B_noise grows as the target loss falls", "fashion_mnist", "adam", moves_right),
     ("2", "the same with β = (0, 0)", "fashion_mnist", "sign", moves_right),
-    ("2", "the peak moves to larger B as the target loss falls", "fashion_mnist", "adam", peak_moves_right),
+    (
+        "2",
+        "the peak moves to larger B as the target loss falls",
+        "fashion_mnist",
+        "adam",
+        peak_moves_right,
+    ),
     ("2", "the same with β = (0, 0)", "fashion_mnist", "sign", peak_moves_right),
     ("3", "β = (0, 0) follows the surge form", "text", "sign", surges),
     ("3", "β = (.9, .999) follows the surge form", "text", "adam", surges),
     ("3", "McCandlish with α = 0.5 is also suitable, β = (0, 0)", "text", "sign", half_power_suits),
-    ("3", "McCandlish with α = 0.5 is also suitable, β = (.9, .999)", "text", "adam", half_power_suits),
-    ("2, on text", "B_noise grows as the target loss falls, β = (0, 0)", "text", "sign", moves_right),
+    (
+        "3",
+        "McCandlish with α = 0.5 is also suitable, β = (.9, .999)",
+        "text",
+        "adam",
+        half_power_suits,
+    ),
+    (
+        "2, on text",
+        "B_noise grows as the target loss falls, β = (0, 0)",
+        "text",
+        "sign",
+        moves_right,
+    ),
     ("2, on text", "the peak moves to larger B, β = (0, 0)", "text", "sign", peak_moves_right),
     ("2, on text", "the peak moves to larger B, β = (.9, .999)", "text", "adam", peak_moves_right),
     ("4", "the experts follow the surge form", "moe", "adam", surges),
@@ -167,7 +232,8 @@ CLAIMS: Sequence[tuple[str, str, str, str, Callable[[Any], Verdict]]] = (
 
 
 def judge(root: Path) -> list[tuple[str, str, str, Verdict]]:
-    """(figure, claim, experiment and optimizer, verdict) of every claim, from NAME/fit.json under root."""
+    """(figure, claim, experiment and optimizer, verdict) of every claim, from NAME/fit.json under
+    root."""
     rows = []
     for figure, claim, name, optimizer, test in CLAIMS:
         path, verdict = root / name / "fit.json", Verdict(OPEN, "not run here")
@@ -175,7 +241,9 @@ def judge(root: Path) -> list[tuple[str, str, str, Verdict]]:
             path = path.with_name("validity.json")
             verdict = test(_validity(path)) if path.exists() else verdict
         elif path.exists():
-            entries = [each for each in results.read_json(path)["fits"] if each["optimizer"] == optimizer]
+            entries = [
+                each for each in results.read_json(path)["fits"] if each["optimizer"] == optimizer
+            ]
             entries.sort(key=lambda entry: -entry["target_loss"])
             verdict = test(entries) if entries else verdict
         rows.append((figure, claim, f"{name}, {optimizer}", verdict))
@@ -190,7 +258,10 @@ def table(root: Path) -> str:
         lines.append(f"| {figure} | {claim} | {run} | *{verdict}* | {evidence} |")
     for path in sorted(root.glob("*/fit.json")):
         lines += ["", f"## {path.parent.name}", ""]
-        lines += [f"![{each.stem}]({each.relative_to(root)})" for each in sorted(path.parent.glob("*.png"))]
+        lines += [
+            f"![{each.stem}]({each.relative_to(root)})"
+            for each in sorted(path.parent.glob("*.png"))
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -214,31 +285,48 @@ def _bounds(value: float | None, low: float | None, high: float | None) -> str:
 def _peak(peak: dict[str, Any]) -> str:
     if peak["value"] is not None:
         return _bounds(peak["value"], peak["low"], peak["high"])
-    return peak["why"].partition(";")[0] + (f", above {_number(peak['low'])}" if peak["low"] else "")
+    return peak["why"].partition(";")[0] + (
+        f", above {_number(peak['low'])}" if peak["low"] else ""
+    )
 
 
 def _validity(path: Path) -> xr.Dataset:
-    """What `store` took of measure.nc; an end of an interval that JSON has no number for is infinite."""
+    """What `store` took of measure.nc; an end of an interval that JSON has no number for is
+    infinite."""
     measured = xr.Dataset.from_dict(results.read_json(path))
     return measured.assign(validity=measured.validity.astype(float).fillna(math.inf))
 
 
 def store(name: str, workdir: Path, root: Path) -> None:
-    """Takes fit.json, steps to every target as steps.csv, the validity bound, and figures from a workdir."""
+    """Takes fit.json, steps to every target as steps.csv, the validity bound, and figures from a
+    workdir."""
     fits = results.read_json(workdir / "fit.json")["fits"]
     results.write_json(root / name / "fit.json", {"fits": fits})
     if (workdir / "measure.nc").exists():
-        measured = results.read_dataset(workdir / "measure.nc")[["loss", "step", "validity", "validity_share"]]
+        measured = results.read_dataset(workdir / "measure.nc")[
+            ["loss", "step", "validity", "validity_share"]
+        ]
         results.write_json(root / name / "validity.json", measured.drop_attrs().to_dict())
     sweep = results.open_sweep(workdir)
     with open(root / name / "steps.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["optimizer", "target_loss", "batch_size", "learning_rate", "seed", "steps"])
+        writer.writerow(
+            ["optimizer", "target_loss", "batch_size", "learning_rate", "seed", "steps"]
+        )
         for entry in fits:
             rows = results.rows(sweep, entry["optimizer"], entry["target_loss"])
             columns = (rows[each] for each in ("batch_size", "learning_rate", "seed", "steps"))
             for size, rate, seed, steps in zip(*columns, strict=True):
-                writer.writerow([entry["optimizer"], entry["target_loss"], size, f"{rate:.6g}", seed, f"{steps:.5g}"])
+                writer.writerow(
+                    [
+                        entry["optimizer"],
+                        entry["target_loss"],
+                        size,
+                        f"{rate:.6g}",
+                        seed,
+                        f"{steps:.5g}",
+                    ]
+                )
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -29,12 +29,17 @@ def parsed(argv: Sequence[str]) -> list[str]:
 
 
 def config_fault(argv: Sequence[str]) -> str:
-    """What is wrong with the config file that --config names, or with the fields that --config.FIELD names; or ""."""
+    """What is wrong with the config file that --config names, or with the fields that
+    --config.FIELD names; or ""."""
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=values)
     values(list(argv), known_only=True)
     if not values.config:
-        return f"--config is missing: {EXAMPLE}" if values.config is None else f"--config= names no file: {EXAMPLE}"
+        return (
+            f"--config is missing: {EXAMPLE}"
+            if values.config is None
+            else f"--config= names no file: {EXAMPLE}"
+        )
     path, colon, variant = values.config.partition(":")
     if not Path(path).is_file():
         return f"{path} {'is a folder' if Path(path).is_dir() else 'does not exist'}: {EXAMPLE}"
@@ -53,13 +58,21 @@ def config_fault(argv: Sequence[str]) -> str:
 def _raised(path: str, error: Exception) -> str:
     if isinstance(error, ValueError) and path in str(error):  # written for the user
         return str(error)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
     where = f"{path}, line {lines[-1]}" if lines else path
     return f"{where}: {type(error).__name__}: {error}"
 
 
 def _unknown_field(config: ConfigDict, argv: Sequence[str]) -> str:
-    for path in (each.removeprefix("--config.").partition("=")[0] for each in argv if each.startswith("--config.")):
+    for path in (
+        each.removeprefix("--config.").partition("=")[0]
+        for each in argv
+        if each.startswith("--config.")
+    ):
         node = config
         for name in path.split("."):
             if not isinstance(node, ConfigDict) or name not in node:

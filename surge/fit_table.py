@@ -1,10 +1,13 @@
 """Fits every law to a sweep that you already have, in a CSV, TSV or Parquet file.
 
-python -m surge.fit_table runs.csv --batch_size=COL --learning_rate=COL --loss=COL [--group=COL ...] --workdir=DIR
+python -m surge.fit_table runs.csv --batch_size=COL --learning_rate=COL --loss=COL [--group=COL ...]
+--workdir=DIR
 
-Each row is a run. Give --loss, the loss it ended at, or --steps, the steps (or, with --tokens, the tokens) it took
-to a target; an empty cell, or one that is not a finite number, is a run that diverged or did not get there. Where
---loss is given runs are judged by it alone: what steps they took to unlike losses tells no noise scale.
+Each row is a run. Give --loss, the loss it ended at, or --steps, the steps (or, with --tokens, the
+tokens) it took to a target; an empty cell, or one that is not a finite number, is a run that
+diverged or did not get there. Where
+--loss is given runs are judged by it alone: what steps they took to unlike losses tells no noise
+scale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +23,22 @@ from surge.report import page, summary
 from surge.theory.table import fit_table
 
 _BATCH_SIZE = flags.DEFINE_string("batch_size", "batch_size", "Column of the batch size.")
-_LEARNING_RATE = flags.DEFINE_string("learning_rate", "learning_rate", "Column of the learning rate.")
-_LOSS = flags.DEFINE_string("loss", None, "Column of the loss at the end of the run: lower is better.")
+_LEARNING_RATE = flags.DEFINE_string(
+    "learning_rate", "learning_rate", "Column of the learning rate."
+)
+_LOSS = flags.DEFINE_string(
+    "loss", None, "Column of the loss at the end of the run: lower is better."
+)
 _STEPS = flags.DEFINE_string("steps", None, "Column of the optimizer steps to the target.")
-_TOKENS = flags.DEFINE_string("tokens", None, "Column of the examples or tokens to the target, in batch_size's unit.")
-_SEED = flags.DEFINE_string("seed", None, "Column of the seed; none: rows of one cell are replicates.")
-_GROUP = flags.DEFINE_multi_string("group", [], "Column whose values are fitted apart, such as the optimizer.")
+_TOKENS = flags.DEFINE_string(
+    "tokens", None, "Column of the examples or tokens to the target, in batch_size's unit."
+)
+_SEED = flags.DEFINE_string(
+    "seed", None, "Column of the seed; none: rows of one cell are replicates."
+)
+_GROUP = flags.DEFINE_multi_string(
+    "group", [], "Column whose values are fitted apart, such as the optimizer."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where fit.json and report.html go.")
 
 SEPARATORS = ",\t;"
@@ -36,23 +49,34 @@ def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """The table, with all of `columns`.
 
     Raises:
-      ResultError: no such file, not a table in UTF-8, no rows, or a column that it does not have, or has twice.
+      ResultError: no such file, not a table in UTF-8, no rows, or a column that it does not have,
+        or has twice.
     """
     if not path.exists():
-        raise results.ResultError(f"{path} does not exist: give the table of runs as the first argument")
+        raise results.ResultError(
+            f"{path} does not exist: give the table of runs as the first argument"
+        )
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
     except ImportError:
-        raise results.ResultError(f"{path}: to read Parquet, pip install pyarrow, or export it as CSV") from None
+        raise results.ResultError(
+            f"{path}: to read Parquet, pip install pyarrow, or export it as CSV"
+        ) from None
     except UnicodeDecodeError:
-        raise results.ResultError(f"{path} is not text in UTF-8: export it again as CSV in UTF-8") from None
+        raise results.ResultError(
+            f"{path} is not text in UTF-8: export it again as CSV in UTF-8"
+        ) from None
     except (ValueError, OSError) as error:
-        raise results.ResultError(f"{path} is not a table of comma or tab separated columns: {error}") from None
+        raise results.ResultError(
+            f"{path} is not a table of comma or tab separated columns: {error}"
+        ) from None
     table.columns = [str(column).strip() for column in table.columns]
     for column in columns:
         if (count := list(table.columns).count(column)) != 1:
             has = f"{count} columns" if count else "no column"
-            raise results.ResultError(f"{path} has {has} {column!r}: it has {', '.join(table.columns)}")
+            raise results.ResultError(
+                f"{path} has {has} {column!r}: it has {', '.join(table.columns)}"
+            )
     if table.empty:
         raise results.ResultError(f"{path} has no rows")
     return table
@@ -62,8 +86,12 @@ def _read_text(path: Path) -> pd.DataFrame:
     with path.open(encoding="utf-8-sig") as lines:
         header = next(filter(str.strip, lines), "")
     separator = max(SEPARATORS, key=header.count)
-    table = pd.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True, low_memory=False)
-    if not isinstance(table.index, pd.RangeIndex):  # which pandas takes for names of the rows, and shifts the header
+    table = pd.read_csv(
+        path, sep=separator, encoding="utf-8-sig", skipinitialspace=True, low_memory=False
+    )
+    if not isinstance(
+        table.index, pd.RangeIndex
+    ):  # which pandas takes for names of the rows, and shifts the header
         raise ValueError("its rows have more columns than its header")
     return table
 
@@ -79,22 +107,29 @@ def _above_zero(table: pd.DataFrame, column: str) -> np.ndarray:
     if not (values > 0).all():
         row = int(np.flatnonzero(~(values > 0))[0])
         cell = str(table[column].iloc[row])
-        raise results.ResultError(f"column {column!r} must be above 0 in every row: row {row + 1} holds {cell!r}")
+        raise results.ResultError(
+            f"column {column!r} must be above 0 in every row: row {row + 1} holds {cell!r}"
+        )
     unique, inverse = np.unique(values, return_inverse=True)
     distinct = np.concatenate([[True], unique[1:] > unique[:-1] * (1 + ROUNDING)])
     return unique[distinct][distinct.cumsum() - 1][inverse]
 
 
 def _check(columns: Mapping[str, str | None], group: Sequence[str]) -> None:
-    """Raises ResultError where the flags, by name, do not say what a run is judged by, or contradict each other."""
+    """Raises ResultError where the flags, by name, do not say what a run is judged by, or
+    contradict each other."""
     if not any(columns[name] for name in ("loss", "steps", "tokens")):
         raise results.ResultError("give --loss, --steps or --tokens: what a run is judged by")
     if columns["steps"] and columns["tokens"]:
-        raise results.ResultError("give --steps or --tokens, not both: a run is judged by one of them")
+        raise results.ResultError(
+            "give --steps or --tokens, not both: a run is judged by one of them"
+        )
     taken: dict[str, str] = {}
     for name, column in (*columns.items(), *(("group", each) for each in group)):
         if column in taken:
-            raise results.ResultError(f"column {column!r} is given twice: for --{taken[column]} and for --{name}")
+            raise results.ResultError(
+                f"column {column!r} is given twice: for --{taken[column]} and for --{name}"
+            )
         if column:
             taken[column] = name
 
@@ -113,11 +148,12 @@ def fits(
     """The entries of fit.json for a table of runs; arguments name columns as the flags do.
 
     Returns:
-      What `surge.theory.table.fit_table` says of each group, with the numbers of its `runs` and of those `failed`.
+      What `surge.theory.table.fit_table` says of each group, with the numbers of its `runs` and of
+      those `failed`.
 
     Raises:
-      ResultError: flags that contradict each other or name one column twice, a batch size or rate that is not above
-        0, or no number at all in the column that runs are judged by.
+      ResultError: flags that contradict each other or name one column twice, a batch size or rate
+        that is not above 0, or no number at all in the column that runs are judged by.
     """
     columns = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     _check(columns | {"loss": loss, "steps": steps, "tokens": tokens}, group)
@@ -128,8 +164,14 @@ def fits(
         value = np.where(value > 0, value, np.nan)
         value = np.log(value / size if tokens else value)
     if np.isnan(value).all():
-        raise results.ResultError(f"column {judged!r} holds no number{'' if loss else ' above 0'}: nothing to fit")
-    keys = table.groupby(list(group), dropna=False).ngroup().to_numpy() if group else np.zeros(len(table), int)
+        raise results.ResultError(
+            f"column {judged!r} holds no number{'' if loss else ' above 0'}: nothing to fit"
+        )
+    keys = (
+        table.groupby(list(group), dropna=False).ngroup().to_numpy()
+        if group
+        else np.zeros(len(table), int)
+    )
     cells = pd.DataFrame({"key": keys, "batch_size": size, "learning_rate": rate})
     seeds = pd.factorize(table[seed])[0] if seed else cells.groupby([*cells]).cumcount().to_numpy()
     rows = {"batch_size": size, "learning_rate": rate, "seed": seeds, "value": value}

@@ -36,16 +36,25 @@ CURVE = ("max_lr", "b_scale", "r")  # of the saturating surge through the measur
 _draw = jax.jit(lambda draw, data, keys: jax.vmap(draw, (None, 0))(data, keys), static_argnums=0)
 _layer_alignments = jax.jit(curvature.layer_alignments, static_argnames=("loss_fn", "layers"))
 NO_SURGE = one_step.MeasuredSurge(
-    np.full(3, np.nan), np.full(3, np.nan), 0, "the steps grow with the gradient: the form is for signs"
+    np.full(3, np.nan),
+    np.full(3, np.nan),
+    0,
+    "the steps grow with the gradient: the form is for signs",
 )
-FEWEST = len(CURVE) + 1  # batch sizes with a known optimum: through fewer points the curve is arbitrary
+FEWEST = (
+    len(CURVE) + 1
+)  # batch sizes with a known optimum: through fewer points the curve is arbitrary
 
 
-def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Path) -> list[tuple[State, float]]:
-    """Trains one run, and saves the state at its start and each time the loss first falls to a level.
+def train_to_losses(
+    config: ml_collections.ConfigDict, task: Task, directory: Path
+) -> list[tuple[State, float]]:
+    """Trains one run, and saves the state at its start and each time the loss first falls to a
+    level.
 
     Args:
-      config: its `measure` names the optimizer, learning rate, batch size, longest run and loss levels.
+      config: its `measure` names the optimizer, learning rate, batch size, longest run and loss
+        levels.
       task: what is trained.
       directory: of the checkpoints; what is there already is replaced.
 
@@ -64,7 +73,9 @@ def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Pa
     reached = [(trained.state, float(trained.start_loss))]
     for level in sorted((each for each in chosen.losses if each < reached[0][1]), reverse=True):
         going = trained._replace(ended=jnp.zeros((), bool))
-        trained = advance(going, *own, level, task.data, task.evaluation, trained.state.step, steps[-1])
+        trained = advance(
+            going, *own, level, task.data, task.evaluation, trained.state.step, steps[-1]
+        )
         if trained.diverged or not trained.ended:
             logging.info("measure: loss %g is not reached in %d steps", level, chosen.max_steps)
             break
@@ -78,12 +89,13 @@ def train_to_losses(config: ml_collections.ConfigDict, task: Task, directory: Pa
 def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Dataset:
     """Trains to the chosen losses and measures there.
 
-    Where only a batch of examples has a loss, its ghost batches stand in for examples: moments are those of
-    mini-batches. Whatever counts examples does so nonetheless.
+    Where only a batch of examples has a loss, its ghost batches stand in for examples: moments are
+    those of mini-batches. Whatever counts examples does so nonetheless.
 
     Returns:
-      Dataset with dims checkpoint, optimizer, batch_size, horizon, scale, quantile, quantity and bound (value, low,
-      high); its attribute `verdicts` holds the sentences that the numbers amount to.
+      Dataset with dims checkpoint, optimizer, batch_size, horizon, scale, quantile, quantity and
+      bound (value, low, high); its attribute `verdicts` holds the sentences that the numbers amount
+      to.
     """
     states = train_to_losses(config, task, directory)
     single, unit = (task, 1) if task.batch_loss is None else (ghost_batches(task), task.ghost)
@@ -104,7 +116,8 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
 
 
 def stepper(spec: str, unit: int = 1) -> Stepper:
-    """What `make_optimizer` and `gradient_weights` make of a spec, for batches that are counted in units."""
+    """What `make_optimizer` and `gradient_weights` make of a spec, for batches that are counted in
+    units."""
     make = make_optimizer(spec)
     return Stepper(
         make=lambda rate, size, steps: make(rate, size * unit, steps),
@@ -127,7 +140,8 @@ def _checkpoint(
     example_key, probe_key, step_key = jax.random.split(key, 3)
     size, units = chosen.examples // GROUPS // unit, [each // unit for each in config.batch_sizes]
     batches = [
-        _draw(task.draw, task.data, jax.random.split(each, size)) for each in jax.random.split(example_key, GROUPS)
+        _draw(task.draw, task.data, jax.random.split(each, size))
+        for each in jax.random.split(example_key, GROUPS)
     ]
     found = gradient_noise(task.loss, params, batches, unit)
     hessian = independent.flat_hessian(task.loss, params, task.evaluation, probe_key)
@@ -137,13 +151,16 @@ def _checkpoint(
     dataset = _noise(found).assign(summary._asdict() | {"r": summary.r})
     point = task.loss, params, task.draw, task.data, task.evaluation
     steps = one_step.sample_steps(*point, steppers, units, step_key, count=chosen.directions)
-    # A second derivative along a direction, on the evaluation batch, costs about what a gradient of it does.
+    # A second derivative along a direction, on the evaluation batch, costs about what a gradient of
+    # it does.
     curvatures = len(units) * chosen.directions * count_rows(task.evaluation)
     rows = []
     for label, samples in steps.samples.items():
         spec = config.optimizers[label].spec
         # The paper's formula is for the sign of the gradient: it has nothing to say of SGD.
-        estimates = _estimates(config, samples, None if spec.startswith(("sgd", "momentum")) else formula)
+        estimates = _estimates(
+            config, samples, None if spec.startswith(("sgd", "momentum")) else formula
+        )
         estimates = estimates.assign(measured_examples=unit * (steps.examples + curvatures))
         rows.append(estimates.assign(_branches(config, branch, spec, params, samples)))
     stacked = xr.concat(rows, "optimizer").assign_coords(optimizer=list(steppers))
@@ -157,10 +174,17 @@ def _estimates(
 ) -> xr.Dataset:
     """One optimizer's one-step estimates, and the peak of the measured one."""
     measured = one_step.measured_law(samples)
-    laws = {"independent": formula, "measured": measured, "oracle": one_step.one_step_oracle(samples)}
+    laws = {
+        "independent": formula,
+        "measured": measured,
+        "oracle": one_step.one_step_oracle(samples),
+    }
     nothing = np.full((len(config.batch_sizes), len(BOUNDS)), np.nan)
     values = {
-        f"{name}_lr": (("batch_size", "bound"), nothing if law is None else np.stack([law.lr, law.low, law.high], -1))
+        f"{name}_lr": (
+            ("batch_size", "bound"),
+            nothing if law is None else np.stack([law.lr, law.low, law.high], -1),
+        )
         for name, law in laws.items()
     }
     known = np.isfinite(measured.lr) & (measured.low > 0) & np.isfinite(measured.high)
@@ -168,13 +192,22 @@ def _estimates(
     error = np.log(measured.high[known] / measured.low[known]) / (2 * 1.96)
     comparison = compare_laws(sizes, lr, error)
     peak = find_peak(sizes, lr, error, comparison)
-    surge = one_step.measured_surge(samples, config.batch_sizes) if formula is not None else NO_SURGE
-    curve = comparison.fits["saturating_surge"].parameters if len(sizes) >= FEWEST else dict.fromkeys(CURVE, np.nan)
+    surge = (
+        one_step.measured_surge(samples, config.batch_sizes) if formula is not None else NO_SURGE
+    )
+    curve = (
+        comparison.fits["saturating_surge"].parameters
+        if len(sizes) >= FEWEST
+        else dict.fromkeys(CURVE, np.nan)
+    )
     return xr.Dataset(
         values
         | {
             "measured_curve": ("parameter", [curve[each] for each in CURVE]),
-            "measured_surge": (("surge_parameter", "bound"), np.stack([surge.max_lr, surge.b_noise])),
+            "measured_surge": (
+                ("surge_parameter", "bound"),
+                np.stack([surge.max_lr, surge.b_noise]),
+            ),
             "measured_surge_why": ((), surge.why),
             "measured_peak": ("bound", np.array([peak.value, peak.low, peak.high])),
             "measured_peak_why": ((), peak.why),
@@ -188,9 +221,14 @@ def _estimates(
 
 
 def _branches(
-    config: ml_collections.ConfigDict, branch: BranchOracle, spec: str, params: Any, samples: list[one_step.StepSample]
+    config: ml_collections.ConfigDict,
+    branch: BranchOracle,
+    spec: str,
+    params: Any,
+    samples: list[one_step.StepSample],
 ) -> dict[str, Any]:
-    """ε_opt(B; K) of one optimizer, nan where the budget has no room for it or the optimum is at the grid's edge."""
+    """ε_opt(B; K) of one optimizer, nan where the budget has no room for it or the optimum is at
+    the grid's edge."""
     centres, horizons = one_step.measured_law(samples).lr, tuple(config.measure.horizons)
     values, examples = np.full((len(centres), len(horizons), len(BOUNDS)), np.nan), 0
     for index, (size, centre) in enumerate(zip(config.batch_sizes, centres, strict=True)):
@@ -210,15 +248,26 @@ def _branches(
 def _drift(dataset: xr.Dataset) -> xr.Dataset:
     """Exponents of what moves with the training loss."""
     loss = dataset.loss.values
-    series = {f"noise scale, {scale}": dataset.noise_scale.sel(scale=scale, bound="value") for scale in SCALES}
-    series |= {"validity bound, median": dataset.validity.sel(quantile=0.5, bound="value"), "r = D/O": dataset.r}
+    series = {
+        f"noise scale, {scale}": dataset.noise_scale.sel(scale=scale, bound="value")
+        for scale in SCALES
+    }
+    series |= {
+        "validity bound, median": dataset.validity.sel(quantile=0.5, bound="value"),
+        "r = D/O": dataset.r,
+    }
     series |= {"B_noise of the independent law": dataset.b_noise}
     peaks = dataset.measured_peak.sel(bound="value")
-    series |= {f"B_peak measured, {each}": peaks.sel(optimizer=each) for each in dataset.optimizer.values}
+    series |= {
+        f"B_peak measured, {each}": peaks.sel(optimizer=each) for each in dataset.optimizer.values
+    }
     fits = [power_law(loss, each.values) for each in series.values()]
     return xr.Dataset(
         {
-            "drift": (("quantity", "bound"), np.array([[fit.value, fit.low, fit.high] for fit in fits])),
+            "drift": (
+                ("quantity", "bound"),
+                np.array([[fit.value, fit.low, fit.high] for fit in fits]),
+            ),
             "drift_n": ("quantity", [fit.n for fit in fits]),
             "drift_why": ("quantity", [fit.why for fit in fits]),
         },
@@ -250,14 +299,17 @@ class GradientNoise(NamedTuple):
     norms: noise.Estimate
 
 
-def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any], unit: int = 1) -> GradientNoise:
+def gradient_noise(
+    loss_fn: Any, params: Any, batches: Sequence[Any], unit: int = 1
+) -> GradientNoise:
     """Moments and noise scales from disjoint batches of examples, at least two.
 
     Args:
       loss_fn: (params, example) -> scalar.
       params: pytree of arrays.
       batches: pytrees [n, ...].
-      unit: examples behind each of the n, where it is a ghost batch: Σ is then `unit` times that of its gradients.
+      unit: examples behind each of the n, where it is a ghost batch: Σ is then `unit` times that of
+        its gradients.
     """
     examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
     groups = [per_example_moments(loss_fn, params, batch) for batch in batches]
@@ -273,7 +325,9 @@ def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any], unit: int 
     layers = tuple(unique.index(name) for name in names)
     alignments = np.asarray(_layer_alignments(loss_fn, params, examples, total.mean, layers), float)
     norms, squares = np.zeros_like(alignments), np.zeros(len(unique))
-    leaves = zip(layers, jax.tree.leaves(total.square_norms), jax.tree.leaves(total.mean), strict=True)
+    leaves = zip(
+        layers, jax.tree.leaves(total.square_norms), jax.tree.leaves(total.mean), strict=True
+    )
     for layer, norm, average in leaves:
         norms[layer] += np.asarray(norm, float)
         squares[layer] += float((np.asarray(average, float) ** 2).sum())
@@ -282,8 +336,12 @@ def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any], unit: int 
         if not len(chosen):
             return noise.undefined(n, np.nan, np.nan, "no normalisation layers")
         picked = list(chosen)
-        found = noise.b_simple(norms[picked].sum(0), alignments[picked].sum(0), float(squares[picked].sum()))
-        counted = {name: unit * getattr(found, name) for name in ("value", "low", "high", "n", "numerator")}
+        found = noise.b_simple(
+            norms[picked].sum(0), alignments[picked].sum(0), float(squares[picked].sum())
+        )
+        counted = {
+            name: unit * getattr(found, name) for name in ("value", "low", "high", "n", "numerator")
+        }
         return found._replace(**counted)
 
     return GradientNoise(
@@ -299,10 +357,13 @@ def gradient_noise(loss_fn: Any, params: Any, batches: Sequence[Any], unit: int 
 
 
 def _layers(params: Any) -> tuple[list[str], set[str]]:
-    """The layer of each leaf, by its path but for the last key, and those that normalise: Flax gives them `scale`."""
+    """The layer of each leaf, by its path but for the last key, and those that normalise: Flax
+    gives them `scale`."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    names = [path.rpartition("/")[0] or path or "params" for path in paths]  # a bare array has no path
+    names = [
+        path.rpartition("/")[0] or path or "params" for path in paths
+    ]  # a bare array has no path
     return names, {path.rpartition("/")[0] for path in paths if path.endswith("/scale")}
 
 
@@ -310,20 +371,31 @@ def _noise(found: GradientNoise) -> xr.Dataset:
     scales, layers = (found.b_simple, found.sign, found.norms), found.layers
     return xr.Dataset(
         {
-            "noise_scale": (("scale", "bound"), np.array([[each.value, each.low, each.high] for each in scales])),
+            "noise_scale": (
+                ("scale", "bound"),
+                np.array([[each.value, each.low, each.high] for each in scales]),
+            ),
             "noise_scale_why": ("scale", [each.why for each in scales]),
-            "layer_noise": (("layer", "bound"), np.array([[e.value, e.low, e.high] for e in layers.values()])),
+            "layer_noise": (
+                ("layer", "bound"),
+                np.array([[e.value, e.low, e.high] for e in layers.values()]),
+            ),
             "layer_noise_why": ("layer", [each.why for each in layers.values()]),
             "validity": (("quantile", "bound"), found.validity),
             "validity_share": ("validity_bin", found.histogram),
             "zero_share": ((), float(np.mean(ravel_pytree(found.moments.zero_share)[0]))),
         },
-        coords={"quantile": list(QUANTILES), "layer": list(layers), "validity_bin": VALIDITY_EDGES[:-1]},
+        coords={
+            "quantile": list(QUANTILES),
+            "layer": list(layers),
+            "validity_bin": VALIDITY_EDGES[:-1],
+        },
     )
 
 
 def verdicts(dataset: xr.Dataset, ratio: float) -> list[str]:
-    """For each optimizer how far each estimate is from the true one-step optimum, and where independence fails.
+    """For each optimizer how far each estimate is from the true one-step optimum, and where
+    independence fails.
 
     Args:
       dataset: with independent_lr, measured_lr and oracle_lr.
@@ -338,18 +410,25 @@ def verdicts(dataset: xr.Dataset, ratio: float) -> list[str]:
             off = np.exp(np.abs(np.log(ratios.values[np.isfinite(ratios.values)])))
             if off.size:
                 what = "measured directions" if name == "measured" else "the independent law"
-                parts.append(f"{what} within a factor {np.median(off):.2f} (worst {off.max():.2f}, n = {off.size})")
+                parts.append(
+                    f"{what} within a factor {np.median(off):.2f} (worst {off.max():.2f}, n = {off.size})"
+                )
         if parts:
-            sentences.append(f"{optimizer}, one step from a checkpoint: {'; '.join(parts)} of the true optimum.")
+            sentences.append(
+                f"{optimizer}, one step from a checkpoint: {'; '.join(parts)} of the true optimum."
+            )
         sentences += _independence(dataset.sel(optimizer=optimizer), ratio)
     return sentences
 
 
 def _independence(dataset: xr.Dataset, ratio: float) -> list[str]:
-    """The sentence on the batch sizes at which one optimizer's independent law is off by much, and not by chance."""
+    """The sentence on the batch sizes at which one optimizer's independent law is off by much, and
+    not by chance."""
     law, truth = dataset.independent_lr, dataset.oracle_lr
     much = np.abs(np.log(law / truth)).sel(bound="value") > np.log(ratio)
-    apart = (law.sel(bound="low") > truth.sel(bound="high")) | (law.sel(bound="high") < truth.sel(bound="low"))
+    apart = (law.sel(bound="low") > truth.sel(bound="high")) | (
+        law.sel(bound="high") < truth.sel(bound="low")
+    )
     off = (much & apart).any("checkpoint")
     if not off.any():
         return []

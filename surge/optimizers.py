@@ -1,6 +1,7 @@
 """Optimizers by name: a short text becomes an optax chain whose learning rate is an argument.
 
-"adam", "adam(b1=0, b2=0)", "lion(weight_decay=0.1, clip=1.0)", "adamw(schedule='cosine', warmup=0.05)"
+"adam", "adam(b1=0, b2=0)", "lion(weight_decay=0.1, clip=1.0)", "adamw(schedule='cosine',
+warmup=0.05)"
 """
 
 import ast
@@ -16,7 +17,8 @@ import optax
 
 from surge.theory import scaling as co_scaling
 
-# name -> chain piece that turns a gradient into the direction u; its keywords are what a spec may set.
+# name -> chain piece that turns a gradient into the direction u; its keywords are what a spec may
+# set.
 DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": lambda: optax.identity(),
     "momentum": lambda decay=0.9, nesterov=False: optax.trace(decay, nesterov),
@@ -56,8 +58,8 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """Splits "name(keyword=literal, ...)" into its name and keywords.
 
     Raises:
-      ValueError: not of that form, an unknown name or keyword (the message names near matches), or a value out of
-        its range.
+      ValueError: not of that form, an unknown name or keyword (the message names near matches), or
+        a value out of its range.
     """
     try:
         node = ast.parse(spec, mode="eval").body
@@ -66,7 +68,9 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
             raise ValueError
         keywords = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
     except (SyntaxError, TypeError, ValueError):
-        raise ValueError(f"optimizer {spec!r} must read name or name(keyword=number, ...), like adam(b1=0)") from None
+        raise ValueError(
+            f"optimizer {spec!r} must read name or name(keyword=number, ...), like adam(b1=0)"
+        ) from None
     name = call.func.id
     _known(name, DIRECTIONS, "optimizer")
     own = list(inspect.signature(DIRECTIONS[name]).parameters)
@@ -76,7 +80,9 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     if "scaling" in keywords and "base_batch_size" not in keywords:
         raise ValueError(f"scaling={keywords['scaling']!r} needs base_batch_size, a number above 0")
     if {"warmup", "warmup_steps"} <= keywords.keys():
-        raise ValueError("warmup (a share of the run) and warmup_steps exclude each other: give one of them")
+        raise ValueError(
+            "warmup (a share of the run) and warmup_steps exclude each other: give one of them"
+        )
     return name, keywords
 
 
@@ -103,13 +109,17 @@ def _known(name: str, choices: Any, kind: str) -> None:
 
 
 def _shape(schedule: str, warmup_steps: Any, total_steps: Any) -> Callable[[Any], Any]:
-    """The learning rate at a step as a share of its full value: above 0 in every step, and 1 in a run of one."""
+    """The learning rate at a step as a share of its full value: above 0 in every step, and 1 in a
+    run of one."""
 
     def share(step: Any) -> Any:
-        decaying = jnp.clip((step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1), 0, 1)
+        decaying = jnp.clip(
+            (step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1), 0, 1
+        )
         decay = {
             "constant": 1.0,
-            "cosine": jnp.cos(jnp.pi / 2 * decaying) ** 2,  # (1 + cos πx)/2, without its cancellation near 0
+            "cosine": jnp.cos(jnp.pi / 2 * decaying)
+            ** 2,  # (1 + cos πx)/2, without its cancellation near 0
             "wsd": jnp.minimum((1 - step / total_steps) / 0.2, 1),
         }[schedule]
         return decay * jnp.minimum((step + 1) / jnp.maximum(warmup_steps, 1), 1)
@@ -118,14 +128,16 @@ def _shape(schedule: str, warmup_steps: Any, total_steps: Any) -> Callable[[Any]
 
 
 def make_optimizer(spec: str) -> Callable[[Any, Any, Any], optax.GradientTransformation]:
-    """An optax chain from its spec, with the learning rate, batch size and horizon as (traced) arguments.
+    """An optax chain from its spec, with the learning rate, batch size and horizon as (traced)
+    arguments.
 
     Args:
-      spec: name, or name(keyword=literal, ...); keywords are those of the name's entry in DIRECTIONS and COMMON.
+      spec: name, or name(keyword=literal, ...); keywords are those of the name's entry in
+        DIRECTIONS and COMMON.
 
     Returns:
-      (learning_rate, batch_size, total_steps) -> chain: clip, direction, weight decay, schedule, learning rate;
-      with total_steps None there is no schedule, and the full rate throughout.
+      (learning_rate, batch_size, total_steps) -> chain: clip, direction, weight decay, schedule,
+      learning rate; with total_steps None there is no schedule, and the full rate throughout.
 
     Raises:
       ValueError: see `parse`.
@@ -133,7 +145,9 @@ def make_optimizer(spec: str) -> Callable[[Any, Any, Any], optax.GradientTransfo
     name, keywords = parse(spec)
     scheduled = {"schedule", "warmup", "warmup_steps"} & keywords.keys()
 
-    def optimizer(learning_rate: Any, batch_size: Any, total_steps: Any) -> optax.GradientTransformation:
+    def optimizer(
+        learning_rate: Any, batch_size: Any, total_steps: Any
+    ) -> optax.GradientTransformation:
         own, decay, warmup_steps = _moved(name, keywords, batch_size)
         pieces = [optax.clip_by_global_norm(keywords["clip"])] if "clip" in keywords else []
         pieces.append(DIRECTIONS[name](**own))
@@ -141,16 +155,23 @@ def make_optimizer(spec: str) -> Callable[[Any, Any, Any], optax.GradientTransfo
             pieces.append(optax.add_decayed_weights(decay))
         if total_steps is not None and scheduled:
             warmup = keywords["warmup"] * total_steps if "warmup" in keywords else warmup_steps
-            pieces.append(optax.scale_by_schedule(_shape(keywords.get("schedule", "constant"), warmup, total_steps)))
+            pieces.append(
+                optax.scale_by_schedule(
+                    _shape(keywords.get("schedule", "constant"), warmup, total_steps)
+                )
+            )
         if total_steps is not None and "hold" in keywords:
-            pieces.append(optax.scale_by_schedule(lambda step: jnp.where(step < keywords["hold"], 0.0, 1.0)))
+            pieces.append(
+                optax.scale_by_schedule(lambda step: jnp.where(step < keywords["hold"], 0.0, 1.0))
+            )
         return optax.chain(*pieces, optax.scale_by_learning_rate(learning_rate))
 
     return optimizer
 
 
 def settled(spec: str, steps: int) -> str:
-    """The spec without its schedule, and with moments that settle over some steps before parameters move."""
+    """The spec without its schedule, and with moments that settle over some steps before parameters
+    move."""
     name, keywords = parse(spec)
     dropped = {"schedule", "warmup", "warmup_steps"}
     kept = {key: value for key, value in keywords.items() if key not in dropped} | {"hold": steps}
@@ -158,9 +179,13 @@ def settled(spec: str, steps: int) -> str:
 
 
 def _moved(name: str, keywords: dict[str, Any], batch_size: Any) -> tuple[dict[str, Any], Any, Any]:
-    """The direction's own keywords, weight decay and warmup_steps, as co-scaling has them at a batch size."""
+    """The direction's own keywords, weight decay and warmup_steps, as co-scaling has them at a
+    batch size."""
     own = {key: value for key, value in keywords.items() if key not in COMMON}
-    decay, warmup = keywords.get("weight_decay", WEIGHT_DECAY.get(name, 0.0)), keywords.get("warmup_steps", 0)
+    decay, warmup = (
+        keywords.get("weight_decay", WEIGHT_DECAY.get(name, 0.0)),
+        keywords.get("warmup_steps", 0),
+    )
     if "scaling" not in keywords:
         return own, decay, warmup
     ratio = batch_size / keywords["base_batch_size"]
@@ -170,27 +195,33 @@ def _moved(name: str, keywords: dict[str, Any], batch_size: Any) -> tuple[dict[s
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    return {key: each.default for key, each in inspect.signature(DIRECTIONS[name]).parameters.items()}
+    return {
+        key: each.default for key, each in inspect.signature(DIRECTIONS[name]).parameters.items()
+    }
 
 
 def bends(spec: str) -> bool:
-    """Whether a direction is not linear in the average of gradients that it is taken from: the sign of a momentum."""
+    """Whether a direction is not linear in the average of gradients that it is taken from: the sign
+    of a momentum."""
     return parse(spec)[0] in ("signum", "lion", "muon")
 
 
 def gradient_weights(spec: str, batch_size: float) -> np.ndarray:
-    """How a direction weighs the gradients of the last steps, newest first [k]; the weights sum to 1.
+    """How a direction weighs the gradients of the last steps, newest first [k]; the weights sum to
+    1.
 
-    1/Σw² is the number of batches that the momentum averages: (1 + β)/(1 − β) for β, 71 for Lion's (0.9, 0.99).
-    Steps that weigh less than TAIL of the newest are left out; what divides the average (Adam's second moment) is
-    not part of it.
+    1/Σw² is the number of batches that the momentum averages: (1 + β)/(1 − β) for β, 71 for Lion's
+    (0.9, 0.99). Steps that weigh less than TAIL of the newest are left out; what divides the
+    average (Adam's second moment) is not part of it.
 
     Raises:
       ValueError: see `parse`.
     """
     name, keywords = parse(spec)
     own = _defaults(name) | _moved(name, keywords, batch_size)[0]
-    decay = float(own.get({"lion": "b2", "adam": "b1", "adamw": "b1", "muon": "beta"}.get(name, "decay"), 0.0))
+    decay = float(
+        own.get({"lion": "b2", "adam": "b1", "adamw": "b1", "muon": "beta"}.get(name, "decay"), 0.0)
+    )
     if name == "rmsprop":  # its decay is of the second moment
         decay = 0.0
     series = decay ** np.arange(1 + (int(np.log(TAIL) / np.log(decay)) if 0 < decay < 1 else 0))

@@ -60,7 +60,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         try:
             attrgetter(name)(config)
         except AttributeError:
-            raise ConfigError(f"the config has no field {name}: see configs/mnist1d.py for all of them") from None
+            raise ConfigError(
+                f"the config has no field {name}: see configs/mnist1d.py for all of them"
+            ) from None
     _check_numbers(config)
     _check_optimizers(config)
     if max(config.batch_sizes) > config.max_examples:
@@ -71,9 +73,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.grid not in ("dense", "adaptive"):
         raise ConfigError(f"config.grid must be 'dense' or 'adaptive', got {config.grid!r}")
     if config.fit.objective not in ("steps", "loss"):
-        raise ConfigError(f"config.fit.objective must be 'steps' or 'loss', got {config.fit.objective!r}")
+        raise ConfigError(
+            f"config.fit.objective must be 'steps' or 'loss', got {config.fit.objective!r}"
+        )
     if config.fit.objective == "steps" and not config.fit.target_losses:
-        raise ConfigError("config.fit.target_losses is empty: give at least one loss, or config.fit.objective='loss'")
+        raise ConfigError(
+            "config.fit.target_losses is empty: give at least one loss, or config.fit.objective='loss'"
+        )
     low_targets = [target for target in config.fit.target_losses if target < config.stop_loss]
     if low_targets:
         raise ConfigError(
@@ -90,7 +96,9 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
         value = attrgetter(name)(config)
         if not isinstance(value, int) or value < least or value % factor:
             also = f", a multiple of {factor}" if factor > 1 else ""
-            raise ConfigError(f"config.{name} must be a whole number of at least {least}{also}; got {value!r}")
+            raise ConfigError(
+                f"config.{name} must be a whole number of at least {least}{also}; got {value!r}"
+            )
     for name in ("batch_sizes", "measure.horizons"):
         values = attrgetter(name)(config)
         if not values or not all(isinstance(each, int) and each > 0 for each in values):
@@ -101,29 +109,45 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
         if not all(map(_is_number, attrgetter(name)(config))):
             raise ConfigError(f"config.{name} must be numbers, got {attrgetter(name)(config)!r}")
     if not config.measure.learning_rate > 0:
-        raise ConfigError(f"config.measure.learning_rate must be above 0, got {config.measure.learning_rate}")
+        raise ConfigError(
+            f"config.measure.learning_rate must be above 0, got {config.measure.learning_rate}"
+        )
     if not config.learning_rate_ratio > 1:
-        raise ConfigError(f"config.learning_rate_ratio must be above 1, got {config.learning_rate_ratio}")
+        raise ConfigError(
+            f"config.learning_rate_ratio must be above 1, got {config.learning_rate_ratio}"
+        )
 
 
 def _check_optimizers(config: ml_collections.ConfigDict) -> None:
     if not config.optimizers:
-        raise ConfigError("config.optimizers is empty: name at least one, like {'adam': {'spec': 'adam', ...}}")
+        raise ConfigError(
+            "config.optimizers is empty: name at least one, like {'adam': {'spec': 'adam', ...}}"
+        )
     for label, optimizer in config.optimizers.items():
         rates = optimizer.learning_rates
         if not re.fullmatch(r"[\w.-]+", label):
-            raise ConfigError(f"config.optimizers has {label!r}: a label is letters, digits, dots and dashes")
+            raise ConfigError(
+                f"config.optimizers has {label!r}: a label is letters, digits, dots and dashes"
+            )
         if not isinstance(rates, tuple | list):
-            raise ConfigError(f"config.optimizers.{label}.learning_rates must be (low, high), got {rates!r}")
+            raise ConfigError(
+                f"config.optimizers.{label}.learning_rates must be (low, high), got {rates!r}"
+            )
         if len(rates) != 2 or not all(map(_is_number, rates)) or not 0 < rates[0] < rates[1]:
-            raise ConfigError(f"config.optimizers.{label}.learning_rates must be 0 < low < high, got {rates!r}")
+            raise ConfigError(
+                f"config.optimizers.{label}.learning_rates must be 0 < low < high, got {rates!r}"
+            )
         try:
             make_optimizer(optimizer.spec)
         except ValueError as error:
             raise ConfigError(f"config.optimizers.{label}.spec: {error}") from None
     if config.measure.optimizer not in config.optimizers:
-        near = difflib.get_close_matches(config.measure.optimizer, list(config.optimizers)) or list(config.optimizers)
-        raise ConfigError(f"config.measure.optimizer {config.measure.optimizer!r} is not in config.optimizers: {near}")
+        near = difflib.get_close_matches(config.measure.optimizer, list(config.optimizers)) or list(
+            config.optimizers
+        )
+        raise ConfigError(
+            f"config.measure.optimizer {config.measure.optimizer!r} is not in config.optimizers: {near}"
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -131,12 +155,13 @@ def _is_number(value: Any) -> bool:
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
-    """Runs the named stages of one experiment; whatever is already in the workdir is not computed again.
+    """Runs the named stages of one experiment; whatever is already in the workdir is not computed
+    again.
 
     Raises:
       ConfigError: the config cannot be run.
-      ResultError: the workdir is in use or belongs to another config, lacks what a stage reads, or holds a broken
-        file.
+      ResultError: the workdir is in use or belongs to another config, lacks what a stage reads, or
+        holds a broken file.
       MemoryError: one run alone does not fit.
       OSError: the workdir cannot be written.
     """
@@ -152,7 +177,9 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str]
     hardware.enable_compilation_cache()
     if {"measure", "sweep"} & set(stages):
         task = _task(config)
-        logging.info("%s on %d %s device(s)", config.task, jax.local_device_count(), jax.default_backend())
+        logging.info(
+            "%s on %d %s device(s)", config.task, jax.local_device_count(), jax.default_backend()
+        )
         if "measure" in stages:
             _measure(config, task, workdir)
         if "sweep" in stages:
@@ -203,7 +230,10 @@ def _measure(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> No
 def plan(config: ml_collections.ConfigDict) -> list[grid.Piece]:
     """The pieces of a config's grid, largest batch size first within an optimizer."""
     return grid.plan(
-        optimizers={name: (each.spec, tuple(each.learning_rates)) for name, each in config.optimizers.items()},
+        optimizers={
+            name: (each.spec, tuple(each.learning_rates))
+            for name, each in config.optimizers.items()
+        },
         learning_rate_ratio=config.learning_rate_ratio,
         batch_sizes=config.batch_sizes,
         seeds=config.seeds,
@@ -219,7 +249,10 @@ def _targets(config: ml_collections.ConfigDict) -> tuple[float | None, ...]:
 
 
 def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
-    files = {results.sweep_path(workdir, piece.optimizer, piece.batch_size): piece for piece in plan(config)}
+    files = {
+        results.sweep_path(workdir, piece.optimizer, piece.batch_size): piece
+        for piece in plan(config)
+    }
     done = {piece: _finished(piece, path) for path, piece in files.items() if path.exists()}
     todo = [piece for piece in files.values() if piece not in done]
     if done:
@@ -228,19 +261,26 @@ def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None
         return
     attributes, key, stop_loss = _attributes(config), jax.random.key(config.seed), config.stop_loss
     if config.grid == "dense":
-        # The block of the whole grid, also for its rest: a resumed sweep is then the same to the last bit.
+        # The block of the whole grid, also for its rest: a resumed sweep is then the same to the
+        # last bit.
         block = sweep.whole_block(list(files.values()), hardware.fastest_form(task))
         found = sweep.run_pieces(task, todo, key, stop_loss=stop_loss, block=block)
     else:
         judged = {"ratio": config.learning_rate_ratio, "targets": _targets(config)}
-        found = run_adaptive(task, list(files.values()), key, **judged, stop_loss=stop_loss, done=done)
+        found = run_adaptive(
+            task, list(files.values()), key, **judged, stop_loss=stop_loss, done=done
+        )
     total, cells, ran = sum(piece.examples for piece in todo), sum(piece.cells for piece in todo), 0
-    with tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="sweep", smoothing=0.1) as progress:
+    with tqdm.tqdm(
+        total=total, unit=" examples", unit_scale=True, desc="sweep", smoothing=0.1
+    ) as progress:
         progress.set_postfix_str(f"0 of {cells} cells")
         for piece, result in found:
             path = results.sweep_path(workdir, piece.optimizer, piece.batch_size)
             axes = piece.learning_rates, piece.seeds, piece.eval_steps
-            dataset = results.piece_dataset(piece.optimizer, piece.batch_size, *axes, *result, attributes)
+            dataset = results.piece_dataset(
+                piece.optimizer, piece.batch_size, *axes, *result, attributes
+            )
             results.write_dataset(path, dataset)
             ran += files[path].cells
             progress.set_postfix_str(f"{ran} of {cells} cells", refresh=False)
@@ -259,13 +299,17 @@ def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
     for optimizer in dataset.optimizer.values:
         for target in _targets(config):
             rows = results.rows(dataset, str(optimizer), target)
-            fits.append(fit_table(rows, config.fit.objective, optimizer=str(optimizer), target_loss=target))
+            fits.append(
+                fit_table(rows, config.fit.objective, optimizer=str(optimizer), target_loss=target)
+            )
     results.write_json(workdir / "fit.json", {"fits": fits})
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
 
 
 def _attributes(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    versions = {name: importlib.metadata.version(name) for name in ("surge", "jax", "flax", "optax")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("surge", "jax", "flax", "optax")
+    }
     return {
         "config": config.to_json(sort_keys=True),
         "versions": json.dumps(versions),

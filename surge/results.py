@@ -31,7 +31,16 @@ UNITS = {
 }
 DIMS = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
 PIECE = (*DIMS, "loss", "diverged", "steps", "examples")
-FIT = {"optimizer", "target_loss", "judged_by", "optimal_lr", "noise_scale", "laws", "best_law", "b_peak"}
+FIT = {
+    "optimizer",
+    "target_loss",
+    "judged_by",
+    "optimal_lr",
+    "noise_scale",
+    "laws",
+    "best_law",
+    "b_peak",
+}
 PARTIAL = ".part"  # ends the names of files that are being written
 
 
@@ -40,19 +49,24 @@ class ResultError(Exception):
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that a killed process leaves no half file.
+    """Writes a file under a temporary name and renames it, so that a killed process leaves no half
+    file.
 
     Raises:
       OSError: it cannot be written; `filename` is `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")  # unlike mkstemp's, its mode obeys the umask
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}{PARTIAL}"
+    )  # unlike mkstemp's, its mode obeys the umask
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None  # a full disk names no file
+        raise OSError(
+            error.errno, error.strerror or str(error), str(path)
+        ) from None  # a full disk names no file
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,7 +84,9 @@ def finite_or_none(value: Any) -> Any:
 
 def write_json(path: Path | str, content: Any) -> None:
     """Writes JSON atomically; nan and infinities become null."""
-    write_bytes(path, (json.dumps(finite_or_none(content), indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(
+        path, (json.dumps(finite_or_none(content), indent=1, allow_nan=False) + "\n").encode()
+    )
 
 
 def read_json(path: Path | str) -> Any:
@@ -113,7 +129,8 @@ def read_dataset(path: Path | str, variables: Collection[str] = ()) -> xr.Datase
 
 
 def read_piece(path: Path | str) -> xr.Dataset:
-    """Reads one finished piece of the sweep, as `piece_dataset` labels it; raises as `read_dataset` does."""
+    """Reads one finished piece of the sweep, as `piece_dataset` labels it; raises as `read_dataset`
+    does."""
     return read_dataset(path, PIECE)
 
 
@@ -128,23 +145,29 @@ def read_fits(workdir: Path | str) -> list[dict[str, Any]]:
         return []
     content = read_json(path)
     entries = content.get("fits") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(each, dict) and each.keys() >= FIT for each in entries):
+    if not isinstance(entries, list) or not all(
+        isinstance(each, dict) and each.keys() >= FIT for each in entries
+    ):
         raise _unreadable(path, "it holds no fits")
     return entries
 
 
 def _unreadable(path: Path | str, why: str = "cut short?") -> ResultError:
-    return ResultError(f"{path} cannot be read ({why}): delete that file and run the stage that writes it again")
+    return ResultError(
+        f"{path} cannot be read ({why}): delete that file and run the stage that writes it again"
+    )
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of a workdir; the system frees it when this one ends, however it ends.
+    """Keeps other processes out of a workdir; the system frees it when this one ends, however it
+    ends.
 
     What a killed process was writing is removed.
 
     Raises:
-      ResultError: another process is at work there, and the message names it; or the workdir is a file.
+      ResultError: another process is at work there, and the message names it; or the workdir is a
+        file.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ResultError(f"--workdir {workdir} is a file: give a folder")
@@ -155,7 +178,9 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             owner = file.read() or "another process"
-            raise ResultError(f"{workdir} is in use by {owner}: wait for it, or give another --workdir") from None
+            raise ResultError(
+                f"{workdir} is in use by {owner}: wait for it, or give another --workdir"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -170,7 +195,8 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
     That is `fit`, except where its targets steer an adaptive grid.
 
     Raises:
-      ResultError: the workdir holds results of another config; the message names the fields that differ.
+      ResultError: the workdir holds results of another config; the message names the fields that
+        differ.
     """
     bound = _bound(json.loads(json.dumps(config)))
     for owner in _owners(workdir):
@@ -189,7 +215,11 @@ def _bound(config: dict[str, Any]) -> dict[str, Any]:
 
 def _owners(workdir: Path) -> list[dict[str, Any]]:
     """The configs of what has been computed, which is nothing where a first run failed early."""
-    computed = [path for path in (workdir / "measure.nc", *sorted((workdir / "sweep").glob("*.nc"))) if path.exists()]
+    computed = [
+        path
+        for path in (workdir / "measure.nc", *sorted((workdir / "sweep").glob("*.nc")))
+        if path.exists()
+    ]
     path = workdir / "config.json"
     if not computed or not path.exists():
         return [_config_within(each) for each in computed]
@@ -208,7 +238,9 @@ def _config_within(path: Path) -> dict[str, Any]:
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+            yield from _differences(
+                old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key
+            )
     elif old != new:
         yield f"{prefix} was {old!r} and is now {new!r}"
 
@@ -252,9 +284,9 @@ def open_sweep(workdir: Path | str) -> xr.Dataset:
     """All finished pieces of a sweep as one array; nan where a cell is not in an optimizer's grid.
 
     Returns:
-      Dataset with dims optimizer, batch_size, learning_rate, seed, eval and variables loss, diverged
-      (without eval), steps and examples (optimizer, batch_size, eval); attributes give units, config, versions and
-      devices, and `mixed` names those that differ between pieces.
+      Dataset with dims optimizer, batch_size, learning_rate, seed, eval and variables loss,
+      diverged (without eval), steps and examples (optimizer, batch_size, eval); attributes give
+      units, config, versions and devices, and `mixed` names those that differ between pieces.
 
     Raises:
       ResultError: no piece is finished, or a file in the folder is not one.
@@ -263,7 +295,9 @@ def open_sweep(workdir: Path | str) -> xr.Dataset:
     if not paths:
         raise ResultError(f"{workdir} holds no sweep: run --stages=sweep first")
     pieces = [read_piece(path) for path in paths]
-    labels = {name: np.unique(np.concatenate([piece[name].values for piece in pieces])) for name in DIMS}
+    labels = {
+        name: np.unique(np.concatenate([piece[name].values for piece in pieces])) for name in DIMS
+    }
     coords = {name: (name, values, pieces[0][name].attrs) for name, values in labels.items()}
     sweep = xr.Dataset(coords=coords, attrs=pieces[0].attrs | _mixed(pieces))
     for name, variable in pieces[0].data_vars.items():
@@ -275,9 +309,15 @@ def open_sweep(workdir: Path | str) -> xr.Dataset:
 
 
 def _mixed(pieces: Iterable[xr.Dataset]) -> dict[str, str]:
-    """What was not the same for all pieces, as it may be after an upgrade or a move to another machine."""
-    found = {name: sorted({str(piece.attrs.get(name)) for piece in pieces}) for name in ("versions", "devices")}
-    differing = [f"{name}: {' and '.join(values)}" for name, values in found.items() if len(values) > 1]
+    """What was not the same for all pieces, as it may be after an upgrade or a move to another
+    machine."""
+    found = {
+        name: sorted({str(piece.attrs.get(name)) for piece in pieces})
+        for name in ("versions", "devices")
+    }
+    differing = [
+        f"{name}: {' and '.join(values)}" for name, values in found.items() if len(values) > 1
+    ]
     return {"mixed": "; ".join(differing)} if differing else {}
 
 
@@ -290,7 +330,9 @@ def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
       steps [optimizer, batch_size, learning_rate, seed].
     """
     loss = sweep.loss.transpose(*DIMS)
-    steps = np.log(sweep.steps.transpose("optimizer", "batch_size", "eval").values)[:, :, None, None]
+    steps = np.log(sweep.steps.transpose("optimizer", "batch_size", "eval").values)[
+        :, :, None, None
+    ]
     below = (loss <= target).values
     first = below.argmax(-1, keepdims=True)
     before = np.maximum(first - 1, 0)
@@ -299,7 +341,9 @@ def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
         return np.take_along_axis(np.broadcast_to(array, below.shape), index, -1)[..., 0]
 
     drop = at(loss.values, before) - at(loss.values, first)
-    share = np.where(drop > 0, (at(loss.values, before) - target) / np.where(drop > 0, drop, 1.0), 1.0)
+    share = np.where(
+        drop > 0, (at(loss.values, before) - target) / np.where(drop > 0, drop, 1.0), 1.0
+    )
     log_steps = at(steps, before) + share * (at(steps, first) - at(steps, before))
     reached = np.where(below.any(-1), np.exp(log_steps), np.nan)
     return xr.DataArray(reached, dims=DIMS[:-1], coords={name: loss[name] for name in DIMS[:-1]})
@@ -318,10 +362,12 @@ def rows(sweep: xr.Dataset, optimizer: str, target: float | None) -> dict[str, n
     Args:
       sweep: as `open_sweep` gives it.
       optimizer: a label of its `optimizer` coordinate.
-      target: a loss; the value judged is then log(steps to it). None: the loss at the last evaluation.
+      target: a loss; the value judged is then log(steps to it). None: the loss at the last
+        evaluation.
 
     Returns:
-      Arrays of equal length batch_size, learning_rate, seed, value, steps; nan where a run did not get there.
+      Arrays of equal length batch_size, learning_rate, seed, value, steps; nan where a run did not
+      get there.
     """
     chosen = sweep.sel(optimizer=[optimizer])
     if target is None:
@@ -330,13 +376,21 @@ def rows(sweep: xr.Dataset, optimizer: str, target: float | None) -> dict[str, n
     else:
         steps = steps_to_target(chosen, target)
         values = np.log(steps)
-    table = xr.Dataset({"value": values, "steps": steps, "run": chosen.diverged}).isel(optimizer=0, drop=True)
+    table = xr.Dataset({"value": values, "steps": steps, "run": chosen.diverged}).isel(
+        optimizer=0, drop=True
+    )
     frame = table.to_dataframe().reset_index().dropna(subset=["run"])
-    return {name: np.asarray(frame[name]) for name in ("batch_size", "learning_rate", "seed", "value", "steps")}
+    return {
+        name: np.asarray(frame[name])
+        for name in ("batch_size", "learning_rate", "seed", "value", "steps")
+    }
 
 
-def loss_when_first_arrives(sweep: xr.Dataset, optimizer: str, target: float | None) -> xr.DataArray:
-    """Loss of every learning rate at the same step: where the first one of its batch size gets to `target`.
+def loss_when_first_arrives(
+    sweep: xr.Dataset, optimizer: str, target: float | None
+) -> xr.DataArray:
+    """Loss of every learning rate at the same step: where the first one of its batch size gets to
+    `target`.
 
     Args:
       sweep: as `open_sweep` gives it.

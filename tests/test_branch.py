@@ -29,7 +29,8 @@ def test_one_step_from_a_settled_state_finds_the_exact_optimum(spec):
 
 
 def test_the_optimum_after_many_steps_is_that_of_the_loss_they_end_at():
-    """SGD without noise to speak of: after K steps an eigenvalue h leaves a share (1 − εh)^2K of its loss."""
+    """SGD without noise to speak of: after K steps an eigenvalue h leaves a share (1 − εh)^2K of
+    its loss."""
     task = quadratic(**KIND | {"noise": 1e-3})
     found = BranchOracle(task, jax.random.key(0), 10**7)("sgd", START, 64, 0.2, (10,)).optima[10]
     known = problem(**KIND)

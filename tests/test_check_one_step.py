@@ -15,7 +15,8 @@ spec.loader.exec_module(check_one_step)
 
 
 def measured():
-    """Two checkpoints of one optimizer at B = 4, 8 and 16, with a miss and an undefined ratio after the start."""
+    """Two checkpoints of one optimizer at B = 4, 8 and 16, with a miss and an undefined ratio after
+    the start."""
     truth = np.ones((2, 1, 3, 3))
     law = np.array([[1.0, 1.1, 0.5], [9.0, 1.4, math.nan]])[:, None, :, None] * [1.0, 0.9, 1.2]
     dims = ("checkpoint", "optimizer", "batch_size", "bound")
@@ -37,8 +38,12 @@ def test_every_miss_and_undefined_ratio_from_eight_on_is_named():
     assert [where for where, _ in later] == ["e, step 7, adam, B = 8", "e, step 7, adam, B = 16"]
     sentence, *rest = check_one_step.judged("After the start", later)
     assert "1 of 2 ratios defined, median factor off 1.400, 0 within 1.3" in sentence
-    assert "- e, step 7, adam, B = 8: 1.40" in rest and "- e, step 7, adam, B = 16: undefined" in rest
-    start = check_one_step.judged("At initialisation", check_one_step.misses("e", measured(), start=True))
+    assert (
+        "- e, step 7, adam, B = 8: 1.40" in rest and "- e, step 7, adam, B = 16: undefined" in rest
+    )
+    start = check_one_step.judged(
+        "At initialisation", check_one_step.misses("e", measured(), start=True)
+    )
     assert "2 of 2 ratios defined" in start[0] and "- e, step 0, adam, B = 16: 2.00" in start
 
 

@@ -16,7 +16,9 @@ from surge.training.grid import Piece, plan
 from surge.training.run import make_train
 from surge.training.sweep import run_pieces
 
-real = pytest.mark.skipif(not Path(images.FASHION_MNIST).exists(), reason="needs dataset-fashion-mnist")
+real = pytest.mark.skipif(
+    not Path(images.FASHION_MNIST).exists(), reason="needs dataset-fashion-mnist"
+)
 
 
 @pytest.mark.parametrize(
@@ -28,14 +30,18 @@ def test_both_forms_of_convolution_equal_flax(size, stride, pool):
     margin = (size - 1) // 2
     theirs = nn.Conv(4, (size, size), stride, padding=((margin, margin), (margin, margin)))
     params = theirs.init(jax.random.key(1), inputs)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, ours.init(jax.random.key(1), inputs))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        jnp.shape, ours.init(jax.random.key(1), inputs)
+    )
     expected = nn.max_pool(theirs.apply(params, inputs), (pool, pool), (pool, pool))
     kernel = params["params"]["kernel"]
     np.testing.assert_allclose(ours.apply(params, inputs), expected, atol=1e-5)
     np.testing.assert_allclose(ours.native(inputs, kernel), expected, atol=1e-5)
     np.testing.assert_allclose(ours.apply(params, inputs[0]), expected[0], atol=1e-5)
     slopes = [
-        jax.grad(lambda inputs, kernel, form=form: jnp.square(form(inputs, kernel)).sum(), (0, 1))(inputs, kernel)
+        jax.grad(lambda inputs, kernel, form=form: jnp.square(form(inputs, kernel)).sum(), (0, 1))(
+            inputs, kernel
+        )
         for form in (ours.patches, ours.native)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *slopes)
@@ -73,7 +79,10 @@ def test_the_form_for_accelerators_runs_on_every_lane_of_a_sweep(monkeypatch):
 
 
 def test_bfloat16_computes_a_finite_loss_and_leaves_parameters_float32():
-    data = {"x": jax.random.bits(jax.random.key(0), (8, 12, 12, 1), "uint8"), "y": jnp.arange(8) % 2}
+    data = {
+        "x": jax.random.bits(jax.random.key(0), (8, 12, 12, 1), "uint8"),
+        "y": jnp.arange(8) % 2,
+    }
     losses = []
     for dtype in (jnp.float32, jnp.bfloat16):
         model = cnn.CNN((2, 3), 4, classes=2, dtype=dtype)
@@ -82,7 +91,10 @@ def test_bfloat16_computes_a_finite_loss_and_leaves_parameters_float32():
         task = Task(init, loss, data, draw_from_arrays, data)
         train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
         result = train(1e-2, jax.random.key(1), 8, np.array([1, 10]), 0.0, data, data)
-        assert {leaf.dtype for leaf in jax.tree.leaves(result.state)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+        assert {leaf.dtype for leaf in jax.tree.leaves(result.state)} <= {
+            jnp.dtype("float32"),
+            jnp.dtype("int32"),
+        }
         losses.append(result.loss)
     assert np.isfinite(losses).all()
     np.testing.assert_allclose(*losses, rtol=0.05)
@@ -106,7 +118,9 @@ def test_cnn_reaches_ninety_percent_of_the_test_images():
     test = images.fashion_mnist_arrays(split="test")
     model, params = cnn.CNN(), result.state.params
     pixels = (jnp.asarray(test["x"], jnp.float32) / 255 - 0.2860) / 0.3530
-    guesses = jnp.concatenate([model.apply(params, part).argmax(-1) for part in jnp.split(pixels, 10)])
+    guesses = jnp.concatenate(
+        [model.apply(params, part).argmax(-1) for part in jnp.split(pixels, 10)]
+    )
     accuracy = float((guesses == test["y"]).mean())
     print(f"accuracy {accuracy:.4f}")
     assert accuracy >= 0.9
@@ -115,7 +129,10 @@ def test_cnn_reaches_ninety_percent_of_the_test_images():
 @pytest.mark.slow
 def test_memory_does_not_grow_with_steps(monkeypatch):
     """On two CPU devices, where a call of a program gathers tens of megabytes a second."""
-    data = {"x": jax.random.bits(jax.random.key(0), (64, 28, 28, 1), "uint8"), "y": jnp.arange(64) % 10}
+    data = {
+        "x": jax.random.bits(jax.random.key(0), (64, 28, 28, 1), "uint8"),
+        "y": jnp.arange(64) % 10,
+    }
     model = cnn.CNN()
     loss = cnn.image_loss(model.apply, (0.5,), (0.25,))
     init = lambda key: model.init(key, jnp.zeros((28, 28, 1)))  # noqa: E731

@@ -1,4 +1,5 @@
-"""Data in its own formats through the very loaders that real data goes through, and a sentence for each mistake."""
+"""Data in its own formats through the very loaders that real data goes through, and a sentence for
+each mistake."""
 
 import gzip
 import struct
@@ -11,11 +12,16 @@ from surge.tasks import cnn, images, linear, mlp
 
 
 def write_idx(path: Path, array: np.ndarray, zipped: bool = True) -> None:
-    content = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    content = (
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
     path.write_bytes(gzip.compress(content) if zipped else content)
 
 
-def write_fashion(directory: Path, pixels: np.ndarray, labels: np.ndarray, zipped: bool = True) -> str:
+def write_fashion(
+    directory: Path, pixels: np.ndarray, labels: np.ndarray, zipped: bool = True
+) -> str:
     end = ".gz" if zipped else ""
     write_idx(directory / f"train-images-idx3-ubyte{end}", pixels, zipped)
     write_idx(directory / f"train-labels-idx1-ubyte{end}", labels, zipped)
@@ -43,10 +49,14 @@ def test_each_mistake_in_idx_files_is_one_sentence(tmp_path, pixels):
     refused("shape .28, 28, 1., got .27, 28, 1", pixels[:, 1:], np.arange(6))
     refused("labels must be 0 to 9, got 5 to 10", pixels, np.arange(5, 11))
     with pytest.raises(ValueError, match="has 6 rows, fewer than evaluation_examples=7"):
-        cnn.fashion_mnist(source=write_fashion(tmp_path, pixels, np.arange(6)), evaluation_examples=7)
+        cnn.fashion_mnist(
+            source=write_fashion(tmp_path, pixels, np.arange(6)), evaluation_examples=7
+        )
     refused("6 images but 5 labels", pixels, np.arange(5))
     refused("holds no images", pixels[:0], np.arange(0))
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x09abc"))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(
+        gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x09abc")
+    )
     with pytest.raises(ValueError, match="file is incomplete"):
         images.fashion_mnist_arrays(str(tmp_path))
     with pytest.raises(ValueError, match="install Debian's dataset-fashion-mnist"):
@@ -65,7 +75,9 @@ def write_parquet(directory: Path, pixels: np.ndarray, labels: list[int]) -> str
     columns = {"image": [image.fromarray(each) for each in pixels], "label": labels}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     directory.mkdir(exist_ok=True)
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(directory / "train-00000-of-00001.parquet")
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(
+        directory / "train-00000-of-00001.parquet"
+    )
     return str(directory)
 
 

@@ -47,9 +47,15 @@ REPETITIONS = [20, pytest.param(200, marks=pytest.mark.slow)]
 
 def sweep(law, noise, rng, sizes=SIZES, seeds=3):
     """A long table of log steps: a basin around the planted optimum, with noise in every run."""
-    size, rate, seed = (each.ravel() for each in np.meshgrid(sizes, RATES, np.arange(seeds), indexing="ij"))
+    size, rate, seed = (
+        each.ravel() for each in np.meshgrid(sizes, RATES, np.arange(seeds), indexing="ij")
+    )
     x = np.log(rate / law(size))
-    value = np.log(500 * (1 + B_NOISE / size)) + 0.35 * x**2 * (1 + 0.15 * x) + noise * rng.normal(size=x.shape)
+    value = (
+        np.log(500 * (1 + B_NOISE / size))
+        + 0.35 * x**2 * (1 + 0.15 * x)
+        + noise * rng.normal(size=x.shape)
+    )
     return {
         "batch_size": size,
         "learning_rate": rate,
@@ -62,7 +68,9 @@ def sweep(law, noise, rng, sizes=SIZES, seeds=3):
 def entries(kind, noise, repetitions):
     """What the fit says of so many sweeps of one planted law."""
     rng = np.random.default_rng(zlib.crc32(kind.encode()))
-    return [fit_table(sweep((PLANTED | NO_PEAK)[kind], noise, rng), "steps") for _ in range(repetitions)]
+    return [
+        fit_table(sweep((PLANTED | NO_PEAK)[kind], noise, rng), "steps") for _ in range(repetitions)
+    ]
 
 
 def covers(low, high, truth):
@@ -78,12 +86,15 @@ def test_planted_surge_is_recovered(noise, repetitions):
         "b_noise": [(each["noise_scale"]["low"], each["noise_scale"]["high"]) for each in fits],
         "max_lr": [tuple(each["laws"]["surge"]["intervals"]["max_lr"]) for each in fits],
     }
-    # 200 repetitions are asked for 90%; fewer for what only 1% of so many fall short of, if 95% is true
+    # 200 repetitions are asked for 90%; fewer for what only 1% of so many fall short of, if 95% is
+    # true
     least = 0.9 if repetitions == 200 else stats.binom.ppf(0.01, repetitions, 0.95) / repetitions
     for (name, found), truth in zip(intervals.items(), (B_PEAK, B_NOISE, TOP), strict=True):
         covered = np.mean([covers(*ends, truth) for ends in found])
         bounded = np.mean([None not in ends and ends[0] > 0 for ends in found])
-        print(f"{name}, noise {noise}: {covered:.1%} covered, {bounded:.1%} bounded, n = {repetitions}")
+        print(
+            f"{name}, noise {noise}: {covered:.1%} covered, {bounded:.1%} bounded, n = {repetitions}"
+        )
         assert covered >= least, name
         assert bounded >= (0.95 if noise == 0.05 or name != "b_peak" else 0.3), name
     optima = [
@@ -101,9 +112,15 @@ def test_the_planted_law_is_named_or_none(noise, repetitions):
     for kind in PLANTED:
         planted = kind.partition(",")[0]
         best = [each["best_law"] for each in entries(kind, noise, repetitions)]
-        assert all(each["best_law_why"] for each in entries(kind, noise, repetitions) if not each["best_law"])
+        assert all(
+            each["best_law_why"]
+            for each in entries(kind, noise, repetitions)
+            if not each["best_law"]
+        )
         wrong[kind] = sum(name not in (planted, None) for name in best)
-        print(f"{kind}, noise {noise}: {best.count(planted)} named, {wrong[kind]} wrong, n = {repetitions}")
+        print(
+            f"{kind}, noise {noise}: {best.count(planted)} named, {wrong[kind]} wrong, n = {repetitions}"
+        )
         if noise == 0.05 and "r =" not in kind:
             assert best.count(planted) >= repetitions / 5, kind
     allowed = 0.05 * repetitions if repetitions == 200 else stats.binom.ppf(0.95, repetitions, 0.05)
@@ -147,7 +164,9 @@ def test_noise_scale_without_noise_is_exact():
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_a_parabola_in_a_power_of_the_rate_is_found_exactly(power):
     rates = 2.0 ** (np.arange(-12, 3) / 2)
-    moved = np.log(rates / 0.03) if power == 0 else (rates**power - 0.03**power) / (power * 0.03**power)
+    moved = (
+        np.log(rates / 0.03) if power == 0 else (rates**power - 0.03**power) / (power * 0.03**power)
+    )
     found = optimal_lr(rates, 1 + moved**2, np.zeros(len(rates)))
     assert found.lr == pytest.approx(0.03, rel=1e-6)
     assert found.value == pytest.approx(1, abs=1e-6)
@@ -173,7 +192,9 @@ def test_two_basins_are_counted():
 def test_nothing_reached_is_nan_with_a_reason():
     found = optimal_lr(RATES, np.full(len(RATES), np.nan), np.zeros(len(RATES)))
     assert math.isnan(found.lr) and "no learning rate" in found.why
-    entry = fit_table({name: np.array([]) for name in ("batch_size", "learning_rate", "seed", "value")}, "steps")
+    entry = fit_table(
+        {name: np.array([]) for name in ("batch_size", "learning_rate", "seed", "value")}, "steps"
+    )
     assert entry["best_law"] is None and entry["b_peak"]["value"] is None and entry["laws"] == {}
 
 
@@ -181,10 +202,14 @@ def test_order_and_units_do_not_matter():
     rng = np.random.default_rng(5)
     rows = sweep(PLANTED["surge"], 0.1, rng)
     shuffled = rng.permutation(len(rows["value"]))
-    one, other = (fit_table(each, "steps") for each in (rows, {k: v[shuffled] for k, v in rows.items()}))
+    one, other = (
+        fit_table(each, "steps") for each in (rows, {k: v[shuffled] for k, v in rows.items()})
+    )
     assert one == other
     scaled = fit_table(rows | {"learning_rate": rows["learning_rate"] * 4}, "steps")
-    ratio = [b["lr"] / a["lr"] for a, b in zip(one["optimal_lr"], scaled["optimal_lr"], strict=True)]
+    ratio = [
+        b["lr"] / a["lr"] for a, b in zip(one["optimal_lr"], scaled["optimal_lr"], strict=True)
+    ]
     assert ratio == pytest.approx([4] * len(ratio), rel=1e-6)
 
 
@@ -197,7 +222,9 @@ def test_an_outlier_does_not_move_a_law():
 def test_few_points_are_not_compared():
     few = compare_laws(SIZES[:3], PLANTED["sqrt"](SIZES[:3]))
     assert few.best is None and "too few" in few.why
-    entry = fit_table(sweep(PLANTED["sqrt"], 0.05, np.random.default_rng(6), sizes=SIZES[:3]), "steps")
+    entry = fit_table(
+        sweep(PLANTED["sqrt"], 0.05, np.random.default_rng(6), sizes=SIZES[:3]), "steps"
+    )
     said = verdict(entry)
     assert "peak unknown" in said and "no peak" not in said and "3 batch sizes are too few" in said
 
@@ -218,21 +245,30 @@ def test_held_out_errors_and_their_standard_error_equal_a_loop():
     level, squares = np.log(lr / np.sqrt(SIZES)), []
     for index in range(len(SIZES)):
         others = np.arange(len(SIZES)) != index
-        squares.append((level[index] - np.average(level[others], weights=1 / error[others] ** 2)) ** 2)
+        squares.append(
+            (level[index] - np.average(level[others], weights=1 / error[others] ** 2)) ** 2
+        )
     found = compare_laws(SIZES, lr, error)
     root = math.sqrt(np.mean(squares))
     assert found.held_out["sqrt"] == pytest.approx(root)
-    assert found.held_out_se["sqrt"] == pytest.approx(np.std(squares, ddof=1) / math.sqrt(len(SIZES)) / (2 * root))
+    assert found.held_out_se["sqrt"] == pytest.approx(
+        np.std(squares, ddof=1) / math.sqrt(len(SIZES)) / (2 * root)
+    )
 
 
 def test_batch_sizes_need_not_be_whole_numbers():
     rows = sweep(PLANTED["surge"], 0.1, np.random.default_rng(8))
-    whole, thousandth = (fit_table(rows | {"batch_size": rows["batch_size"] / unit}, "steps") for unit in (1, 1000))
+    whole, thousandth = (
+        fit_table(rows | {"batch_size": rows["batch_size"] / unit}, "steps") for unit in (1, 1000)
+    )
     sizes = [[point["batch_size"] for point in each["optimal_lr"]] for each in (whole, thousandth)]
-    assert all(isinstance(size, int) for size in sizes[0]) and sizes[1] == pytest.approx(SIZES / 1000)
+    assert all(isinstance(size, int) for size in sizes[0]) and sizes[1] == pytest.approx(
+        SIZES / 1000
+    )
     assert thousandth["b_peak"]["value"] * 1000 == pytest.approx(whole["b_peak"]["value"], rel=1e-3)
     near = {
-        name: np.tile(column, 2) for name, column in sweep(PLANTED["surge"], 0.1, np.random.default_rng(9)).items()
+        name: np.tile(column, 2)
+        for name, column in sweep(PLANTED["surge"], 0.1, np.random.default_rng(9)).items()
     }
     near["batch_size"] = np.repeat([2.2, 2.7], len(rows["value"]))
     assert [point["batch_size"] for point in fit_table(near, "steps")["optimal_lr"]] == [2.2, 2.7]
@@ -240,7 +276,9 @@ def test_batch_sizes_need_not_be_whole_numbers():
 
 def test_optima_on_the_edge_are_in_no_fit():
     rows = sweep(PLANTED["surge"], 0.05, np.random.default_rng(10))
-    low = (rows["batch_size"] > 8) | (rows["learning_rate"] > 2 * PLANTED["surge"](rows["batch_size"]))
+    low = (rows["batch_size"] > 8) | (
+        rows["learning_rate"] > 2 * PLANTED["surge"](rows["batch_size"])
+    )
     entry = fit_table({name: column[low] for name, column in rows.items()}, "steps")
     assert [point["batch_size"] for point in entry["optimal_lr"] if point["at_edge"]] == [4, 8]
     assert entry["noise_scale"]["n"] == len(SIZES) - 2
@@ -265,7 +303,9 @@ def test_rates_of_a_random_search_all_count():
 def test_many_seeds_are_resampled(paired):
     rng, covered, widths = np.random.default_rng(12), [], []
     for _ in range(60):
-        rate, seed = (each.ravel() for each in np.meshgrid(RATES[18:29], np.arange(8), indexing="ij"))
+        rate, seed = (
+            each.ravel() for each in np.meshgrid(RATES[18:29], np.arange(8), indexing="ij")
+        )
         x = np.log(rate / 0.08)
         # A noise that a pooled estimate gets wrong: in one cell only.
         value = 0.35 * x**2 + np.where(np.abs(x - 0.45) < 0.1, 0.3, 0.01) * rng.normal(size=len(x))
@@ -278,11 +318,17 @@ def test_many_seeds_are_resampled(paired):
 
 def test_intervals_for_people():
     assert interval(None, None) == interval(math.nan, None) == "–"
-    assert (interval(0, None), interval(None, 1), interval(1, 2.04)) == ("[0, ∞]", "[-∞, 1]", "[1, 2]")
+    assert (interval(0, None), interval(None, 1), interval(1, 2.04)) == (
+        "[0, ∞]",
+        "[-∞, 1]",
+        "[1, 2]",
+    )
 
 
 def test_no_law_is_named_where_all_misfit_by_far():
     sizes = np.array([16, 64, 256, 1024, 4096.0])
-    rates = np.array([0.0023, 0.0069, 0.0062, 0.0059, 0.0059])  # a step that no law has, then flat: not a constant
+    rates = np.array(
+        [0.0023, 0.0069, 0.0062, 0.0059, 0.0059]
+    )  # a step that no law has, then flat: not a constant
     found = compare_laws(sizes, rates, np.array([0.05, 0.08, 0.05, 0.13, 0.38]))
     assert found.best is None and "no law fits" in found.why

@@ -22,7 +22,8 @@ def fit(*arguments):
 
 
 def ragged(rng, seeds=3):
-    """Two optimizers on unlike grids, a decade past their peaks: rows shuffled, repeated, diverged, missing."""
+    """Two optimizers on unlike grids, a decade past their peaks: rows shuffled, repeated, diverged,
+    missing."""
     rows = []
     for optimizer, peak in (("adam", 64.0), ("lion", 256.0)):
         for size in peak * 2.0 ** np.arange(-4, 6 if optimizer == "adam" else 5):
@@ -33,20 +34,33 @@ def ragged(rng, seeds=3):
                     x = np.log(rate / best)
                     loss = 1 + 0.2 * x**2 + 0.02 * rng.normal()
                     rows.append((optimizer, int(size), rate, seed, loss if x < 2 else "diverged"))
-    table = pd.DataFrame(rows, columns=["opt", "bs", "lr", "run", "final"]).sample(frac=0.97, random_state=0)
+    table = pd.DataFrame(rows, columns=["opt", "bs", "lr", "run", "final"]).sample(
+        frac=0.97, random_state=0
+    )
     return pd.concat([table, table.iloc[:5]])
 
 
 def test_a_ragged_table_is_fitted_for_each_group(tmp_path):
     table = ragged(np.random.default_rng(0))
     table.to_csv(tmp_path / "runs.csv", index=False)
-    flags = ["--batch_size=bs", "--learning_rate=lr", "--loss=final", "--group=opt", f"--workdir={tmp_path / 'out'}"]
+    flags = [
+        "--batch_size=bs",
+        "--learning_rate=lr",
+        "--loss=final",
+        "--group=opt",
+        f"--workdir={tmp_path / 'out'}",
+    ]
     done = fit(tmp_path / "runs.csv", *flags)
     assert done.returncode == 0, done.stderr
-    entries = {entry["optimizer"]: entry for entry in results.read_json(tmp_path / "out" / "fit.json")["fits"]}
+    entries = {
+        entry["optimizer"]: entry
+        for entry in results.read_json(tmp_path / "out" / "fit.json")["fits"]
+    }
     for name, peak in (("opt=adam", 64), ("opt=lion", 256)):
         assert entries[name]["b_peak"]["low"] <= peak <= entries[name]["b_peak"]["high"]
-        assert entries[name]["noise_scale"]["b_noise"] is None and entries[name]["noise_scale"]["why"]
+        assert (
+            entries[name]["noise_scale"]["b_noise"] is None and entries[name]["noise_scale"]["why"]
+        )
     law = entries["opt=adam"]["laws"]["surge"]
     report = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png" in report
@@ -60,22 +74,40 @@ def test_a_ragged_table_is_fitted_for_each_group(tmp_path):
 
 def runs(seeds=1, sizes=9):
     """Steps to a target and a loss of each run: B_noise 90, and an optimum that rises as √B."""
-    rng, axes = np.random.default_rng(0), (2 ** np.arange(3, 3 + sizes), 2.0 ** (np.arange(-14, 2) / 2), range(seeds))
+    rng, axes = (
+        np.random.default_rng(0),
+        (2 ** np.arange(3, 3 + sizes), 2.0 ** (np.arange(-14, 2) / 2), range(seeds)),
+    )
     size, rate, seed = (each.ravel() for each in np.meshgrid(*axes, indexing="ij"))
     badness = 0.3 * np.log(rate / (0.005 * np.sqrt(size))) ** 2 + 0.02 * rng.normal(size=len(size))
     steps = 100 * (1 + 90 / size) * np.exp(badness)
-    columns = {"bs": size, "lr": rate, "seed": seed, "loss": 1 + badness, "steps": steps, "tokens": steps * size}
+    columns = {
+        "bs": size,
+        "lr": rate,
+        "seed": seed,
+        "loss": 1 + badness,
+        "steps": steps,
+        "tokens": steps * size,
+    }
     return pd.DataFrame(columns)
 
 
 def tried(entry):
-    return [(point["batch_size"], round(point["lr"], 9), point["n"]) for point in entry["optimal_lr"]]
+    return [
+        (point["batch_size"], round(point["lr"], 9), point["n"]) for point in entry["optimal_lr"]
+    ]
 
 
 def test_steps_and_tokens_give_the_noise_scale(tmp_path):
     path = tmp_path / "runs.tsv"
     runs().to_csv(path, sep="\t", index=False)
-    done = fit(path, "--batch_size=bs", "--learning_rate=lr", "--steps=steps", f"--workdir={tmp_path / 'out'}")
+    done = fit(
+        path,
+        "--batch_size=bs",
+        "--learning_rate=lr",
+        "--steps=steps",
+        f"--workdir={tmp_path / 'out'}",
+    )
     assert done.returncode == 0, done.stderr
     (by_steps,) = results.read_json(tmp_path / "out" / "fit.json")["fits"]
     noise = by_steps["noise_scale"]
@@ -147,7 +179,9 @@ def test_rates_and_batch_sizes_that_differ_by_rounding_are_one_cell():
         bs=table["bs"] * (1 + 1e-9 * rng.normal(size=len(table))),
     )
     (one,), (other,) = fits(table, **COLUMNS), fits(jittered, **COLUMNS)
-    assert [point["n"] for point in one["optimal_lr"]] == [point["n"] for point in other["optimal_lr"]]
+    assert [point["n"] for point in one["optimal_lr"]] == [
+        point["n"] for point in other["optimal_lr"]
+    ]
     for key in ("batch_size", "lr", "low", "high"):
         ours, theirs = ([point[key] for point in each["optimal_lr"]] for each in (one, other))
         assert ours == pytest.approx(theirs, rel=1e-6)
@@ -164,7 +198,9 @@ def test_seeds_may_be_words_or_blank():
 def test_batch_sizes_below_one():
     table = runs()
     entries = fits(table.assign(bs=table["bs"] / 1e4), **COLUMNS)
-    assert [point["batch_size"] for point in entries[0]["optimal_lr"]] == pytest.approx(2 ** np.arange(3, 12) / 1e4)
+    assert [point["batch_size"] for point in entries[0]["optimal_lr"]] == pytest.approx(
+        2 ** np.arange(3, 12) / 1e4
+    )
 
 
 @pytest.mark.parametrize("separator", [",", ", ", "\t", ";", " ;"])
@@ -172,7 +208,9 @@ def test_batch_sizes_below_one():
 def test_separators_blanks_and_a_byte_order_mark(tmp_path, separator, encoding):
     path = tmp_path / "runs.csv"
     path.write_text(
-        separator.join(("bs", "lr", "loss", "opt ")) + "\n" + f"8{separator}0.1{separator}1.5{separator}s\n"
+        separator.join(("bs", "lr", "loss", "opt "))
+        + "\n"
+        + f"8{separator}0.1{separator}1.5{separator}s\n"
     )
     path.write_text(path.read_text(), encoding=encoding)
     table = read(path, ["bs", "lr", "loss", "opt"])
@@ -224,10 +262,19 @@ def test_what_is_not_a_table_is_refused(tmp_path, content, words):
     ("columns", "words"),
     [
         ({"loss": None}, "give --loss, --steps or --tokens"),
-        ({"loss": None, "steps": "steps", "tokens": "tokens"}, "give --steps or --tokens, not both"),
+        (
+            {"loss": None, "steps": "steps", "tokens": "tokens"},
+            "give --steps or --tokens, not both",
+        ),
         ({"loss": "lr"}, "column 'lr' is given twice: for --learning_rate and for --loss"),
-        ({"group": ["seed"], "seed": "seed"}, "column 'seed' is given twice: for --seed and for --group"),
-        ({"learning_rate": "word"}, "column 'word' must be above 0 in every row: row 1 holds 'fast'"),
+        (
+            {"group": ["seed"], "seed": "seed"},
+            "column 'seed' is given twice: for --seed and for --group",
+        ),
+        (
+            {"learning_rate": "word"},
+            "column 'word' must be above 0 in every row: row 1 holds 'fast'",
+        ),
         ({"learning_rate": "zero"}, "column 'zero' must be above 0 in every row: row 1 holds '0'"),
         ({"loss": "word"}, "column 'word' holds no number"),
         ({"loss": None, "steps": "zero"}, "column 'zero' holds no number above 0"),
@@ -240,7 +287,10 @@ def test_flags_that_do_not_fit_the_table_are_refused(columns, words):
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--batch_size=batch"], "has no column 'batch': it has bs, lr, loss"), (["--sedd=3"], "sedd")],
+    [
+        (["--batch_size=batch"], "has no column 'batch': it has bs, lr, loss"),
+        (["--sedd=3"], "sedd"),
+    ],
 )
 def test_mistakes_end_in_one_sentence(tmp_path, flags, words):
     path = tmp_path / "runs.csv"

@@ -1,4 +1,5 @@
-"""GPT-2 against transformers' PyTorch GPT-2, published parameter counts, and text in every shape."""
+"""GPT-2 against transformers' PyTorch GPT-2, published parameter counts, and text in every
+shape."""
 
 import gzip
 import importlib.util
@@ -20,14 +21,28 @@ from surge.training.sweep import run_pieces
 
 SIZE = gpt.Size(vocabulary=97, context=16, width=24, depth=3, heads=4)
 
-PLAN = {"learning_rate_ratio": 2.0, "batch_sizes": (8,), "seeds": 2, "max_steps": 40, "max_examples": 320, "evals": 3}
+PLAN = {
+    "learning_rate_ratio": 2.0,
+    "batch_sizes": (8,),
+    "seeds": 2,
+    "max_steps": 40,
+    "max_examples": 320,
+    "evals": 3,
+}
 
 
 @pytest.fixture(scope="module")
 def theirs():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
-        vocab_size=97, n_positions=16, n_embd=24, n_layer=3, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        vocab_size=97,
+        n_positions=16,
+        n_embd=24,
+        n_layer=3,
+        n_head=4,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
     )
     model = transformers.GPT2LMHeadModel(config).eval()
     torch = pytest.importorskip("torch")
@@ -47,7 +62,11 @@ def own_cache(tmp_path, monkeypatch):
 def test_logits_equal_those_of_transformers(theirs, tmp_path):
     torch, safetensors = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
     tokens = np.random.default_rng(0).integers(0, 97, 16)
-    tensors = {name: each.contiguous() for name, each in theirs.state_dict().items() if name != "lm_head.weight"}
+    tensors = {
+        name: each.contiguous()
+        for name, each in theirs.state_dict().items()
+        if name != "lm_head.weight"
+    }
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
     params = gpt.load_safetensors(str(tmp_path / "model.safetensors"))
     fresh = gpt.GPT(SIZE).init(jax.random.key(0), jnp.asarray(tokens))
@@ -68,14 +87,21 @@ def test_gradients_are_the_same_when_layers_are_recomputed():
 
     def gradients(remat):
         model = gpt.GPT(SIZE, remat=remat)
-        return jax.jit(jax.grad(lambda params: gpt.token_losses(model, params, window)[0].mean()))(params)
+        return jax.jit(jax.grad(lambda params: gpt.token_losses(model, params, window)[0].mean()))(
+            params
+        )
 
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), *map(gradients, (False, True)))
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6),
+        *map(gradients, (False, True)),
+    )
 
 
 @pytest.mark.parametrize(("name", "count"), [("gpt2", 124_439_808), ("distilgpt2", 81_912_576)])
 def test_parameter_counts_are_the_published_ones(name, count):
-    shapes = jax.eval_shape(gpt.GPT(gpt.SIZES[name]).init, jax.random.key(0), jnp.zeros(8, jnp.int32))
+    shapes = jax.eval_shape(
+        gpt.GPT(gpt.SIZES[name]).init, jax.random.key(0), jnp.zeros(8, jnp.int32)
+    )
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
 
 
@@ -97,7 +123,11 @@ def write_weights(path, size, dtype):
     tensors = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = ".".join(each.key for each in keys).replace("h_", "h.").replace("wpe", "wpe.weight")
-        name = name.replace("embedding", "weight").replace("kernel", "weight").replace("scale", "weight")
+        name = (
+            name.replace("embedding", "weight")
+            .replace("kernel", "weight")
+            .replace("scale", "weight")
+        )
         tensors[name] = np.asarray(leaf, dtype)
     safetensors.save_file(tensors, path)
     return params
@@ -110,7 +140,9 @@ def test_weights_must_fit_and_become_float32(tmp_path):
     task = gpt.text("tiny", str(source), context=16, evaluation_examples=4, weights=path)
     params = task.init(jax.random.key(0))["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(params["wpe"], stored["wpe"][:16], atol=1e-3)  # positions beyond are never read
+    np.testing.assert_allclose(
+        params["wpe"], stored["wpe"][:16], atol=1e-3
+    )  # positions beyond are never read
     assert np.isfinite(task.loss({"params": params}, task.evaluation[0]))
     for size, sentence in (
         ({"depth": 4}, "depth 4, .* not Size.*depth=2.*: choose another size, vocabulary=256"),
@@ -179,9 +211,9 @@ def test_local_copy_of_eli5_and_a_tokenizer_file(tmp_path, monkeypatch):
     bpe.train_from_iterator([expected], vocab_size=270, special_tokens=["<|endoftext|>"])
     bpe.save(str(tmp_path / "tokenizer.json"))
     tokens = text.text_tokens(str(tmp_path / "eli5"), str(tmp_path / "tokenizer.json"))
-    assert bpe.decode(tokens[: len(tokens) // 2].tolist()) == expected and tokens[-1] == bpe.token_to_id(
-        "<|endoftext|>"
-    )
+    assert bpe.decode(tokens[: len(tokens) // 2].tolist()) == expected and tokens[
+        -1
+    ] == bpe.token_to_id("<|endoftext|>")
 
 
 def write_rows(path, texts):
@@ -198,7 +230,9 @@ def write_rows(path, texts):
 
 
 @pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
-@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train.json", "train.json.gz", "train.csv"])
+@pytest.mark.parametrize(
+    "name", ["train.parquet", "train.jsonl", "train.json", "train.json.gz", "train.csv"]
+)
 def test_rows_are_read_as_rows_whatever_lies_beside_them(tmp_path, monkeypatch, name):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
@@ -244,7 +278,9 @@ def test_packed_text_follows_where_it_is_read_from_and_its_tokenizer(tmp_path, m
         assert bytes(text.text_tokens("a.txt")) == f"{name}\0".encode()
     packed = []
     for words in (["one", "two"], ["two", "one"]):
-        rules = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, words[0]))
+        rules = tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, words[0])
+        )
         rules.save(str(tmp_path / "tokenizer.json"))
         packed.append(text.text_tokens("a.txt", str(tmp_path / "tokenizer.json")).tolist())
     assert packed == [[1], [0]]
@@ -264,25 +300,34 @@ def test_hub_names_may_have_a_configuration_and_scripts_are_refused(monkeypatch)
     assert bytes(text.text_tokens("owner/name:config")) == b"row\0"
     text.text_tokens("owner/name", split="test")
     assert asked == [("owner/name", "config", "train"), ("owner/name", None, "test")]
-    with pytest.raises(ValueError, match=r"load train of owner/script .Dataset scripts are no longer .*: do this"):
+    with pytest.raises(
+        ValueError, match=r"load train of owner/script .Dataset scripts are no longer .*: do this"
+    ):
         load_rows("owner/script", "train", "do this")
 
 
 @pytest.mark.filterwarnings("ignore")  # of matplotlib and its dependencies
 def test_the_config_runs_from_text_to_report(tmp_path):
-    spec = importlib.util.spec_from_file_location("gpt2", Path(__file__).parent.parent / "configs" / "gpt2.py")
+    spec = importlib.util.spec_from_file_location(
+        "gpt2", Path(__file__).parent.parent / "configs" / "gpt2.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     (tmp_path / "a.txt").write_text("what is measured need not be assumed. " * 50)
     config = module.get_config("quick")
     config.task_args.update(source=str(tmp_path / "a.txt"), context=16, evaluation_examples=16)
     config.optimizers.adam.learning_rates = (4e-3, 2e-2)
-    config.update(batch_sizes=(4, 8), seeds=1, max_steps=24, max_examples=200, evals=6, stop_loss=2.5)
+    config.update(
+        batch_sizes=(4, 8), seeds=1, max_steps=24, max_examples=200, evals=6, stop_loss=2.5
+    )
     config.measure.update(max_steps=24, losses=(), examples=64, horizons=(1,), branch_examples=1)
     config.fit.target_losses = (4.0,)
     pipeline.run(config, tmp_path / "run", ("measure", "sweep", "fit", "report"))
     measured = results.read_dataset(tmp_path / "run" / "measure.nc")
-    assert measured.loss == pytest.approx(np.log(256), rel=0.02) and measured.noise_scale.sel(bound="value").min() > 0
+    assert (
+        measured.loss == pytest.approx(np.log(256), rel=0.02)
+        and measured.noise_scale.sel(bound="value").min() > 0
+    )
     (fit,) = results.read_json(tmp_path / "run" / "fit.json")["fits"]
     assert all(4e-3 <= point["lr"] <= 2e-2 for point in fit["optimal_lr"])
     assert "From single checkpoints" in (tmp_path / "run" / "report.html").read_text()
@@ -303,7 +348,9 @@ def test_text_larger_than_a_device_is_read_as_it_is_drawn(tmp_path):
     drawn = draw((), jax.random.split(jax.random.key(0), 4_000))
     assert drawn.shape == (4_000, 9) and 5 < drawn[:, 0].sum() < 40
     short = np.arange(100, dtype=np.uint8)
-    drawn = jax.vmap(gpt.streamed_window(short, 9), (None, 0))((), jax.random.split(jax.random.key(0), 2_000))
+    drawn = jax.vmap(gpt.streamed_window(short, 9), (None, 0))(
+        (), jax.random.split(jax.random.key(0), 2_000)
+    )
     assert (np.diff(drawn, axis=1) == 1).all() and set(np.asarray(drawn[:, 0])) == set(range(92))
 
 
@@ -317,7 +364,9 @@ def test_streamed_text_trains_on_every_lane_of_a_sweep(tmp_path):
 
 
 def test_loss_falls_on_the_standard_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "NOT_OURS", text.NOT_OURS | {"asyncio", "email", "idlelib", "encodings"})
+    monkeypatch.setattr(
+        text, "NOT_OURS", text.NOT_OURS | {"asyncio", "email", "idlelib", "encodings"}
+    )
     task = gpt.text("tiny", evaluation_examples=16)
     train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
     result = train(1e-2, jax.random.key(0), 8, np.array([1, 80]), 0.0, task.data, task.evaluation)
@@ -325,10 +374,14 @@ def test_loss_falls_on_the_standard_library(tmp_path, monkeypatch):
 
 
 def kneser_ney(train, test, order=5):
-    """Probability of each byte of `test` from the `order - 1` before it: interpolated Kneser-Ney over `train`."""
+    """Probability of each byte of `test` from the `order - 1` before it: interpolated Kneser-Ney
+    over `train`."""
 
     def grams(text, length):
-        shifted = (text[order - 1 - back : len(text) - back].astype(np.int64) << 8 * back for back in range(length))
+        shifted = (
+            text[order - 1 - back : len(text) - back].astype(np.int64) << 8 * back
+            for back in range(length)
+        )
         return sum(shifted)
 
     def look_up(table, values, wanted):
@@ -338,7 +391,9 @@ def kneser_ney(train, test, order=5):
     levels, (known, counts) = [], np.unique(grams(train, order), return_counts=True)
     for length in range(order, 0, -1):
         levels.append((length, known, counts))
-        known, counts = np.unique(known % 256 ** (length - 1), return_counts=True)  # in how many contexts, not times
+        known, counts = np.unique(
+            known % 256 ** (length - 1), return_counts=True
+        )  # in how many contexts, not times
     probability = np.full(len(test) - order + 1, 1 / 256)
     for length, known, counts in reversed(levels):
         once, twice = (counts == 1).sum(), (counts == 2).sum()
@@ -349,7 +404,9 @@ def kneser_ney(train, test, order=5):
         kinds = look_up(contexts, np.diff([*first, len(known)]), wanted >> 8)
         seen = np.maximum(look_up(known, counts, wanted) - discount, 0)
         below = probability
-        probability = np.where(total > 0, (seen + discount * kinds * below) / np.maximum(total, 1), below)
+        probability = np.where(
+            total > 0, (seen + discount * kinds * below) / np.maximum(total, 1), below
+        )
     return probability
 
 
@@ -366,12 +423,16 @@ def test_small_gpt_beats_five_grams_on_held_out_text(tmp_path):
     tokens = tokens[:2_000_000]
     (tmp_path / "train.txt").write_bytes(bytes(tokens))
     task = gpt.text("small", str(tmp_path / "train.txt"))
-    windows = gpt.windows(held, 256, 4 + 129)  # both predict the last 128 bytes, the rival with all it can use
+    windows = gpt.windows(
+        held, 256, 4 + 129
+    )  # both predict the last 128 bytes, the rival with all it can use
     optimizer = make_optimizer("adam(b1=0.9, b2=0.99, schedule='cosine', warmup=0.05)")
     train = jax.jit(make_train(task, optimizer, microbatch_size=16))
     result = train(3e-3, jax.random.key(0), 16, np.array([2_500]), 0.0, task.data, windows[:, 4:])
     learned = float(result.loss[-1]) / np.log(2)
     bits = -np.log2(kneser_ney(tokens, windows[:, 1:].astype(np.uint8).ravel()))
-    rival = np.pad(bits, (0, 4)).reshape(256, 132)[:, :128].mean()  # without the four that straddle two windows
+    rival = (
+        np.pad(bits, (0, 4)).reshape(256, 132)[:, :128].mean()
+    )  # without the four that straddle two windows
     print(f"bits per byte: GPT {learned:.3f}, 5-gram {rival:.3f}")
     assert learned < rival

@@ -39,7 +39,8 @@ RHO = {
 def simulate(direction, batch_size, hessian, covariance, mu=MU, draws=10_000):
     """The second implementation: the loss itself at steps −εu along drawn mini-batch gradients.
 
-    Returns the argmin over ε of its mean and the fall there [2], and their jackknife standard errors [2].
+    Returns the argmin over ε of its mean and the fall there [2], and their jackknife standard
+    errors [2].
     """
     rng = np.random.default_rng(int(batch_size))
     gradients = mu + rng.normal(size=(draws, SIZE)) @ np.linalg.cholesky(covariance / batch_size).T
@@ -60,10 +61,13 @@ def simulate(direction, batch_size, hessian, covariance, mu=MU, draws=10_000):
 
 
 def agrees(law, direction, hessian, covariance, **kwargs):
-    """The optimum and the gain of a law at BATCHES within 4 standard errors of the simulation; float32 adds 1e-5."""
+    """The optimum and the gain of a law at BATCHES within 4 standard errors of the simulation;
+    float32 adds 1e-5."""
     for batch_size, *values in zip(BATCHES, law.optimal_lr, law.gain, strict=True):
         means, errors = simulate(direction, batch_size, hessian, covariance, **kwargs)
-        np.testing.assert_array_less(np.abs(values - means), 4 * errors + 1e-5 * np.abs(means), f"at {batch_size}")
+        np.testing.assert_array_less(
+            np.abs(values - means), 4 * errors + 1e-5 * np.abs(means), f"at {batch_size}"
+        )
 
 
 CORRELATED = jax.jit(laws.sign_descent_correlated)
@@ -82,7 +86,9 @@ def test_one_step_equals_simulation(name, noise):
     if noise == "independent":
         agrees(independent, np.sign, matrix, covariance)
     elif (name, noise) == ("rank_one", "shared"):
-        assert correlated.curvature[0] > 1.2 * independent.curvature[0]  # noise that independence does not see
+        assert (
+            correlated.curvature[0] > 1.2 * independent.curvature[0]
+        )  # noise that independence does not see
 
 
 @pytest.mark.parametrize("name", ["diagonal", "rank_one", "indefinite"])
@@ -125,9 +131,13 @@ RATIO = np.array([0.02, 0.2, 0.5, 1.0])  # |μ|√B/σ
 
 @pytest.fixture(scope="module")
 def adam():
-    """Directions of Adam at held parameters with σ/√B = 1, and their mean over STEPS steps: {eps: [CHAINS, P]}."""
+    """Directions of Adam at held parameters with σ/√B = 1, and their mean over STEPS steps: {eps:
+    [CHAINS, P]}."""
     rng, shape = np.random.default_rng(0), (CHAINS, len(RATIO))
-    m, v = np.tile(RATIO, (CHAINS, 1)).astype(np.float32), np.tile(RATIO**2 + 1, (CHAINS, 1)).astype(np.float32)
+    m, v = (
+        np.tile(RATIO, (CHAINS, 1)).astype(np.float32),
+        np.tile(RATIO**2 + 1, (CHAINS, 1)).astype(np.float32),
+    )
     last, total = {}, {0.0: 0.0, 0.7: 0.0}
     for step in range(STEPS + 1000):
         g = rng.standard_normal(shape, np.float32) + RATIO.astype(np.float32)
@@ -142,17 +152,26 @@ def adam():
 @pytest.mark.parametrize("eps", [0.0, 0.7])
 @pytest.mark.parametrize("reading", ["instantaneous", "long_run"])
 def test_adam_mean_field_equals_simulation(adam, reading, eps):
-    """Within 4 standard errors and the error of the mean field, which is of the order of (1 − β2)/(1 − β1)."""
+    """Within 4 standard errors and the error of the mean field, which is of the order of (1 −
+    β2)/(1 − β1)."""
     last, mean = (each[eps] for each in adam)
-    law = lambda mu, sigma: laws.adam_mean_field(HELD, mu, sigma, Hessian.dense(jnp.eye(1)), B1, eps, reading)  # noqa: E731
-    drift, curvature = jax.vmap(law)(jnp.asarray(RATIO)[:, None], jnp.full((len(RATIO), 1), np.sqrt(HELD)))
+    law = lambda mu, sigma: laws.adam_mean_field(
+        HELD, mu, sigma, Hessian.dense(jnp.eye(1)), B1, eps, reading
+    )
+    drift, curvature = jax.vmap(law)(
+        jnp.asarray(RATIO)[:, None], jnp.full((len(RATIO), 1), np.sqrt(HELD))
+    )
     d = np.asarray(drift) / RATIO
-    np.testing.assert_array_less(np.abs(mean.mean(0) - d), 4 * mean.std(0) / CHAINS**0.5 + 2 * (1 - B2) * d)
+    np.testing.assert_array_less(
+        np.abs(mean.mean(0) - d), 4 * mean.std(0) / CHAINS**0.5 + 2 * (1 - B2) * d
+    )
     u = last if reading == "instantaneous" else mean * STEPS**0.5
     noise = curvature - d**2
     allowed = 4 * np.sqrt(2 / CHAINS) + (1 - B2) / (1 - B1)
     np.testing.assert_array_less(np.abs(u.var(0) / noise - 1), allowed)
-    if reading == "long_run":  # where noise rules, that of plain gradients: β1 takes none of it away
+    if (
+        reading == "long_run"
+    ):  # where noise rules, that of plain gradients: β1 takes none of it away
         plain = (1 / (np.sqrt(1 + RATIO**2) + eps)) ** 2
         np.testing.assert_allclose(noise[:1], plain[:1], rtol=0.01)
 
@@ -163,7 +182,9 @@ def test_adam_of_several_coordinates_is_the_sum_of_its_parts():
     root = np.sqrt(MU**2 + SIGMA**2 / 50) + 0.3
     mean, noise = MU / root, 0.2 / 1.8 * SIGMA**2 / 50 / root**2
     np.testing.assert_allclose(law.drift, mean @ MU, rtol=1e-5)
-    np.testing.assert_allclose(law.curvature, mean @ matrix @ mean + (noise * np.diag(matrix)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        law.curvature, mean @ matrix @ mean + (noise * np.diag(matrix)).sum(), rtol=1e-5
+    )
     with pytest.raises(ValueError, match="instantaneous or long_run"):
         laws.adam_mean_field(50.0, mu, sigma, Hessian.dense(jnp.asarray(matrix)), reading="forever")
 
@@ -186,17 +207,23 @@ def test_every_form_of_a_hessian_gives_the_same_laws():
             jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4), call(other), dense)
 
 
-@pytest.mark.parametrize(("r", "plateau"), [(0.01, 0.198), (0.1, 0.575), (0.3, 0.843), (0.6, 0.968)])
+@pytest.mark.parametrize(
+    ("r", "plateau"), [(0.01, 0.198), (0.1, 0.575), (0.3, 0.843), (0.6, 0.968)]
+)
 def test_homogeneous_law_has_the_known_peak_and_plateau(r, plateau):
     snr = 0.05
     sizes = jnp.geomspace(1, 1e8, 200_001)
     curve = laws.homogeneous(sizes, 3.0, r, 1.0, snr)
-    assert float(sizes[curve.argmax()]) == pytest.approx(2 * erfinv(np.sqrt(r)) ** 2 / snr**2, rel=0.02)
+    assert float(sizes[curve.argmax()]) == pytest.approx(
+        2 * erfinv(np.sqrt(r)) ** 2 / snr**2, rel=0.02
+    )
     assert float(curve[-1] / curve.max()) == pytest.approx(plateau, abs=2e-3)
     # The same curve as a `saturating_surge`, which is parametrised by its peak height.
     same = laws.saturating_surge(sizes, curve.max(), 2 / snr**2, r)
     np.testing.assert_allclose(same, curve, rtol=1e-3)
-    assert LAWS["saturating_surge"].peak(1.0, 2 / snr**2, r)[0] == pytest.approx(2 * erfinv(np.sqrt(r)) ** 2 / snr**2)
+    assert LAWS["saturating_surge"].peak(1.0, 2 / snr**2, r)[0] == pytest.approx(
+        2 * erfinv(np.sqrt(r)) ** 2 / snr**2
+    )
 
 
 def test_saturating_surge_at_the_ends_of_r():
@@ -204,7 +231,9 @@ def test_saturating_surge_at_the_ends_of_r():
     values = laws.saturating_surge(sizes[:, None], 1.0, 50.0, r)
     assert jnp.isnan(values[:, 0]).all() and (values[:, 1] == 0).all() and (values[:, 2:] > 0).all()
     peaks, slopes = jax.vmap(jax.value_and_grad(laws.saturating_peak_size, 1), (None, 0))(50.0, r)
-    assert jnp.isnan(peaks[:2]).all() and jnp.isfinite(peaks[2:4]).all() and jnp.isinf(peaks[4:]).all()
+    assert (
+        jnp.isnan(peaks[:2]).all() and jnp.isfinite(peaks[2:4]).all() and jnp.isinf(peaks[4:]).all()
+    )
     assert jnp.isfinite(slopes).all() and slopes[3] > 0
 
 
@@ -216,36 +245,47 @@ def test_surge_has_the_table_of_theory():
 
 
 def test_small_batch_coefficients_are_the_limit_of_the_exact_law():
-    """On both sides of the peak, all far below the validity bound: every one of T, K and A matters."""
+    """On both sides of the peak, all far below the validity bound: every one of T, K and A
+    matters."""
     mu, sigma = jnp.ones(SIZE), jnp.full(SIZE, 1e4)
     hessian = Hessian.dense(0.05 * jnp.eye(SIZE) + (jnp.ones((SIZE, SIZE)) - jnp.eye(SIZE)))
     surge = laws.surge_coefficients(mu, sigma, hessian)
     sizes = surge.b_noise * jnp.asarray([1 / 30, 1.0, 30.0])
     assert sizes.max() < laws.validity(mu, sigma).min() / 10
     exact = laws.sign_descent(sizes, mu, sigma, hessian)
-    np.testing.assert_allclose(exact.optimal_lr, laws.surge(sizes, surge.max_lr, surge.b_noise), rtol=0.03)
-    np.testing.assert_allclose(exact.gain, laws.gain(sizes, surge.max_gain, surge.b_noise), rtol=0.03)
+    np.testing.assert_allclose(
+        exact.optimal_lr, laws.surge(sizes, surge.max_lr, surge.b_noise), rtol=0.03
+    )
+    np.testing.assert_allclose(
+        exact.gain, laws.gain(sizes, surge.max_gain, surge.b_noise), rtol=0.03
+    )
 
 
 def test_diagonal_hessian_has_no_peak():
     hessian = Hessian.dense(jnp.asarray(HESSIANS["diagonal"]))
     coefficients = laws.surge_coefficients(jnp.asarray(MU), jnp.asarray(SIGMA), hessian)
     assert np.isinf(coefficients).all()
-    rates = laws.sign_descent(jnp.geomspace(1, 1e8, 50), jnp.asarray(MU), jnp.asarray(SIGMA), hessian).optimal_lr
+    rates = laws.sign_descent(
+        jnp.geomspace(1, 1e8, 50), jnp.asarray(MU), jnp.asarray(SIGMA), hessian
+    ).optimal_lr
     assert (jnp.diff(rates) >= -1e-6).all()
 
 
 def test_coefficients_are_undefined_without_noise_or_trace():
     mu, sigma, matrix = jnp.asarray(MU), jnp.asarray(SIGMA), jnp.asarray(HESSIANS["rank_one"])
     for noise, curvature in ((sigma.at[3].set(0.0), matrix), (sigma, matrix - 2 * jnp.eye(SIZE))):
-        call = lambda mu, noise, curvature: laws.surge_coefficients(mu, noise, Hessian.dense(curvature))  # noqa: E731
+        call = lambda mu, noise, curvature: laws.surge_coefficients(
+            mu, noise, Hessian.dense(curvature)
+        )
         assert np.isnan(call(mu, noise, curvature)).all()
         slopes = jax.jit(jax.jacrev(call, (0, 1, 2)))(mu, noise, curvature)
         assert all(jnp.isfinite(each).all() for each in jax.tree.leaves(slopes))
 
 
 def test_no_minimum_is_nan():
-    law = laws.sign_descent(10.0, jnp.asarray(MU), jnp.asarray(SIGMA), Hessian.dense(-jnp.eye(SIZE)))
+    law = laws.sign_descent(
+        10.0, jnp.asarray(MU), jnp.asarray(SIGMA), Hessian.dense(-jnp.eye(SIZE))
+    )
     assert np.isnan(law.optimal_lr) and np.isnan(law.gain)
 
 
@@ -258,7 +298,10 @@ def test_effective_batches_equal_simulation():
         average = 0.9 * average + 0.1 * gradient
         lion = 0.9 * slow + 0.1 * gradient
         slow = 0.99 * slow + 0.01 * gradient
-    for values, batch in ((average, laws.momentum_batch(1.0, 0.9)), (lion, laws.lion_batch(1.0, 0.9, 0.99))):
+    for values, batch in (
+        (average, laws.momentum_batch(1.0, 0.9)),
+        (lion, laws.lion_batch(1.0, 0.9, 0.99)),
+    ):
         assert 1 / values.var() == pytest.approx(batch, rel=4 * np.sqrt(2 / chains))
 
 
@@ -283,7 +326,9 @@ def test_long_run_gain_of_momentum_is_the_sum_over_all_lags():
     np.testing.assert_allclose(laws.momentum_gain(decay, "long_run"), expected, rtol=1e-5)
     assert float(laws.momentum_gain(1 - 1e-6, "long_run")) == pytest.approx(1 / np.log(2), rel=1e-4)
     slope = jax.jit(jax.vmap(jax.grad(partial(laws.momentum_gain, reading="long_run"))))
-    slopes = slope(jnp.concatenate([jnp.asarray(decay), jnp.linspace(0.6, 0.8, 500)]))  # where βⁿ leaves float32
+    slopes = slope(
+        jnp.concatenate([jnp.asarray(decay), jnp.linspace(0.6, 0.8, 500)])
+    )  # where βⁿ leaves float32
     assert jnp.isfinite(slopes).all() and slopes[0] == pytest.approx(2 - 4 / np.pi)
 
 
@@ -297,10 +342,15 @@ def test_effective_batches_have_the_known_values():
 
 def test_steps_and_examples_lie_on_the_hyperbola():
     sizes = np.geomspace(1, 1e5, 9)
-    steps, examples = laws.steps_to_target(sizes, 20.0, 300.0), laws.examples_to_target(sizes, 6000.0, 300.0)
+    steps, examples = (
+        laws.steps_to_target(sizes, 20.0, 300.0),
+        laws.examples_to_target(sizes, 6000.0, 300.0),
+    )
     np.testing.assert_allclose((steps / 20 - 1) * (examples / 6000 - 1), 1)
     np.testing.assert_allclose(examples, sizes * steps)
-    assert laws.examples_to_target(laws.critical_batch_size(300.0), 1.0, 300.0) == pytest.approx(1.2)
+    assert laws.examples_to_target(laws.critical_batch_size(300.0), 1.0, 300.0) == pytest.approx(
+        1.2
+    )
 
 
 def test_rational_sign_mean_is_a_named_approximation():
@@ -321,9 +371,14 @@ def test_sign_means_reach_their_limits_with_their_slopes(mean):
 
 def test_correlated_signs_without_noise_or_at_the_ends_of_rho():
     rho = jnp.asarray([[1.0, 0.5, 1.0], [0.5, 1.0, 0.5], [1.0, 0.5, 1.0]])
-    mu, sigma, matrix = jnp.asarray([1.0, 2.0, -1.0]), jnp.asarray([2.0, 0.0, 2.0]), jnp.ones((3, 3))
+    mu, sigma, matrix = (
+        jnp.asarray([1.0, 2.0, -1.0]),
+        jnp.asarray([2.0, 0.0, 2.0]),
+        jnp.ones((3, 3)),
+    )
     call = jax.jit(lambda *args: laws.sign_descent_correlated(*args).curvature)
-    # The first and third gradient are ±1 + z of one z, the second is its mean: E[u₁u₃] = 1 − 2P(|z| < μ/σ).
+    # The first and third gradient are ±1 + z of one z, the second is its mean: E[u₁u₃] = 1 − 2P(|z|
+    # < μ/σ).
     mean = float(laws.sign_mean(1.0, 1.0, 2.0))
     assert call(1.0, mu, sigma, matrix, rho) == pytest.approx(3 + 2 * (1 - 2 * mean), abs=1e-5)
     assert call(1e12, 1e10 * mu, sigma, matrix, rho) == pytest.approx(1)  # (Σ sign μ)²
@@ -352,11 +407,17 @@ OF_GRADIENTS = {  # (batch_size, mu [3], sigma [3]) -> array
     ),
     "sgd": lambda b, mu, sigma: both(laws.sgd(b, mu, dense(), dense().diagonal @ sigma**2)),
     "adam_mean_field": lambda b, mu, sigma: both(laws.adam_mean_field(b, mu, sigma, dense())),
-    "adam_long_run": lambda b, mu, sigma: both(laws.adam_mean_field(b, mu, sigma, dense(), reading="long_run")),
-    "surge_coefficients": lambda b, mu, sigma: jnp.stack(laws.surge_coefficients(mu, sigma, dense())),
+    "adam_long_run": lambda b, mu, sigma: both(
+        laws.adam_mean_field(b, mu, sigma, dense(), reading="long_run")
+    ),
+    "surge_coefficients": lambda b, mu, sigma: jnp.stack(
+        laws.surge_coefficients(mu, sigma, dense())
+    ),
     "validity": lambda b, mu, sigma: laws.validity(mu, sigma),
     "large_batch_limit": lambda b, mu, sigma: both(laws.large_batch_limit(mu, dense())),
-    "homogeneous": lambda b, mu, sigma: laws.homogeneous(b, jnp.abs(mu).sum(), 3.0, 1.0, sigma.sum()),
+    "homogeneous": lambda b, mu, sigma: laws.homogeneous(
+        b, jnp.abs(mu).sum(), 3.0, 1.0, sigma.sum()
+    ),
 }
 UNDEFINED = {  # where a value may be nan or inf: as documented, nowhere else
     "sgd": lambda mu, sigma: (mu < 1e-18) & (sigma < 1e-18),
@@ -382,22 +443,30 @@ OF_BATCH_SIZE = {  # (batch_size, noise scale) -> scalar
 SIZES, SCALES = [1e-3, 1.0, 1e12], [0.0, 1e-25, 1.0, 1e10]
 
 
-BASE, STEP = np.array([7, 0.3, -0.2, 0.9, 1, 2, 0.5]), 1e-4  # where slopes are compared with differences
+BASE, STEP = (
+    np.array([7, 0.3, -0.2, 0.9, 1, 2, 0.5]),
+    1e-4,
+)  # where slopes are compared with differences
 
 
 @pytest.mark.parametrize("name", [*OF_GRADIENTS, *OF_BATCH_SIZE])
 def test_laws_transform_and_reach_the_ends_in_float32(name):
-    """Under grad, jit and vmap: what float64 gives, nan and inf only where documented, and never a nan slope."""
+    """Under grad, jit and vmap: what float64 gives, nan and inf only where documented, and never a
+    nan slope."""
     if name in OF_GRADIENTS:
         function, base = lambda row: OF_GRADIENTS[name](row[0], row[1:4], row[4:]), BASE
         ends = np.array(list(itertools.product(SIZES, SCALES, SCALES)))
-        grid = ends @ np.array([[1, 0, 0, 0, 0, 0, 0], [0, 1, -0.5, 2, 0, 0, 0], [0, 0, 0, 0, 1, 2, 0.5]])
+        grid = ends @ np.array(
+            [[1, 0, 0, 0, 0, 0, 0], [0, 1, -0.5, 2, 0, 0, 0], [0, 0, 0, 0, 1, 2, 0.5]]
+        )
     else:
         function, base = lambda row: OF_BATCH_SIZE[name](*row), np.array([7.0, 30.0])
         grid = ends = np.array(list(itertools.product(SIZES, SIZES)))
     n, k = len(grid), len(base)
     rows = np.concatenate([grid, base + STEP * np.eye(k), base - STEP * np.eye(k), base[None]])
-    values, slopes = jax.jit(jax.vmap(lambda row: (function(row), jax.jacrev(function)(row))))(number(rows))
+    values, slopes = jax.jit(jax.vmap(lambda row: (function(row), jax.jacrev(function)(row))))(
+        number(rows)
+    )
     with jax.enable_x64(True):
         exact = np.asarray(jax.jit(jax.vmap(function))(number(rows)))
     assert values.dtype == np.float32 and exact.dtype == np.float64
@@ -433,7 +502,10 @@ def test_rival_laws_transform(name):
 
 def test_large_batch_limit_is_reached():
     mu, hessian = jnp.asarray(MU), Hessian.dense(jnp.asarray(HESSIANS["random"]))
-    limit, far = laws.large_batch_limit(mu, hessian), laws.sign_descent(1e12, mu, jnp.asarray(SIGMA), hessian)
+    limit, far = (
+        laws.large_batch_limit(mu, hessian),
+        laws.sign_descent(1e12, mu, jnp.asarray(SIGMA), hessian),
+    )
     assert float(far.optimal_lr) == pytest.approx(float(limit.optimal_lr), rel=1e-5)
 
 
@@ -442,15 +514,22 @@ def test_validity_is_where_the_linear_sign_mean_fails():
     bound = laws.validity(mu, sigma)
     np.testing.assert_allclose(bound, [np.inf, np.pi / 2, 8 * np.pi], rtol=1e-6)
     linear = lambda size: jnp.sqrt(2 * size / jnp.pi) * 0.25  # noqa: E731
-    assert float(linear(bound[2])) == pytest.approx(1)  # where erf x ≈ 2x/√π would say that the sign is certain
-    assert float(laws.sign_mean(bound[2] / 100, 0.5, 2.0) / linear(bound[2] / 100)) == pytest.approx(1, abs=0.01)
+    assert float(linear(bound[2])) == pytest.approx(
+        1
+    )  # where erf x ≈ 2x/√π would say that the sign is certain
+    assert float(
+        laws.sign_mean(bound[2] / 100, 0.5, 2.0) / linear(bound[2] / 100)
+    ) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_peaks_take_parameters_in_order_or_by_name_and_have_reasons(name):
     law = LAWS[name]
     values = [NAMED[each] for each in law.parameters]
-    (by_order, why), by_name = law.peak(*values), law.peak(**dict(zip(law.parameters, values, strict=True)))
+    (by_order, why), by_name = (
+        law.peak(*values),
+        law.peak(**dict(zip(law.parameters, values, strict=True))),
+    )
     np.testing.assert_equal((by_order, why), by_name)
     assert isinstance(by_order, float) and np.isfinite(by_order) == (why == "")
 

@@ -33,7 +33,11 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("part", ALLOWED)
 def test_imports_go_one_way(part):
-    paths = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else list((PACKAGE / part).rglob("*.py"))
+    paths = (
+        [PACKAGE / f"{part}.py"]
+        if (PACKAGE / f"{part}.py").exists()
+        else list((PACKAGE / part).rglob("*.py"))
+    )
     assert paths
     for path in paths:
         assert imported(path) <= ALLOWED[part] | {part}, path

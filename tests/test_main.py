@@ -39,7 +39,9 @@ def command(*arguments: str) -> list[str]:
 
 
 def surge(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,9 @@ def test_sweep_is_one_labelled_array(finished):
     sweep = results.open_sweep(finished[0])
     assert set(sweep.sizes) == {"optimizer", "batch_size", "learning_rate", "seed", "eval"}
     assert {"loss", "steps", "examples", "diverged"} <= set(sweep.data_vars)
-    assert sweep.loss.attrs["units"] and "config" in sweep.attrs and "jax" in sweep.attrs["versions"]
+    assert (
+        sweep.loss.attrs["units"] and "config" in sweep.attrs and "jax" in sweep.attrs["versions"]
+    )
     assert (sweep.examples == sweep.steps * sweep.batch_size).all()
 
 
@@ -78,7 +82,9 @@ def test_second_run_computes_nothing(finished):
 def test_different_config_is_refused(finished):
     refused = surge(*SMALL, f"--workdir={finished[0]}", "--config.seed=1")
     assert (
-        refused.returncode != 0 and "seed was 0 and is now 1" in refused.stderr and "Traceback" not in refused.stderr
+        refused.returncode != 0
+        and "seed was 0 and is now 1" in refused.stderr
+        and "Traceback" not in refused.stderr
     )
 
 
@@ -136,7 +142,9 @@ def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
     broken = sorted((copy / "sweep").glob("*.nc"))[0]
     broken.write_bytes(broken.read_bytes()[:1000])
     failed = surge(*SMALL, f"--workdir={copy}")
-    assert failed.returncode != 0 and broken.name in failed.stderr and "Traceback" not in failed.stderr
+    assert (
+        failed.returncode != 0 and broken.name in failed.stderr and "Traceback" not in failed.stderr
+    )
     broken.unlink()
     assert surge(*SMALL, f"--workdir={copy}", "--stages=sweep").returncode == 0
     xr.testing.assert_identical(results.open_sweep(copy), results.open_sweep(workdir))
@@ -154,9 +162,15 @@ def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
         (["--config=configs/mnist1d.py", "--config.batch_sizes=(8,-16)"], "batch_sizes"),
         (["--config=configs/mnist1d.py", "--config.batch_sizes=(8,x)"], "batch_sizes"),
         (["--config=configs/mnist1d.py", "--config.optimizers.adam.spec=adma"], "adam"),
-        (["--config=configs/mnist1d.py", "--config.optimizers.adam.learning_rates=(1,0.1)"], "learning_rates"),
+        (
+            ["--config=configs/mnist1d.py", "--config.optimizers.adam.learning_rates=(1,0.1)"],
+            "learning_rates",
+        ),
         (["--config=configs/mnist1d.py", "--config.measure.optimizer=lion"], "measure.optimizer"),
-        (["--config=configs/mnist1d.py", "--config.task=surge.tasks.mlp:nothing"], "no function nothing"),
+        (
+            ["--config=configs/mnist1d.py", "--config.task=surge.tasks.mlp:nothing"],
+            "no function nothing",
+        ),
         (["--config=configs/mnist1d.py", "--config.grid=sparse"], "'dense' or 'adaptive'"),
         (["--config=configs/mnist1d.py", "--stages=train"], "choose among"),
         (["--config=configs/mnist1d.py", "--workdir=/proc/nowhere"], "/proc"),
@@ -189,7 +203,11 @@ def loaded(name, variant="", **changes):
         ("measure.examples", 100, "a multiple of 8; got 100"),
         ("measure.horizons", (1, 0), "measure.horizons must be whole numbers of at least 1"),
         ("measure.horizons", (), "measure.horizons must be whole numbers of at least 1"),
-        ("measure.branch_examples", 0, "measure.branch_examples must be a whole number of at least 1"),
+        (
+            "measure.branch_examples",
+            0,
+            "measure.branch_examples must be a whole number of at least 1",
+        ),
         ("measure.losses", (1.0, "x"), "measure.losses must be numbers"),
         ("measure.learning_rate", 0.0, "measure.learning_rate must be above 0"),
         ("measure.batch_size", 0, "measure.batch_size must be a whole number of at least 1"),
@@ -212,9 +230,24 @@ def test_data_that_the_batches_do_not_fit_is_one_sentence(tmp_path):
     rows = {"task_args.examples": 1_000, "task_args.evaluation_examples": 100}
     for name, variant, changes, words in (
         ("mnist1d", "", rows, "has 800 examples to train on, fewer than the batch size 4096"),
-        ("mnist1d", "", {"task_args.examples": 20}, "has 16 rows, fewer than evaluation_examples=1024"),
-        ("gpt2", "quick", text | {"measure.batch_size": 128}, "has 114 examples to train on, fewer than the batch"),
-        ("moe", "quick", coupled, "couples ghost batches of 16 examples: .* multiples of that, and .4, 8. are not"),
+        (
+            "mnist1d",
+            "",
+            {"task_args.examples": 20},
+            "has 16 rows, fewer than evaluation_examples=1024",
+        ),
+        (
+            "gpt2",
+            "quick",
+            text | {"measure.batch_size": 128},
+            "has 114 examples to train on, fewer than the batch",
+        ),
+        (
+            "moe",
+            "quick",
+            coupled,
+            "couples ghost batches of 16 examples: .* multiples of that, and .4, 8. are not",
+        ),
     ):
         with pytest.raises(pipeline.ConfigError, match=words):
             pipeline.run(loaded(name, variant, **changes), tmp_path / name, ("measure",))
@@ -226,8 +259,12 @@ def test_full_disk_is_one_sentence_and_loses_nothing(finished, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(workdir), str(copy)], check=True)
     (copy / "report.html").unlink()
-    line = "ulimit -f 20; exec " + shlex.join(command(*SMALL, f"--workdir={copy}", "--stages=report"))
-    failed = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    line = "ulimit -f 20; exec " + shlex.join(
+        command(*SMALL, f"--workdir={copy}", "--stages=report")
+    )
+    failed = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert failed.returncode != 0 and "Traceback" not in failed.stderr and "kept" in failed.stderr
     assert not (copy / "report.html").exists()
     xr.testing.assert_identical(results.open_sweep(copy), results.open_sweep(workdir))

@@ -1,4 +1,5 @@
-"""Noise scales of layers against gradients of those layers taken alone, and all of a measurement on the quadratic."""
+"""Noise scales of layers against gradients of those layers taken alone, and all of a measurement on
+the quadratic."""
 
 import json
 import runpy
@@ -25,7 +26,9 @@ from surge.theory.laws import saturating_surge
 class Normed(nn.Module):
     @nn.compact
     def __call__(self, inputs):
-        return nn.Dense(2, name="out")(nn.LayerNorm(name="norm")(nn.tanh(nn.Dense(5, name="in")(inputs))))
+        return nn.Dense(2, name="out")(
+            nn.LayerNorm(name="norm")(nn.tanh(nn.Dense(5, name="in")(inputs)))
+        )
 
 
 def found(model, n=64):
@@ -38,7 +41,9 @@ def found(model, n=64):
 
 def alone(gradients):
     """b_simple of the leaves of some layers, from their gradients as one long vector."""
-    rows = np.concatenate([np.asarray(leaf, float).reshape(len(leaf), -1) for leaf in jax.tree.leaves(gradients)], 1)
+    rows = np.concatenate(
+        [np.asarray(leaf, float).reshape(len(leaf), -1) for leaf in jax.tree.leaves(gradients)], 1
+    )
     mean = rows.mean(0)
     return noise.b_simple((rows**2).sum(1), rows @ mean, mean @ mean)
 
@@ -66,7 +71,12 @@ def test_moments_equal_opacus_on_copied_weights():
 
     rng = np.random.default_rng(0)
     inputs, labels = rng.normal(size=(19, 1, 8, 8)).astype(np.float32), rng.integers(0, 3, 19)
-    layers = (torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.GroupNorm(2, 4), torch.nn.ReLU(), torch.nn.Flatten())
+    layers = (
+        torch.nn.Conv2d(1, 4, 3, padding=1),
+        torch.nn.GroupNorm(2, 4),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+    )
     peer = torch.nn.Sequential(*layers, torch.nn.Linear(256, 3))
 
     class Copy(nn.Module):
@@ -88,13 +98,23 @@ def test_moments_equal_opacus_on_copied_weights():
         return -nn.log_softmax(Copy().apply({"params": params}, example[0]))[example[1]]
 
     batch = jnp.asarray(np.moveaxis(inputs, 1, -1)), jnp.asarray(labels)
-    moments = per_example_moments(loss, copied(lambda each: each.detach().numpy()), batch, microbatch_size=8)
+    moments = per_example_moments(
+        loss, copied(lambda each: each.detach().numpy()), batch, microbatch_size=8
+    )
     sampled = GradSampleModule(peer)
-    torch.nn.functional.cross_entropy(sampled(torch.tensor(inputs)), torch.tensor(labels)).backward()
+    torch.nn.functional.cross_entropy(
+        sampled(torch.tensor(inputs)), torch.tensor(labels)
+    ).backward()
     theirs = copied(lambda each: each.grad_sample.numpy())
-    jax.tree.map(lambda ours, rows: np.testing.assert_allclose(ours, rows.mean(0), atol=2e-6), moments.mean, theirs)
     jax.tree.map(
-        lambda ours, rows: np.testing.assert_allclose(ours, rows.var(0, ddof=1), rtol=2e-3, atol=1e-6),
+        lambda ours, rows: np.testing.assert_allclose(ours, rows.mean(0), atol=2e-6),
+        moments.mean,
+        theirs,
+    )
+    jax.tree.map(
+        lambda ours, rows: np.testing.assert_allclose(
+            ours, rows.var(0, ddof=1), rtol=2e-3, atol=1e-6
+        ),
         moments.variance,
         theirs,
     )
@@ -104,19 +124,25 @@ P, NOISE, SIZES = 40, 16.0, (16, 64, 256, 1024, 4096)
 
 
 def measured(directory, task, **changes):
-    """What measure.nc holds of a quadratic, H = I + 0.15·11ᵀ with μ = 1 and σ = NOISE at the start."""
-    config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "quadratic.py"))["get_config"]()
+    """What measure.nc holds of a quadratic, H = I + 0.15·11ᵀ with μ = 1 and σ = NOISE at the
+    start."""
+    config = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "quadratic.py"))[
+        "get_config"
+    ]()
     config.batch_sizes = SIZES
     config.optimizers.sgd.learning_rates = (1e-4, 1.0)
     config.measure.update(directions=128, examples=32_768, branch_examples=1)
     config.measure.update(changes)
-    results.write_dataset(directory / "measure.nc", measurement.run(config, task, directory / "checkpoints"))
+    results.write_dataset(
+        directory / "measure.nc", measurement.run(config, task, directory / "checkpoints")
+    )
     return results.read_dataset(directory / "measure.nc")
 
 
 @pytest.fixture(scope="module")
 def along_training(tmp_path_factory):
-    """Measured at four losses along a run of gradient descent with hardly any noise: μ stays proportional to 1."""
+    """Measured at four losses along a run of gradient descent with hardly any noise: μ stays
+    proportional to 1."""
     directory = tmp_path_factory.mktemp("quadratic")
     losses = {
         "optimizer": "sgd",
@@ -138,7 +164,9 @@ def exact_sign_lr(batch_size, mu):
 def assert_near(measured, exact):
     """Every estimate is within a fifth of the truth, and its interval, a tenth wider, holds it."""
     for law in ("measured", "independent", "oracle"):
-        value, low, high = (measured[f"{law}_lr"].sel(bound=bound).values for bound in ("value", "low", "high"))
+        value, low, high = (
+            measured[f"{law}_lr"].sel(bound=bound).values for bound in ("value", "low", "high")
+        )
         np.testing.assert_allclose(value / exact, 1, atol=0.2, err_msg=law)
         assert (low < 1.1 * exact).all() and (high > exact / 1.1).all(), law
 
@@ -152,10 +180,13 @@ def test_laws_curve_and_peak_are_those_of_the_quadratic(along_training):
         curve = saturating_surge(np.array(SIZES, float), *here.measured_curve.values)
         np.testing.assert_allclose(curve / exact, 1, atol=0.15)
         peak = 2 * (NOISE / mu) ** 2 * erfinv((1.15 / (0.15 * (P - 1))) ** 0.5) ** 2
-        assert here.measured_peak.sel(bound="low") <= 1.1 * peak and here.measured_peak.sel(bound="high") >= peak / 1.1
-        assert along_training.noise_scale.isel(checkpoint=index).sel(scale="b_simple", bound="value").item() == (
-            pytest.approx((NOISE / mu) ** 2, rel=0.15)
+        assert (
+            here.measured_peak.sel(bound="low") <= 1.1 * peak
+            and here.measured_peak.sel(bound="high") >= peak / 1.1
         )
+        assert along_training.noise_scale.isel(checkpoint=index).sel(
+            scale="b_simple", bound="value"
+        ).item() == (pytest.approx((NOISE / mu) ** 2, rel=0.15))
 
 
 def test_what_drifts_with_the_loss_has_the_exponents_of_the_quadratic(along_training):
@@ -168,7 +199,9 @@ def test_what_drifts_with_the_loss_has_the_exponents_of_the_quadratic(along_trai
     assert np.isnan(norms.drift).all() and "fewer than three" in norms.drift_why.item()
 
 
-def test_verdicts_blame_the_independent_law_only_where_noise_is_correlated(along_training, tmp_path):
+def test_verdicts_blame_the_independent_law_only_where_noise_is_correlated(
+    along_training, tmp_path
+):
     found = json.loads(along_training.attrs["verdicts"])
     assert [sentence.split(", ")[0] for sentence in found] == ["sgd", "sign_sgd"]
     assert all("measured directions within a factor 1.0" in sentence for sentence in found)
@@ -176,13 +209,16 @@ def test_verdicts_blame_the_independent_law_only_where_noise_is_correlated(along
     (_, _, blame) = json.loads(correlated.attrs["verdicts"])
     assert blame.startswith("sign_sgd: the independent law is off by more than a grid step (1.41)")
     assert "at B = 64: its premise of independent" in blame
-    ratio = (correlated.independent_lr / correlated.oracle_lr).sel(optimizer="sign_sgd", bound="value")
+    ratio = (correlated.independent_lr / correlated.oracle_lr).sel(
+        optimizer="sign_sgd", bound="value"
+    )
     assert (ratio.sel(batch_size=64) > 2**0.5).all() and (ratio.sel(batch_size=4096) < 2**0.5).all()
 
 
 def test_few_batch_sizes_with_an_optimum_have_no_curve():
     def estimates(*curvatures):
-        """Of one direction's drift and curvature at each batch size, noisy from direction to direction."""
+        """Of one direction's drift and curvature at each batch size, noisy from direction to
+        direction."""
         scatter = 1 + 0.1 * np.random.default_rng(0).normal(size=(len(curvatures), 2, 8))
         rates = np.geomspace(0.1, 10, 5)
         samples = [
@@ -194,7 +230,9 @@ def test_few_batch_sizes_with_an_optimum_have_no_curve():
 
     for curvatures in ((-1.0, -1.0), (1.0,), (1.0, 1.0, 1.0, -1.0)):
         found = estimates(*curvatures)
-        assert np.isfinite(found.measured_lr).any("bound").sum() == sum(each > 0 for each in curvatures)
+        assert np.isfinite(found.measured_lr).any("bound").sum() == sum(
+            each > 0 for each in curvatures
+        )
         assert np.isnan(found.measured_curve).all() and np.isnan(found.measured_peak).all()
         assert "fewer than four" in found.measured_peak_why.item()
     assert np.isfinite(estimates(1.0, 1.0, 1.0, 1.0).measured_curve).all()
@@ -202,7 +240,9 @@ def test_few_batch_sizes_with_an_optimum_have_no_curve():
 
 def test_ghost_batches_give_what_single_examples_give_where_nothing_is_coupled(tmp_path):
     single = quadratic(size=P, noise=NOISE)
-    batch_loss = by_ghosts(lambda theta, batch: jax.vmap(single.loss, (None, 0))(theta, batch).mean(), 4)
+    batch_loss = by_ghosts(
+        lambda theta, batch: jax.vmap(single.loss, (None, 0))(theta, batch).mean(), 4
+    )
     coupled = single._replace(batch_loss=batch_loss, ghost=4, evaluation=jnp.zeros((4, P)))
     found = measured(tmp_path, coupled, losses=())
     for scale in ("b_simple", "sign (l1)"):
@@ -210,7 +250,9 @@ def test_ghost_batches_give_what_single_examples_give_where_nothing_is_coupled(t
         assert estimate.sel(bound="low") < NOISE**2 < estimate.sel(bound="high")
     here = found.isel(checkpoint=0).sel(optimizer="sign_sgd")
     known = problem(size=P, noise=NOISE)
-    assert here.validity.sel(quantile=0.5, bound="value").item() == pytest.approx(np.pi / 2 * NOISE**2, rel=0.15)
+    assert here.validity.sel(quantile=0.5, bound="value").item() == pytest.approx(
+        np.pi / 2 * NOISE**2, rel=0.15
+    )
     assert here.snr.item() == pytest.approx(1 / NOISE, rel=0.1)
     assert here.b_noise.item() == pytest.approx(
         np.pi * np.trace(known.hessian) / 2 / (0.15 * P * (P - 1) / NOISE**2), rel=0.3

@@ -1,4 +1,5 @@
-"""A mistake ends in one sentence that names what is wrong, and exit code 2: those that need no results of a run."""
+"""A mistake ends in one sentence that names what is wrong, and exit code 2: those that need no
+results of a run."""
 
 import json
 import runpy
@@ -12,7 +13,8 @@ import xarray as xr
 ROOT = Path(__file__).parent.parent
 QUADRATIC = "--config=configs/quadratic.py"
 
-# Each command line runs in a fork of one process that has imported everything: a fresh one would take seconds.
+# Each command line runs in a fork of one process that has imported everything: a fresh one would
+# take seconds.
 DRIVER = """
 import contextlib, io, json, os, sys, traceback
 from surge import main, pipeline
@@ -43,37 +45,84 @@ for line in sys.stdin:
 
 CONFIGS = {
     "syntax": ("def get_config(:\n", "syntax.py: SyntaxError: "),
-    "import": ("x = 1\nimport torhc\n", "import.py, line 2: ModuleNotFoundError: No module named 'torhc'"),
-    "name": ("def get_config():\n    return confg\n", "name.py, line 2: NameError: name 'confg' is not defined"),
-    "zero": ("def get_config():\n    return 1 / 0\n", "zero.py, line 2: ZeroDivisionError: division by zero"),
-    "value": ("def get_config():\n    return int('x')\n", "value.py, line 2: ValueError: invalid literal"),
+    "import": (
+        "x = 1\nimport torhc\n",
+        "import.py, line 2: ModuleNotFoundError: No module named 'torhc'",
+    ),
+    "name": (
+        "def get_config():\n    return confg\n",
+        "name.py, line 2: NameError: name 'confg' is not defined",
+    ),
+    "zero": (
+        "def get_config():\n    return 1 / 0\n",
+        "zero.py, line 2: ZeroDivisionError: division by zero",
+    ),
+    "value": (
+        "def get_config():\n    return int('x')\n",
+        "value.py, line 2: ValueError: invalid literal",
+    ),
     "key": ("def get_config():\n    return {}['seed']\n", "key.py, line 2: KeyError: 'seed'"),
-    "file": ("def get_config():\n    open('no.txt')\n", "file.py, line 2: FileNotFoundError: [Errno 2] No such file"),
+    "file": (
+        "def get_config():\n    open('no.txt')\n",
+        "file.py, line 2: FileNotFoundError: [Errno 2] No such file",
+    ),
     "missing": ("config = {}\n", "missing.py defines no get_config()"),
-    "dict": ("def get_config():\n    return {'seed': 0}\n", "dict.py: get_config() must return an ml_collections"),
-    "none": ("def get_config():\n    pass\n", "must return an ml_collections.ConfigDict, not NoneType"),
+    "dict": (
+        "def get_config():\n    return {'seed': 0}\n",
+        "dict.py: get_config() must return an ml_collections",
+    ),
+    "none": (
+        "def get_config():\n    pass\n",
+        "must return an ml_collections.ConfigDict, not NoneType",
+    ),
 }
 FLAGS = [
     (["--config="], "--config= names no file: give one, like --config=configs/mnist1d.py"),
     (["--config=configs"], "configs is a folder: give one"),
     (["--config=configs/nowhere.py", "--config.seeds=3"], "configs/nowhere.py does not exist"),
-    ([QUADRATIC, "--config.measure.optimiser=sgd"], "no field measure.optimiser: did you mean optimizer"),
+    (
+        [QUADRATIC, "--config.measure.optimiser=sgd"],
+        "no field measure.optimiser: did you mean optimizer",
+    ),
     ([QUADRATIC, "--config.seeds.first=3"], "no field seeds.first: did you mean its parent"),
     ([QUADRATIC, "--config.measure=3"], "--config.measure=3"),
     ([QUADRATIC, "--config.batch_sizes=('a',)"], "batch_sizes must be whole numbers"),
     ([QUADRATIC, "--wrokdir=x"], "'wrokdir'"),
-    ([QUADRATIC, "--stages="], "--stages= is no list of stages: choose among measure,sweep,fit,report"),
+    (
+        [QUADRATIC, "--stages="],
+        "--stages= is no list of stages: choose among measure,sweep,fit,report",
+    ),
     ([QUADRATIC, "--stages=fit,"], "--stages=fit, is no list of stages"),
 ]
 WORKDIRS = {  # name -> files in it, stages, words
     "empty-fit": ({}, "fit", "holds no sweep: run --stages=sweep first"),
     "empty-report": ({}, "report", "holds nothing to report"),
-    "cut-sweep": ({"sweep/sgd-b1.nc": b"\x89HDF"}, "fit", "sweep/sgd-b1.nc cannot be read (cut short?)"),
+    "cut-sweep": (
+        {"sweep/sgd-b1.nc": b"\x89HDF"},
+        "fit",
+        "sweep/sgd-b1.nc cannot be read (cut short?)",
+    ),
     "cut-measure": ({"measure.nc": b"\x89HDF"}, "report", "measure.nc cannot be read (cut short?)"),
-    "cut-fit": ({"fit.json": b'{"fits": ['}, "report", "fit.json cannot be read (cut short?): delete that file"),
-    "no-fits": ({"fit.json": b"{}"}, "report", "fit.json cannot be read (it holds no fits): delete that file"),
-    "cut-config": ({"measure.nc": b"", "config.json": b'{"see'}, "fit", "config.json cannot be read (cut short?)"),
-    "foreign": ({"sweep/notes.nc": None}, "fit", "sweep/notes.nc cannot be read (it is of another kind, without"),
+    "cut-fit": (
+        {"fit.json": b'{"fits": ['},
+        "report",
+        "fit.json cannot be read (cut short?): delete that file",
+    ),
+    "no-fits": (
+        {"fit.json": b"{}"},
+        "report",
+        "fit.json cannot be read (it holds no fits): delete that file",
+    ),
+    "cut-config": (
+        {"measure.nc": b"", "config.json": b'{"see'},
+        "fit",
+        "config.json cannot be read (cut short?)",
+    ),
+    "foreign": (
+        {"sweep/notes.nc": None},
+        "fit",
+        "sweep/notes.nc cannot be read (it is of another kind, without",
+    ),
 }
 FILES = [("a-file", "a-file is a file: give a folder"), ("a-file/below", "a-file")]
 
@@ -136,7 +185,11 @@ def test_nothing_is_lost_or_left_behind(said):
     assert (folder / "a-file").read_text() == "mine"
     assert not (folder / "unused").exists()
     for name, (files, _, _) in WORKDIRS.items():
-        left = {str(path.relative_to(folder / name)) for path in (folder / name).rglob("*") if path.is_file()}
+        left = {
+            str(path.relative_to(folder / name))
+            for path in (folder / name).rglob("*")
+            if path.is_file()
+        }
         assert left == {"config.json", ".lock", *files}
 
 
@@ -146,6 +199,9 @@ def test_a_first_run_that_failed_leaves_the_workdir_to_the_next(said):
     for name, words in (("empty-fit", "holds no sweep"), ("cut-sweep", "seed was 0 and is now 1")):
         arguments = [QUADRATIC, "--config.seed=1", "--stages=fit", f"--workdir={folder / name}"]
         failed = subprocess.run(
-            [sys.executable, "-m", "surge.main", *arguments], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "surge.main", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert failed.returncode == 2 and words in failed.stderr

@@ -1,4 +1,5 @@
-"""Gradient moments against a loop over examples in float64, and in the cases that are numerically hard."""
+"""Gradient moments against a loop over examples in float64, and in the cases that are numerically
+hard."""
 
 import flax.linen as nn
 import jax
@@ -31,7 +32,11 @@ class TiedText(nn.Module):
 def problem(name, n=11, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 3)
     if name == "cnn":
-        model, inputs, labels = SmallCNN(), jax.random.normal(keys[0], (n, 5, 5, 1)), jnp.arange(n) % 3
+        model, inputs, labels = (
+            SmallCNN(),
+            jax.random.normal(keys[0], (n, 5, 5, 1)),
+            jnp.arange(n) % 3,
+        )
     elif name == "tied":
         model, inputs = TiedText(), jax.random.randint(keys[0], (n, 4), 0, 7)
         labels = jnp.roll(inputs, 1, -1)
@@ -49,8 +54,12 @@ def problem(name, n=11, dtype=jnp.float32):
 def loop(loss, params, batch):
     """The second implementation: one example at a time, sums in float64."""
     n = len(jax.tree.leaves(batch)[0])
-    rows = [jax.grad(loss)(params, jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for i in range(n)]
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float64) for leaf in leaves]), *rows)
+    rows = [
+        jax.grad(loss)(params, jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for i in range(n)
+    ]
+    return jax.tree.map(
+        lambda *leaves: np.stack([np.asarray(leaf, np.float64) for leaf in leaves]), *rows
+    )
 
 
 def assert_equals_loop(moments, rows, rtol=1e-5):
@@ -63,7 +72,14 @@ def assert_equals_loop(moments, rows, rtol=1e-5):
     for mean, variance, signs, zeros, norms, g in zip(
         *(
             jax.tree.leaves(each)
-            for each in (moments.mean, moments.variance, moments.sign_sum, moments.zeros, moments.square_norms, rows)
+            for each in (
+                moments.mean,
+                moments.variance,
+                moments.sign_sum,
+                moments.zeros,
+                moments.square_norms,
+                rows,
+            )
         ),
         strict=True,
     ):
@@ -71,7 +87,8 @@ def assert_equals_loop(moments, rows, rtol=1e-5):
         close(mean, g.mean(0), scale)
         close(variance, g.var(0, ddof=1), scale**2)
         close(norms, (g.reshape(n, -1) ** 2).sum(1), scale**2)
-        # Gradients that are zero but for rounding, as of an attention's key bias, have no sign to agree on.
+        # Gradients that are zero but for rounding, as of an attention's key bias, have no sign to
+        # agree on.
         told = ((g == 0) | (np.abs(g) > 1e-6 * scale)).all(0)
         np.testing.assert_array_equal(np.asarray(signs)[told], np.sign(g).sum(0)[told])
         np.testing.assert_array_equal(np.asarray(zeros)[told], (g == 0).sum(0)[told])
@@ -81,13 +98,17 @@ def assert_equals_loop(moments, rows, rtol=1e-5):
 @pytest.mark.parametrize("size", [1, 4, 11, None])
 def test_moments_equal_a_loop_over_examples(name, size):
     loss, params, batch = problem(name)
-    assert_equals_loop(per_example_moments(loss, params, batch, microbatch_size=size), loop(loss, params, batch))
+    assert_equals_loop(
+        per_example_moments(loss, params, batch, microbatch_size=size), loop(loss, params, batch)
+    )
 
 
 def test_two_devices_merge_to_the_whole():
     loss, params, batch = problem("dense", n=12)
     halves = jax.tree.map(lambda leaf: leaf.reshape(2, 6, *leaf.shape[1:]), batch)
-    both = jax.pmap(lambda half: per_example_moments(loss, params, half), devices=jax.devices()[:2])(halves)
+    both = jax.pmap(
+        lambda half: per_example_moments(loss, params, half), devices=jax.devices()[:2]
+    )(halves)
     one, other = (jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], both) for i in (0, 1))
     assert_equals_loop(merge(one, other), loop(loss, params, batch))
 
@@ -114,7 +135,9 @@ def test_merge_does_not_mind_split_or_order(sizes, random):
         total = merge(total, part)
     np.testing.assert_allclose(total.mean, rows.mean(0), rtol=1e-5)
     np.testing.assert_allclose(total.square, ((rows - rows.mean(0)) ** 2).sum(0), rtol=1e-4)
-    assert sorted(np.asarray(total.square_norms)) == pytest.approx(sorted((rows**2).sum(1)), rel=1e-5)
+    assert sorted(np.asarray(total.square_norms)) == pytest.approx(
+        sorted((rows**2).sum(1)), rel=1e-5
+    )
 
 
 def test_a_mean_of_ten_thousand_standard_deviations_keeps_the_variance():
@@ -143,12 +166,18 @@ def test_one_example_has_no_variance():
 
 def test_all_zero_gradients():
     moments = linear(jnp.zeros((5, 2)))
-    assert (moments.variance == 0).all() and (moments.zero_share == 1).all() and (moments.sign_mean == 0).all()
+    assert (
+        (moments.variance == 0).all()
+        and (moments.zero_share == 1).all()
+        and (moments.sign_mean == 0).all()
+    )
 
 
 def test_a_nan_gradient_is_found_by_its_norm():
     rows = jnp.ones((6, 2)).at[4, 1].set(jnp.nan)
-    assert np.flatnonzero(~np.isfinite(linear(rows, microbatch_size=4).square_norms)).tolist() == [4]
+    assert np.flatnonzero(~np.isfinite(linear(rows, microbatch_size=4).square_norms)).tolist() == [
+        4
+    ]
 
 
 def test_minibatch_moments_are_those_of_means():

@@ -106,7 +106,11 @@ def test_validity_quantiles_leave_out_dead_parameters():
 @pytest.mark.parametrize("n", [64, 4_096])
 def test_validity_intervals_hold_the_true_quantiles_where_the_plug_in_hits_its_ceiling(n):
     rng = np.random.default_rng(0)
-    mean, std, quantiles = rng.normal(size=2_000) / 30, np.exp(rng.normal(size=2_000) / 2), np.array([0.05, 0.5, 0.9])
+    mean, std, quantiles = (
+        rng.normal(size=2_000) / 30,
+        np.exp(rng.normal(size=2_000) / 2),
+        np.array([0.05, 0.5, 0.9]),
+    )
     truth = np.quantile(np.pi * std**2 / (2 * mean**2), quantiles)
     for _ in range(20):
         measured = mean + std * rng.normal(size=2_000) / n**0.5

@@ -21,12 +21,18 @@ SIZES = (1, 8, 64, 512, 4096)
 def exact(kind, correlation, sizes=SIZES):
     """The law in closed form on the exact μ, Σ, H: {spec: ε_opt [b]}."""
     known = problem(**kind, correlation=correlation)
-    mu, sigma, matrix = (jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian))
-    rho = jnp.asarray(known.noise_root @ known.noise_root.T / np.outer(known.sigma, known.sigma), jnp.float32)
+    mu, sigma, matrix = (
+        jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian)
+    )
+    rho = jnp.asarray(
+        known.noise_root @ known.noise_root.T / np.outer(known.sigma, known.sigma), jnp.float32
+    )
     covariance = known.noise_root @ known.noise_root.T
     trace = float(np.trace(known.hessian @ covariance))
     batch = np.array(sizes, float)
-    sign = lambda size: np.asarray(laws.sign_descent_correlated(size, mu, sigma, matrix, rho).optimal_lr)  # noqa: E731
+    sign = lambda size: np.asarray(
+        laws.sign_descent_correlated(size, mu, sigma, matrix, rho).optimal_lr
+    )
     plain = lambda size: np.asarray(laws.sgd(size, mu, Hessian.dense(matrix), trace).optimal_lr)  # noqa: E731
     return {
         "sign_sgd": sign(batch),
@@ -46,7 +52,9 @@ def _adam(known, covariance, size):
 
 def sample(task, spec, key, count=256, sizes=SIZES):
     point = task.loss, task.init(jax.random.key(0)), task.draw, task.data, task.evaluation
-    return one_step.sample_steps(*point, {spec: STEPPERS[spec]}, sizes, key, count=count).samples[spec]
+    return one_step.sample_steps(*point, {spec: STEPPERS[spec]}, sizes, key, count=count).samples[
+        spec
+    ]
 
 
 STEPPERS = {
@@ -61,7 +69,9 @@ def coverage(spec, correlation, repetitions, sizes):
     task, truth = quadratic(**KIND, correlation=correlation), exact(KIND, correlation, sizes)[spec]
     covered = []
     for repetition in range(repetitions):
-        law = one_step.measured_law(sample(task, spec, jax.random.key(repetition), count=64, sizes=sizes))
+        law = one_step.measured_law(
+            sample(task, spec, jax.random.key(repetition), count=64, sizes=sizes)
+        )
         rounding = 1e-3 * truth  # where every sign is certain the interval has no width
         covered.append((law.low <= truth + rounding) & (truth - rounding <= law.high))
     return np.mean(covered, 0)
@@ -97,7 +107,9 @@ def test_adam_directions_match_the_mean_field():
     law = laws.adam_mean_field(jnp.asarray([16.0, 1024.0]), mu, sigma, hessian)
     for each, drift, curvature in zip(samples, law.drift, law.curvature, strict=True):
         for values, expected in ((each.drift, drift), (each.curvature, curvature)):
-            assert abs(values.mean() - float(expected)) < 4 * values.std() / np.sqrt(512) + 0.05 * float(expected)
+            assert abs(values.mean() - float(expected)) < 4 * values.std() / np.sqrt(
+                512
+            ) + 0.05 * float(expected)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.3])
@@ -132,19 +144,28 @@ def test_sign_summary_holds_the_known_coefficients():
     mu, sigma = jnp.asarray(known.mu), jnp.asarray(known.sigma)
     exact = laws.surge_coefficients(mu, sigma, Hessian.dense(jnp.asarray(known.hessian)))
     assert summary.mu_l1 == pytest.approx(np.abs(known.mu).sum(), rel=0.05)
-    assert summary.r == pytest.approx(known.hessian.trace() / (known.hessian.sum() - known.hessian.trace()), rel=0.1)
-    assert (summary.b_noise, summary.max_lr) == pytest.approx((float(exact.b_noise), float(exact.max_lr)), rel=0.15)
+    assert summary.r == pytest.approx(
+        known.hessian.trace() / (known.hessian.sum() - known.hessian.trace()), rel=0.1
+    )
+    assert (summary.b_noise, summary.max_lr) == pytest.approx(
+        (float(exact.b_noise), float(exact.max_lr)), rel=0.15
+    )
 
 
 def step_sample(drift, curvature):
-    """Directions that all have one drift and curvature, but for a tenth of scatter from group to group."""
+    """Directions that all have one drift and curvature, but for a tenth of scatter from group to
+    group."""
     scatter = 1 + 0.1 * np.random.default_rng(0).normal(size=8)
-    return one_step.StepSample(drift * scatter, curvature * scatter, np.ones(8), np.ones(3), np.ones((3, 8)))
+    return one_step.StepSample(
+        drift * scatter, curvature * scatter, np.ones(8), np.ones(3), np.ones((3, 8))
+    )
 
 
 def test_measured_surge_has_the_coefficients_that_a_and_q_were_made_of():
     sizes = (1, 4, 16, 64, 256)
-    found = one_step.measured_surge([step_sample(3 * size**0.5, 20 + 0.5 * size) for size in sizes], sizes)
+    found = one_step.measured_surge(
+        [step_sample(3 * size**0.5, 20 + 0.5 * size) for size in sizes], sizes
+    )
     assert found.n == 4  # up to 64: the highest of these lies at N/K' = 40
     assert found.b_noise == pytest.approx([40, 40, 40])
     np.testing.assert_allclose(found.max_lr, 3 / (2 * np.sqrt(10)), rtol=1e-6)
@@ -153,13 +174,24 @@ def test_measured_surge_has_the_coefficients_that_a_and_q_were_made_of():
 def test_measured_surge_on_correlated_noise_is_that_of_the_exact_law_at_small_batches():
     noisy, sizes = KIND | {"noise": 30.0}, (4, 16, 64, 256)  # small batches all: |μ|/σ is 1/30
     known = problem(**noisy, correlation=0.3)
-    samples = sample(quadratic(**noisy, correlation=0.3), "sign_sgd", jax.random.key(0), sizes=sizes, count=1024)
+    samples = sample(
+        quadratic(**noisy, correlation=0.3), "sign_sgd", jax.random.key(0), sizes=sizes, count=1024
+    )
     found = one_step.measured_surge(samples, sizes)
-    mu, sigma, matrix = (jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian))
-    rho = jnp.asarray(known.noise_root @ known.noise_root.T / np.outer(known.sigma, known.sigma), jnp.float32)
+    mu, sigma, matrix = (
+        jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian)
+    )
+    rho = jnp.asarray(
+        known.noise_root @ known.noise_root.T / np.outer(known.sigma, known.sigma), jnp.float32
+    )
     small = jnp.array([1.0, 33.0])
-    first, second = (float(each) for each in laws.sign_descent_correlated(small, mu, sigma, matrix, rho).curvature)
-    truth = first / ((second - first) / 32)  # N over the slope of q in B, which holds that the noise of signs shrinks
+    first, second = (
+        float(each)
+        for each in laws.sign_descent_correlated(small, mu, sigma, matrix, rho).curvature
+    )
+    truth = first / (
+        (second - first) / 32
+    )  # N over the slope of q in B, which holds that the noise of signs shrinks
     assert found.b_noise[1] / 1.3 < truth < found.b_noise[2] * 1.3
     assert found.b_noise[0] == pytest.approx(truth, rel=0.5)
 
@@ -174,7 +206,9 @@ def test_measured_surge_without_one_says_why():
 
 def source(task, members, size):
     params = task.init(jax.random.key(0))
-    return params, PoolSource(task.loss, params, task.draw, task.data, jax.random.key(9), members=members, size=size)
+    return params, PoolSource(
+        task.loss, params, task.draw, task.data, jax.random.key(9), members=members, size=size
+    )
 
 
 def test_pool_holds_plain_gradients_of_nested_batches():
@@ -185,13 +219,19 @@ def test_pool_holds_plain_gradients_of_nested_batches():
     def gradient(batch, size):
         """The mean over the first examples of one batch, drawn and differentiated one by one."""
         keys = [jax.random.fold_in(jax.random.fold_in(key, batch), index) for index in range(size)]
-        return np.mean([jax.grad(task.loss)(params, task.draw(task.data, each)) for each in keys], 0)
+        return np.mean(
+            [jax.grad(task.loss)(params, task.draw(task.data, each)) for each in keys], 0
+        )
 
     for size in (64, 5, 1, 4096):
         pool = pools.at(size)
         assert pool.drawn == min(size, 64) and pool.size == 192
-        np.testing.assert_allclose(pool.members[3, 1], gradient(1, pool.drawn), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(pool.centre[3], np.mean([gradient(b, 64) for b in range(3)], 0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            pool.members[3, 1], gradient(1, pool.drawn), rtol=1e-4, atol=1e-4
+        )
+    np.testing.assert_allclose(
+        pool.centre[3], np.mean([gradient(b, 64) for b in range(3)], 0), rtol=1e-4, atol=1e-4
+    )
     assert pools.examples == GROUPS * (3 * 64 + 2 * (5 + 1))
     lion = STEPPERS["lion"]  # whose update averages 71 batches
     pool = pools.for_update(lion, 1)
@@ -199,7 +239,9 @@ def test_pool_holds_plain_gradients_of_nested_batches():
     np.testing.assert_allclose(
         pool.centre[3], (64 * first + rest * gradient(1, rest)) / (64 + rest), rtol=1e-4, atol=1e-4
     )
-    assert pool.size == lion.examples(1) and pools.examples == GROUPS * (3 * 64 + 2 * (5 + 1 + 1) + pool.size)
+    assert pool.size == lion.examples(1) and pools.examples == GROUPS * (
+        3 * 64 + 2 * (5 + 1 + 1) + pool.size
+    )
 
 
 def test_directions_have_the_mean_and_covariance_of_a_batch_also_beyond_the_pool():
@@ -208,11 +250,15 @@ def test_directions_have_the_mean_and_covariance_of_a_batch_also_beyond_the_pool
     for spec, size, batches in (("sgd", 4, 1), ("sgd", 300, 1), ("momentum", 16, 19)):
         params, pools = source(task, 64, STEPPERS[spec].examples(size))
         pool = pools.for_update(STEPPERS[spec], size)
-        found = np.asarray(directions(params, pool, STEPPERS[spec], size, jax.random.key(1), count=512))
+        found = np.asarray(
+            directions(params, pool, STEPPERS[spec], size, jax.random.key(1), count=512)
+        )
         gain = 10.0 if spec == "momentum" else 1.0  # of a decay of 0.9
         spread = np.trace(np.cov(found.T)) / gain**2 * batches * size
         assert spread == pytest.approx(np.trace(covariance), rel=0.25)
-        assert np.abs(found.mean(0) / gain - known.mu).mean() < 4 * np.sqrt(np.trace(covariance) / 40 / size / 100)
+        assert np.abs(found.mean(0) / gain - known.mu).mean() < 4 * np.sqrt(
+            np.trace(covariance) / 40 / size / 100
+        )
 
 
 def test_no_curvature_is_nan_with_a_reason():
@@ -220,6 +266,8 @@ def test_no_curvature_is_nan_with_a_reason():
     law = one_step.measured_law([flat])
     assert np.isnan(law.lr[0]) and "q <= 0" in law.why[0]
     losses = np.array([[3.0], [2.0], [1.0]]) * np.ones(8)
-    edge = one_step.StepSample(np.ones(8), np.ones(8), np.ones(8), np.array([1.0, 2.0, 4.0]), losses)
+    edge = one_step.StepSample(
+        np.ones(8), np.ones(8), np.ones(8), np.array([1.0, 2.0, 4.0]), losses
+    )
     oracle = one_step.one_step_oracle([edge])
     assert np.isnan(oracle.lr[0]) and "edge" in oracle.why[0]

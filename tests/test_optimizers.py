@@ -82,7 +82,9 @@ TORCH = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
-    "adam(b1=0.5, b2=0.9, eps=1e-6)": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-6),
+    "adam(b1=0.5, b2=0.9, eps=1e-6)": lambda p: torch.optim.Adam(
+        p, lr=0.01, betas=(0.5, 0.9), eps=1e-6
+    ),
     "adamw(weight_decay=0.1)": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
 }
 
@@ -90,7 +92,10 @@ TORCH = {
 @pytest.mark.parametrize("spec", TORCH)
 def test_equals_pytorch_over_100_steps(spec):
     rng = np.random.default_rng(0)
-    inputs, targets = rng.normal(size=(100, 8, 4)).astype(np.float32), rng.normal(size=(100, 8)).astype(np.float32)
+    inputs, targets = (
+        rng.normal(size=(100, 8, 4)).astype(np.float32),
+        rng.normal(size=(100, 8)).astype(np.float32),
+    )
     hidden, out = (rng.normal(size=shape).astype(np.float32) / 2 for shape in ((4, 5), (5,)))
 
     def loss(params, x, y):
@@ -133,8 +138,12 @@ def test_schedules():
     rising = [0.25, 0.5, 0.75, 1]
     np.testing.assert_allclose(learning_rates("sgd(warmup=0.4)")[:5], [*rising, 1], rtol=1e-6)
     warm = learning_rates("sgd(schedule='cosine', warmup=0.4)")
-    np.testing.assert_allclose(warm, [*rising, *0.5 * (1 + np.cos(np.pi * np.arange(6) / 6))], atol=1e-6)
-    np.testing.assert_allclose(learning_rates("sgd(schedule='wsd')", 15)[10:], [1, 1, 1, 2 / 3, 1 / 3], rtol=1e-5)
+    np.testing.assert_allclose(
+        warm, [*rising, *0.5 * (1 + np.cos(np.pi * np.arange(6) / 6))], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        learning_rates("sgd(schedule='wsd')", 15)[10:], [1, 1, 1, 2 / 3, 1 / 3], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -148,11 +157,17 @@ def test_every_step_of_a_schedule_trains(schedule):
 
 
 def test_warmup_is_a_share_of_the_run_or_a_number_of_steps_that_follows_the_batch():
-    np.testing.assert_allclose(learning_rates("sgd(warmup_steps=4)"), learning_rates("sgd(warmup=0.4)"))
+    np.testing.assert_allclose(
+        learning_rates("sgd(warmup_steps=4)"), learning_rates("sgd(warmup=0.4)")
+    )
     for rule in RULES:  # learning_rates are those at batch size 8
         spec = f"sgd(warmup_steps=8, schedule='cosine', scaling={rule!r}, base_batch_size=4)"
-        np.testing.assert_allclose(learning_rates(spec), learning_rates("sgd(warmup=0.4, schedule='cosine')"))
-    np.testing.assert_allclose(learning_rates("sgd(warmup_steps=20, schedule='cosine')"), np.arange(1, 11) / 20)
+        np.testing.assert_allclose(
+            learning_rates(spec), learning_rates("sgd(warmup=0.4, schedule='cosine')")
+        )
+    np.testing.assert_allclose(
+        learning_rates("sgd(warmup_steps=20, schedule='cosine')"), np.arange(1, 11) / 20
+    )
 
 
 # Each with the values that a rule is to move them to at four times the batch size.
@@ -172,7 +187,11 @@ CO_SCALED = {
     "sgd": lambda: optax.identity(),
     "adafactor": lambda: DIRECTIONS["adafactor"](),  # its decay rate is a power of the step
 }
-DECAY = {"sde": lambda b: max(0.0, 1 - 4 * (1 - b)), "half_life": lambda b: b**4, "timescale": lambda b: b}
+DECAY = {
+    "sde": lambda b: max(0.0, 1 - 4 * (1 - b)),
+    "half_life": lambda b: b**4,
+    "timescale": lambda b: b,
+}
 EPS = {"sde": lambda eps: eps / 2, "half_life": lambda eps: eps, "timescale": lambda eps: eps}
 WEIGHTS = {"sde": 2, "half_life": 1, "timescale": 4}
 
@@ -199,7 +218,9 @@ def test_co_scaling_has_a_case_for_every_optimizer_with_hyperparameters():
 
 def test_co_scaling_leaves_the_base_batch_size_as_it_is():
     same = descend(make_optimizer("adam(scaling='sde', base_batch_size=8)")(0.05, 8, 5))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), same, descend(optax.adam(0.05)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), same, descend(optax.adam(0.05))
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +233,10 @@ def test_co_scaling_leaves_the_base_batch_size_as_it_is():
         ("__import__('os')", "must read"),
         ("adam({[]: 1})", "must read"),
         ("adam(b1={[]: 1})", "must read"),
-        ("sgd(schedule='linear')", "unknown schedule 'linear': did you mean constant or cosine or wsd"),
+        (
+            "sgd(schedule='linear')",
+            "unknown schedule 'linear': did you mean constant or cosine or wsd",
+        ),
         ("sgd(schedule=3)", "unknown schedule '3'"),
         ("sgd(warmup=2)", "^warmup must be a number of at least 0 and below 1, got 2$"),
         ("sgd(warmup='x')", "^warmup must be a number of at least 0 and below 1, got 'x'$"),
@@ -232,7 +256,10 @@ def test_co_scaling_leaves_the_base_batch_size_as_it_is():
         ("sgd(hold=-1)", "hold must be"),
         ("adafactor(decay_rate='x')", "decay_rate must be"),
         ("adam(scaling='sde')", "base_batch_size"),
-        ("adam(scaling='sde', base_batch_size=0)", "base_batch_size must be a finite number above 0"),
+        (
+            "adam(scaling='sde', base_batch_size=0)",
+            "base_batch_size must be a finite number above 0",
+        ),
         ("adam(scaling='sd', base_batch_size=8)", "did you mean sde"),
         ("adam(scaling=1, base_batch_size=8)", "unknown scaling '1'"),
     ],
@@ -259,7 +286,14 @@ def test_gradient_weights_are_the_impulse_response(spec):
 
 @pytest.mark.parametrize(
     ("spec", "batches"),
-    [("sign_sgd", 1), ("rmsprop", 1), ("adam", 19), ("adam(b1=0)", 1), ("signum", 19), ("lion", 71.1)],
+    [
+        ("sign_sgd", 1),
+        ("rmsprop", 1),
+        ("adam", 19),
+        ("adam(b1=0)", 1),
+        ("signum", 19),
+        ("lion", 71.1),
+    ],
 )
 def test_gradient_weights_average_the_known_number_of_batches(spec, batches):
     assert 1 / (gradient_weights(spec, 1) ** 2).sum() == pytest.approx(batches, rel=0.01)
@@ -272,4 +306,7 @@ def test_gradient_weights_follow_the_co_scaling():
 
 def test_without_total_steps_the_rate_is_full():
     transform = make_optimizer("sgd(schedule='cosine', warmup=0.5)")(1.0, 1, None)
-    assert float(transform.update(jnp.ones(()), transform.init(jnp.zeros(())), jnp.zeros(()))[0]) == -1.0
+    assert (
+        float(transform.update(jnp.ones(()), transform.init(jnp.zeros(())), jnp.zeros(()))[0])
+        == -1.0
+    )

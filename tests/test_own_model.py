@@ -1,4 +1,5 @@
-"""A user's own model: what the page in docs/ shows runs as printed, and surge.measure knows the known answers."""
+"""A user's own model: what the page in docs/ shows runs as printed, and surge.measure knows the
+known answers."""
 
 import os
 import re
@@ -31,11 +32,27 @@ def page(tmp_path):
 def test_the_documented_config_runs_from_the_command_line(page):
     directory, _ = page
     command = [sys.executable, "-m", "surge.main", "--config=my_config.py"]
-    tiny = ["--config.max_steps=40", "--config.max_examples=2000", "--config.batch_sizes=(4,16)", "--config.evals=4"]
-    tiny += ["--config.measure.losses=()", "--config.measure.examples=64", "--config.measure.directions=8"]
+    tiny = [
+        "--config.max_steps=40",
+        "--config.max_examples=2000",
+        "--config.batch_sizes=(4,16)",
+        "--config.evals=4",
+    ]
+    tiny += [
+        "--config.measure.losses=()",
+        "--config.measure.examples=64",
+        "--config.measure.directions=8",
+    ]
     tiny += ["--config.measure.horizons=(1,)", "--config.measure.branch_examples=20000"]
     environment = os.environ | {"PYTHONPATH": f"{directory}:{ROOT}"}
-    subprocess.run([*command, *tiny], cwd=directory, env=environment, check=True, capture_output=True, text=True)
+    subprocess.run(
+        [*command, *tiny],
+        cwd=directory,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     for name in ("measure.nc", "fit.json", "report.html"):
         assert (directory / "runs" / "my_config" / name).exists()
 
@@ -46,7 +63,9 @@ def test_the_documented_notebook_runs(page, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "my_task", raising=False)
     exec(notebook, {})
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"noise scale \d", lines[0]) and "at batch size 64" in lines[2] and len(lines) == 3
+    assert (
+        re.match(r"noise scale \d", lines[0]) and "at batch size 64" in lines[2] and len(lines) == 3
+    )
 
 
 def test_measure_finds_the_exact_answers_of_the_quadratic():
@@ -54,7 +73,9 @@ def test_measure_finds_the_exact_answers_of_the_quadratic():
     params = task.init(jax.random.key(0))
     examples = jax.vmap(task.draw, (None, 0))(task.data, jax.random.split(jax.random.key(1), 2_000))
     batches = (examples[:300], examples[300:])
-    found = surge.measure(task.loss, params, iter(batches), optimizers={"sgd": "sgd"}, batch_sizes=(4,), directions=64)
+    found = surge.measure(
+        task.loss, params, iter(batches), optimizers={"sgd": "sgd"}, batch_sizes=(4,), directions=64
+    )
     truth = known.sigma @ known.sigma / (known.mu @ known.mu)
     assert found.b_simple.low < truth < found.b_simple.high and found.b_simple.n == 2_000
     assert found.sign.low < (known.sigma.sum() / np.abs(known.mu).sum()) ** 2 < found.sign.high
@@ -80,7 +101,11 @@ def test_each_mistake_in_measure_is_one_sentence():
     rows = np.ones((9, 2), np.float32)
     refused("hold 0 examples", loss, [])
     refused("hold 7 examples: surge.measure needs at least 8", loss, [rows[:7]])
-    refused(r"must return a scalar, the loss of one example; it returns shape \(2,\)", jnp.multiply, [rows])
+    refused(
+        r"must return a scalar, the loss of one example; it returns shape \(2,\)",
+        jnp.multiply,
+        [rows],
+    )
     refused("share their leading axis", loss, [(rows, rows[:8])])
     refused("adamm", loss, [rows], optimizers={"a": "adamm"})
     with pytest.raises(AttributeError, match="no attribute 'mesure'"):

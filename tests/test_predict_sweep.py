@@ -19,7 +19,8 @@ SIZES = [4, 16, 64]
 
 
 def measured():
-    """Two checkpoints; at the second, after the start, ε_opt ∝ √B by the measured law and B_simple is 16."""
+    """Two checkpoints; at the second, after the start, ε_opt ∝ √B by the measured law and B_simple
+    is 16."""
     curve = np.sqrt(np.array(SIZES))
     law = np.stack([np.ones(3), curve])[:, None, :, None] * np.ones(3)
     dims = ("checkpoint", "optimizer", "batch_size", "bound")
@@ -42,7 +43,9 @@ def measured():
 
 def test_predictions_are_ratios_to_the_base():
     rules = predict_sweep.predictions(measured(), 16)["adam"]
-    assert all(math.isnan(ratios["16"]) or ratios["16"] == pytest.approx(1) for ratios in rules.values())
+    assert all(
+        math.isnan(ratios["16"]) or ratios["16"] == pytest.approx(1) for ratios in rules.values()
+    )
     assert rules["sqrt"] == pytest.approx({"4": 0.5, "16": 1, "64": 2})
     assert rules["measured, K = 1"] == pytest.approx(rules["sqrt"])
     assert rules["surge with B_simple"] == pytest.approx({"4": 0.8, "16": 1, "64": 0.8})
@@ -51,7 +54,11 @@ def test_predictions_are_ratios_to_the_base():
 
 def test_regret_is_read_off_the_sweep():
     rates = np.array([1.0, 2.0, 4.0, 8.0])
-    rows = {"batch_size": np.full(4, 16), "learning_rate": rates, "value": np.log([30.0, 10.0, 20.0, np.nan])}
+    rows = {
+        "batch_size": np.full(4, 16),
+        "learning_rate": rates,
+        "value": np.log([30.0, 10.0, 20.0, np.nan]),
+    }
     best = math.log(10.0)
     assert predict_sweep.regret(rows, 16, 2.0, best) == ("arrives", pytest.approx(0))
     assert predict_sweep.regret(rows, 16, 4.0, best) == ("arrives", pytest.approx(1))
@@ -63,7 +70,9 @@ def test_regret_is_read_off_the_sweep():
 def test_loss_regret_is_read_off_the_losses_when_the_best_arrives():
     rates = [1.0, 4.0, 16.0]
     losses = xr.DataArray(
-        [[2.0, 1.0, np.nan]], {"batch_size": [16], "learning_rate": rates}, ["batch_size", "learning_rate"]
+        [[2.0, 1.0, np.nan]],
+        {"batch_size": [16], "learning_rate": rates},
+        ["batch_size", "learning_rate"],
     )
     assert predict_sweep.loss_regret(losses, 16, 4.0, 1.0) == pytest.approx(0)
     assert predict_sweep.loss_regret(losses, 16, 2.0, 1.0) == pytest.approx(0.5)
@@ -79,10 +88,20 @@ def test_a_sweep_without_predictions_is_not_predicted(tmp_path):
 def test_summary_counts_answers_and_failures():
     row = {"experiment": "e", "optimizer": "adam", "batch_size": 4, "predicted": 1.0, "swept": 2.0}
     table = [
-        row | {"rule": "a", "log_error": math.log(2), "outcome": "fails", "regret": None, "loss": 0.3},
-        row | {"rule": "a", "log_error": -math.log(1.2), "outcome": "arrives", "regret": 0.5, "loss": 0.1},
-        row | {"rule": "a", "log_error": None, "outcome": "off the grid", "regret": None, "loss": None},
-        row | {"rule": "b", "log_error": None, "outcome": "off the grid", "regret": None, "loss": None},
+        row
+        | {"rule": "a", "log_error": math.log(2), "outcome": "fails", "regret": None, "loss": 0.3},
+        row
+        | {
+            "rule": "a",
+            "log_error": -math.log(1.2),
+            "outcome": "arrives",
+            "regret": 0.5,
+            "loss": 0.1,
+        },
+        row
+        | {"rule": "a", "log_error": None, "outcome": "off the grid", "regret": None, "loss": None},
+        row
+        | {"rule": "b", "log_error": None, "outcome": "off the grid", "regret": None, "loss": None},
     ]
     lines = predict_sweep.summary(table)
     assert "| a | 2 of 3 | 1.60 | 2.00 | 50% | ∞ | 0.20 | 1 | 0 |" in lines

@@ -1,4 +1,5 @@
-"""Moments by products against moments of stacked per-example gradients, for every way a weight is used."""
+"""Moments by products against moments of stacked per-example gradients, for every way a weight is
+used."""
 
 import flax.linen as nn
 import jax
@@ -25,19 +26,23 @@ class Tied(nn.Module):
 
 
 class Attends(nn.Module):
-    """Projections with several axes, an embedding tied to the output, a convolution of the library's own."""
+    """Projections with several axes, an embedding tied to the output, a convolution of the
+    library's own."""
 
     @nn.compact
     def __call__(self, inputs):
         tokens = jnp.clip(jnp.round(3 * inputs[:5] + 4).astype(jnp.int32), 0, 8)
         embed = nn.Embed(9, 8, name="embed")
         states = embed(tokens)[None]
-        states = states + nn.MultiHeadDotProductAttention(2, name="attention")(nn.LayerNorm(name="norm")(states))
+        states = states + nn.MultiHeadDotProductAttention(2, name="attention")(
+            nn.LayerNorm(name="norm")(states)
+        )
         return embed.attend(nn.Conv(8, (3,), name="conv")(states)[0]).mean(0)
 
 
 class Scanned(nn.Module):
-    """Two dense layers as one, run by a scan over their stacked kernels, and one that is recomputed."""
+    """Two dense layers as one, run by a scan over their stacked kernels, and one that is
+    recomputed."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -52,7 +57,8 @@ class Scanned(nn.Module):
 
 
 def left(params, example):
-    """A weight on the left, one that two axes of the input meet, and one through a reshape and a transpose."""
+    """A weight on the left, one that two axes of the input meet, and one through a reshape and a
+    transpose."""
     hidden = jnp.tanh(params["left"] @ example.reshape(3, 2))  # [5, 2]
     folded = params["folded"].reshape(2, 3, 4).transpose(2, 1, 0).reshape(4, 6)
     both = jnp.einsum("ab,abc->c", hidden, params["both"])
@@ -63,7 +69,11 @@ def module_problem(model, shape, n=37, scale=1.0):
     key = jax.random.key(0)
     batch = scale * jax.random.normal(jax.random.fold_in(key, 1), (n, *shape))
     params = model.init(key, batch[0])
-    return (lambda params, example: (jnp.sin(model.apply(params, example)) ** 2).sum()), params, batch
+    return (
+        (lambda params, example: (jnp.sin(model.apply(params, example)) ** 2).sum()),
+        params,
+        batch,
+    )
 
 
 def problem(name, n=37):
@@ -71,7 +81,8 @@ def problem(name, n=37):
     if name == "left":
         shapes = {"left": (5, 3), "folded": (6, 4), "both": (5, 2, 3), "unused": (2,)}
         params = {
-            each: jax.random.normal(key, shape) for (each, shape), key in zip(shapes.items(), keys[:4], strict=True)
+            each: jax.random.normal(key, shape)
+            for (each, shape), key in zip(shapes.items(), keys[:4], strict=True)
         }
         return left, params, jax.random.normal(keys[4], (n, 6))
     if name == "gpt":
@@ -100,23 +111,30 @@ def assert_equals_stacked(moments, gradients, rtol=2e-5):
         *(jax.tree.leaves(each) for each in (*moments[1:], gradients)), strict=True
     ):
         rows, n = np.asarray(rows, np.float64), len(rows)
-        # What is zero but for rounding, like the gradient of an attention's key bias, has no digits to agree on.
+        # What is zero but for rounding, like the gradient of an attention's key bias, has no digits
+        # to agree on.
         scale = max(np.abs(rows).max(), 1e-2 * largest)
         np.testing.assert_allclose(mean, rows.mean(0), rtol=rtol, atol=rtol * scale)
         np.testing.assert_allclose(square, n * rows.var(0), rtol=rtol, atol=n * rtol * scale**2)
-        np.testing.assert_allclose(norms, (rows.reshape(n, -1) ** 2).sum(1), rtol=rtol, atol=rtol * scale**2)
+        np.testing.assert_allclose(
+            norms, (rows.reshape(n, -1) ** 2).sum(1), rtol=rtol, atol=rtol * scale**2
+        )
         told = ((rows == 0) | (np.abs(rows) > 1e-6 * scale)).all(0)
         np.testing.assert_array_equal(np.asarray(sign_sum)[told], np.sign(rows).sum(0)[told])
         np.testing.assert_array_equal(np.asarray(zeros)[told], (rows == 0).sum(0)[told])
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "gpt", "tied", "attends", "scanned", "left"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", "resnet", "gpt", "tied", "attends", "scanned", "left"]
+)
 def test_equals_stacked_gradients_on_one_device_and_two(name):
     loss, params, batch = problem(name, n=16)
     gradients = stacked(loss, params, batch)
     assert_equals_stacked(per_example_moments(loss, params, batch, microbatch_size=8), gradients)
     halves = batch.reshape(2, 8, *batch.shape[1:])
-    parts = jax.pmap(lambda half: per_example_moments(loss, params, half), devices=jax.devices()[:2])(halves)
+    parts = jax.pmap(
+        lambda half: per_example_moments(loss, params, half), devices=jax.devices()[:2]
+    )(halves)
     both = merge(*(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], parts) for i in (0, 1)))
     assert_equals_stacked(both, gradients)
 
@@ -137,20 +155,26 @@ def found_in(name):
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     names = [each.removeprefix("params/") for each in names]
-    alone = {names[index] for index in range(len(names)) if found.of(index) and index not in found.read}
+    alone = {
+        names[index] for index in range(len(names)) if found.of(index) and index not in found.read
+    }
     return alone, {names[index] for index in found.read}
 
 
 def test_weights_are_found_where_they_meet_activations():
     kernels = lambda names: {each for each in names if not each.endswith(("bias", "scale"))}  # noqa: E731
     assert kernels(found_in("mlp")[0]) == {f"Dense_{index}/kernel" for index in range(3)}
-    assert kernels(found_in("cnn")[0]) == {f"{each}_{index}/kernel" for each in ("Conv", "Dense") for index in (0, 1)}
+    assert kernels(found_in("cnn")[0]) == {
+        f"{each}_{index}/kernel" for each in ("Conv", "Dense") for index in (0, 1)
+    }
     assert not kernels(found_in("resnet")[1])
     assert kernels(found_in("gpt")[1]) == {"wte/embedding", "wpe"}
     alone, read = found_in("tied")
     assert kernels(alone) == {"twice/kernel", "free/kernel"} and "again/kernel" in read
     alone, read = found_in("attends")
-    assert kernels(alone) == {f"attention/{each}/kernel" for each in ("query", "key", "value", "out")}
+    assert kernels(alone) == {
+        f"attention/{each}/kernel" for each in ("query", "key", "value", "out")
+    }
     assert kernels(read) == {"embed/embedding", "conv/kernel"}
     assert kernels(found_in("scanned")[1]) == {"stack/kernel", "again/kernel"}
     assert found_in("left") == ({"left", "folded", "both"}, {"unused"})
@@ -160,7 +184,9 @@ def test_weights_are_found_where_they_meet_activations():
 def test_outer_products_count_signs_exactly(signs):
     """Inputs without zeros, without negatives, and with both."""
     inputs = np.random.default_rng(0).integers(-2, 3, (300, 7)).astype(np.float32)
-    inputs = {"signed": inputs + 0.5, "positive": np.maximum(inputs, 0), "sparse both": inputs}[signs]
+    inputs = {"signed": inputs + 0.5, "positive": np.maximum(inputs, 0), "sparse both": inputs}[
+        signs
+    ]
     cotangents = np.random.default_rng(1).integers(-1, 2, (300, 4)).astype(np.float32)
     loss = lambda weight, row: (row[0] @ weight) @ row[1]  # noqa: E731
     found = per_example_moments(loss, jnp.zeros((7, 4)), (inputs, cotangents))
@@ -189,7 +215,9 @@ def test_where_digits_cancel_variances_keep_theirs(name):
         loss, params, rows = problem(name)
         batch = rows[:1] + 1e-4 * rows
     found = per_example_moments(loss, params, batch)
-    for one, other in zip(jax.tree.leaves(found.variance), jax.tree.leaves(stacked(loss, params, batch)), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(found.variance), jax.tree.leaves(stacked(loss, params, batch)), strict=True
+    ):
         other = np.asarray(other, float)
         atol = 1e-12 * max(1.0, np.abs(other).max() ** 2)
         np.testing.assert_allclose(one, np.var(other, 0, ddof=1), rtol=3e-2, atol=atol)
@@ -209,6 +237,12 @@ def test_half_precision_is_summed_in_single():
     params = model.init(jax.random.key(0), batch[0])
     loss = lambda params, example: model.apply(params, example).astype(jnp.float32).sum()  # noqa: E731
     found = per_example_moments(loss, params, batch)
-    truth = np.asarray(batch.astype(jnp.bfloat16), np.float64).sum(1)  # gradient of each column of the kernel
-    np.testing.assert_allclose(found.mean["params"]["kernel"][:, 0], truth.mean(0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.variance["params"]["kernel"][:, 0], truth.var(0, ddof=1), rtol=1e-4)
+    truth = np.asarray(batch.astype(jnp.bfloat16), np.float64).sum(
+        1
+    )  # gradient of each column of the kernel
+    np.testing.assert_allclose(
+        found.mean["params"]["kernel"][:, 0], truth.mean(0), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        found.variance["params"]["kernel"][:, 0], truth.var(0, ddof=1), rtol=1e-4
+    )

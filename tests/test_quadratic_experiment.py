@@ -29,11 +29,17 @@ def test_swept_optimum_agrees_with_the_exact_sign_law(variant, tmp_path, caplog)
     with caplog.at_level(logging.INFO):
         pipeline.run(config, tmp_path, ("measure", "sweep", "fit", "report"))
     known = problem(**config.task_args.to_dict())
-    mu, sigma, matrix = (jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian))
-    exact = laws.sign_descent(np.array(config.batch_sizes, float), mu, sigma, Hessian.dense(matrix)).optimal_lr
+    mu, sigma, matrix = (
+        jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian)
+    )
+    exact = laws.sign_descent(
+        np.array(config.batch_sizes, float), mu, sigma, Hessian.dense(matrix)
+    ).optimal_lr
     fits = {entry["optimizer"]: entry for entry in results.read_json(tmp_path / "fit.json")["fits"]}
     swept = [point["lr"] for point in fits["sign_sgd"]["optimal_lr"]]
-    np.testing.assert_array_less(np.abs(np.log(np.array(swept) / exact)), np.log(config.learning_rate_ratio))
+    np.testing.assert_array_less(
+        np.abs(np.log(np.array(swept) / exact)), np.log(config.learning_rate_ratio)
+    )
     peak = fits["sign_sgd"]["b_peak"]
     page = (tmp_path / "report.html").read_text()
     if variant == "diagonal":

@@ -1,4 +1,5 @@
-"""The page and its figures, from stored results that other tests compute: whole, empty, undefined and damaged."""
+"""The page and its figures, from stored results that other tests compute: whole, empty, undefined
+and damaged."""
 
 import json
 import re
@@ -25,16 +26,21 @@ def best(size):
 
 
 def store_sweep(workdir, optimizer="adam", rates=RATES, broken=()):
-    """Runs whose loss falls fastest at `best`, to the same 1.0 at any size; those of `broken` sizes all diverge."""
+    """Runs whose loss falls fastest at `best`, to the same 1.0 at any size; those of `broken` sizes
+    all diverge."""
     rng = np.random.default_rng(0)
     steps = np.array([1, 4, 16, 64, 256])
     for size in SIZES:
-        slowness = 1 + np.log(np.array(rates) / best(size))[:, None, None] ** 2  # [learning_rate, seed, eval]
+        slowness = (
+            1 + np.log(np.array(rates) / best(size))[:, None, None] ** 2
+        )  # [learning_rate, seed, eval]
         noise = np.exp(0.02 * rng.normal(size=(1, len(SEEDS), 1)))
         loss = 1 + 2 * np.exp(-steps / (10 * slowness * noise * (1 + 60 / size)))
         diverged = np.full(loss.shape[:2], size in broken)
         loss = np.where(diverged[..., None], np.nan, loss)
-        dataset = results.piece_dataset(optimizer, size, rates, SEEDS, steps, loss, diverged, ATTRIBUTES)
+        dataset = results.piece_dataset(
+            optimizer, size, rates, SEEDS, steps, loss, diverged, ATTRIBUTES
+        )
         results.write_dataset(results.sweep_path(workdir, optimizer, size), dataset)
 
 
@@ -54,9 +60,12 @@ def store_fits(workdir, optimizer="adam", targets=(2.0, 1.5)):
 
 
 def measurement(losses=(3.0, 1.6), optimizers=("adam", "sgd"), **changed):
-    """What the measure stage stores: SGD has no independent law, the second horizon no room, one layer no number."""
+    """What the measure stage stores: SGD has no independent law, the second horizon no room, one
+    layer no number."""
     bounds = np.array([1.0, 0.8, np.inf])
-    lr = np.broadcast_to(np.array([best(size) for size in SIZES])[:, None] * [1, 0.7, 1.5], (len(losses), 2, 4, 3))
+    lr = np.broadcast_to(
+        np.array([best(size) for size in SIZES])[:, None] * [1, 0.7, 1.5], (len(losses), 2, 4, 3)
+    )
     adam = np.array([1, np.nan])[:, None, None]
     horizon = np.array([1, np.nan])[:, None]
     each = {
@@ -66,13 +75,19 @@ def measurement(losses=(3.0, 1.6), optimizers=("adam", "sgd"), **changed):
             ("checkpoint", "scale", "bound"),
             np.tile([100 * bounds, np.nan * bounds], (len(losses), 1, 1)),
         ),
-        "noise_scale_why": (("checkpoint", "scale"), [["", "no normalisation layers"]] * len(losses)),
+        "noise_scale_why": (
+            ("checkpoint", "scale"),
+            [["", "no normalisation layers"]] * len(losses),
+        ),
         "layer_noise": (
             ("checkpoint", "layer", "bound"),
             np.tile([50 * bounds, np.nan * bounds], (len(losses), 1, 1)),
         ),
         "layer_noise_why": (("checkpoint", "layer"), [["", "the mean may be zero"]] * len(losses)),
-        "validity": (("checkpoint", "quantile", "bound"), np.tile([10 * bounds], (len(losses), 1, 1))),
+        "validity": (
+            ("checkpoint", "quantile", "bound"),
+            np.tile([10 * bounds], (len(losses), 1, 1)),
+        ),
         "validity_share": (("checkpoint", "validity_bin"), np.full((len(losses), 4), 0.25)),
         "zero_share": ("checkpoint", np.zeros(len(losses))),
         "drift": (("quantity", "bound"), np.full((1, 3), np.nan)),
@@ -85,14 +100,23 @@ def measurement(losses=(3.0, 1.6), optimizers=("adam", "sgd"), **changed):
             ("checkpoint", "optimizer", "batch_size", "horizon", "bound"),
             lr[:, :, :, None] * horizon * adam[..., None],
         ),
-        "measured_curve": (("checkpoint", "optimizer", "parameter"), np.tile([0.1, 900.0, 0.1], (len(losses), 2, 1))),
+        "measured_curve": (
+            ("checkpoint", "optimizer", "parameter"),
+            np.tile([0.1, 900.0, 0.1], (len(losses), 2, 1)),
+        ),
         "measured_surge": (
             ("checkpoint", "optimizer", "surge_parameter", "bound"),
             np.tile([[0.1, 0.09, 0.11], [40.0, 30.0, 50.0]], (len(losses), 2, 1, 1)),
         ),
         "measured_surge_why": (("checkpoint", "optimizer"), [["", ""]] * len(losses)),
-        "measured_peak": (("checkpoint", "optimizer", "bound"), np.tile([np.inf, 9.0, np.inf], (len(losses), 2, 1))),
-        "measured_peak_why": (("checkpoint", "optimizer"), [["no significant fall"] * 2] * len(losses)),
+        "measured_peak": (
+            ("checkpoint", "optimizer", "bound"),
+            np.tile([np.inf, 9.0, np.inf], (len(losses), 2, 1)),
+        ),
+        "measured_peak_why": (
+            ("checkpoint", "optimizer"),
+            [["no significant fall"] * 2] * len(losses),
+        ),
         "measured_examples": (("checkpoint", "optimizer"), np.full((len(losses), 2), 1e4)),
         "branch_examples": (("checkpoint", "optimizer"), np.full((len(losses), 2), 1e5)),
     }
@@ -105,7 +129,10 @@ def measurement(losses=(3.0, 1.6), optimizers=("adam", "sgd"), **changed):
         "max_lr": 0.1,
         "r": 0.25,
     }
-    each |= {name: ("checkpoint", np.full(len(losses), value)) for name, value in (summary | changed).items()}
+    each |= {
+        name: ("checkpoint", np.full(len(losses), value))
+        for name, value in (summary | changed).items()
+    }
     coords = {
         "optimizer": list(optimizers),
         "batch_size": list(SIZES),
@@ -118,7 +145,11 @@ def measurement(losses=(3.0, 1.6), optimizers=("adam", "sgd"), **changed):
         "quantity": ["r = D/O"],
         "validity_bin": np.logspace(0, 3, 4),
     }
-    return xr.Dataset(each, coords, ATTRIBUTES | {"optimizer": "adam", "verdicts": json.dumps(["measured is right"])})
+    return xr.Dataset(
+        each,
+        coords,
+        ATTRIBUTES | {"optimizer": "adam", "verdicts": json.dumps(["measured is right"])},
+    )
 
 
 def axes():
@@ -126,7 +157,11 @@ def axes():
 
 
 def labels(drawn):
-    return [] if drawn.get_legend() is None else [text.get_text() for text in drawn.get_legend().get_texts()]
+    return (
+        []
+        if drawn.get_legend() is None
+        else [text.get_text() for text in drawn.get_legend().get_texts()]
+    )
 
 
 def text(workdir):
@@ -147,7 +182,10 @@ def test_the_page_needs_no_network(reported):
     markup = (reported / "report.html").read_text()
     assert not re.search("https?://|<link|<script|@import|url\\(", markup)
     sources = re.findall('src="(.{22})', markup)
-    assert set(sources) == {"data:image/png;base64,"} and len(sources) == len([*reported.glob("figures/*.png")]) == 7
+    assert (
+        set(sources) == {"data:image/png;base64,"}
+        and len(sources) == len([*reported.glob("figures/*.png")]) == 7
+    )
 
 
 def test_numbers_stand_under_their_figures(reported):
@@ -160,8 +198,14 @@ def test_numbers_stand_under_their_figures(reported):
 
 def test_undefined_numbers_have_their_reason(reported):
     said = text(reported)
-    assert "no normalisation layers" in said and "the mean may be zero" in said and page.NO_BRANCH in said
-    assert "none seen (no significant fall)" in said and "defined at fewer than three losses" in said
+    assert (
+        "no normalisation layers" in said
+        and "the mean may be zero" in said
+        and page.NO_BRANCH in said
+    )
+    assert (
+        "none seen (no significant fall)" in said and "defined at fewer than three losses" in said
+    )
     assert "does not take the sign" in said
     assert not re.search(r"\b(nan|None|inf)\b", said)
 
@@ -169,7 +213,10 @@ def test_undefined_numbers_have_their_reason(reported):
 def test_the_map_of_the_loss_shows_what_the_nearest_checkpoint_predicts(reported):
     assert "from the checkpoint at loss 1.6" in text(reported)  # the targets are 2 and 1.5
     sweep, checkpoint = results.open_sweep(reported), measurement().isel(checkpoint=1)
-    loss, entry = results.loss_when_first_arrives(sweep, "adam", 1.5), results.read_fits(reported)[1]
+    loss, entry = (
+        results.loss_when_first_arrives(sweep, "adam", 1.5),
+        results.read_fits(reported)[1],
+    )
     predicted = {"adam": 2, "sgd": 1}  # no independent law for SGD
     for optimizer, count in predicted.items():
         figures.heat_map(drawn := axes(), loss, entry, checkpoint.sel(optimizer=optimizer))
@@ -186,7 +233,9 @@ def test_where_no_law_is_named_the_map_shows_the_one_that_predicts_best(tmp_path
     errors = dict.fromkeys(entry["laws"], 0.5) | {"power": 0.2}
     for error, law in ((0.1, "constant"), (0.9, "power"), (None, "power")):
         errors["constant"] = error
-        laws = {name: each | {"held_out_rmse_log": errors[name]} for name, each in entry["laws"].items()}
+        laws = {
+            name: each | {"held_out_rmse_log": errors[name]} for name, each in entry["laws"].items()
+        }
         figures.heat_map(drawn := axes(), loss, entry | {"best_law": None, "laws": laws})
         assert f"fitted: {law}" in labels(drawn)
 
@@ -219,7 +268,9 @@ def test_nothing_to_draw_means_no_legend(tmp_path):
     store_sweep(tmp_path, broken=SIZES)
     entries = store_fits(tmp_path)
     nothing = xr.full_like(measurement()[[*figures.COEFFICIENTS]], np.nan)
-    empty = measurement().map(lambda each: each * np.nan if each.dtype == float and each.name != "loss" else each)
+    empty = measurement().map(
+        lambda each: each * np.nan if each.dtype == float and each.name != "loss" else each
+    )
     row = empty.isel(checkpoint=0).sel(optimizer="adam")
     for draw in (
         partial(figures.optimal_lr, entry=entries[0]),
@@ -240,7 +291,10 @@ def test_nothing_to_draw_means_no_legend(tmp_path):
     ("changed", "left_out"),
     [
         ({}, set()),
-        ({"off_diagonal": -400.0, "b_noise": np.inf, "max_lr": np.inf}, {"large batches", "small batches: the surge"}),
+        (
+            {"off_diagonal": -400.0, "b_noise": np.inf, "max_lr": np.inf},
+            {"large batches", "small batches: the surge"},
+        ),
         ({"off_diagonal": -100.0}, {"large batches"}),
     ],
 )
@@ -273,7 +327,9 @@ def test_pieces_made_unlike_are_said_so(tmp_path):
     ).lower().replace("tpu", "TPU")
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"fits": 3}', '{"fits": [{"optimizer": "adam"}]}', '{"fits": ['])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"fits": 3}', '{"fits": [{"optimizer": "adam"}]}', '{"fits": [']
+)
 def test_a_damaged_fit_is_named(tmp_path, content):
     (tmp_path / "fit.json").write_text(content)
     with pytest.raises(results.ResultError, match=r"fit\.json cannot be read .*: delete that file"):
@@ -285,5 +341,7 @@ def test_a_foreign_file_is_named(reported, tmp_path, name):
     for each in ("fit.json", "measure.nc"):
         (tmp_path / each).write_bytes((reported / each).read_bytes())
     results.write_dataset(tmp_path / name, xr.Dataset({"temperature": ("day", [1.0, 2.0])}))
-    with pytest.raises(results.ResultError, match=rf"{name} cannot be read \(it is of another kind, without .*loss"):
+    with pytest.raises(
+        results.ResultError, match=rf"{name} cannot be read \(it is of another kind, without .*loss"
+    ):
         page.write(tmp_path)

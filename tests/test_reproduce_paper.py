@@ -1,4 +1,5 @@
-"""The judge of the paper's claims: known answers, and the committed page is what the committed results say."""
+"""The judge of the paper's claims: known answers, and the committed page is what the committed
+results say."""
 
 import importlib.util
 import math
@@ -9,7 +10,9 @@ import pytest
 import xarray as xr
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("reproduce_paper", ROOT / "scripts" / "reproduce_paper.py")
+spec = importlib.util.spec_from_file_location(
+    "reproduce_paper", ROOT / "scripts" / "reproduce_paper.py"
+)
 paper = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(paper)
 
@@ -30,11 +33,19 @@ def entry(power, error=0.05, sizes=(1, 2, 4, 8, 12), **more):
 
 def test_a_power_of_the_batch_size_is_judged_by_its_interval():
     falls = paper.moves(1, 12, -math.inf, 0)
-    for power, error, verdict in ((-0.5, 0.05, paper.YES), (0.5, 0.05, paper.NO), (-0.05, 1.0, paper.OPEN)):
+    for power, error, verdict in (
+        (-0.5, 0.05, paper.YES),
+        (0.5, 0.05, paper.NO),
+        (-0.05, 1.0, paper.OPEN),
+    ):
         assert falls([entry(power, error)]).verdict == verdict
     assert paper.exponent(entry(-0.5), 1, 12)[0] == pytest.approx(-0.5)
     flat = paper.moves(1, 12, -0.25, 0.25)
-    for power, error, verdict in ((0.1, 0.02, paper.YES), (0.5, 0.02, paper.NO), (0.2, 0.5, paper.OPEN)):
+    for power, error, verdict in (
+        (0.1, 0.02, paper.YES),
+        (0.5, 0.02, paper.NO),
+        (0.2, 0.5, paper.OPEN),
+    ):
         assert flat([entry(power, error)]).verdict == verdict
     edges = entry(-0.5)
     for point in edges["optimal_lr"][2:]:
@@ -47,7 +58,14 @@ def test_laws_are_judged_by_what_the_data_rule_out():
         peak = {"value": 10.0, "high": high, "why": "no significant fall"}
         rising = {"params": {"alpha": 0.5}, "intervals": {"alpha": alpha}, "aic": monotone}
         return [
-            entry(0, laws={"mccandlish": rising, "surge": {"params": {}, "intervals": {}, "aic": peaked}}, b_peak=peak)
+            entry(
+                0,
+                laws={
+                    "mccandlish": rising,
+                    "surge": {"params": {}, "intervals": {}, "aic": peaked},
+                },
+                b_peak=peak,
+            )
         ]
 
     assert paper.surges(laws(30, 20)).verdict == paper.YES
@@ -74,7 +92,15 @@ def test_noise_scales_move_right_only_with_disjoint_intervals():
 
 def test_peaks_move_right_only_with_disjoint_intervals():
     def peak(value, low, high):
-        return entry(0, b_peak={"value": value, "low": low, "high": high, "why": "no significant fall; and so on"})
+        return entry(
+            0,
+            b_peak={
+                "value": value,
+                "low": low,
+                "high": high,
+                "why": "no significant fall; and so on",
+            },
+        )
 
     early, late = peak(10, 8, 12), peak(30, 20, 40)
     assert paper.peak_moves_right([early, late]).verdict == paper.YES

@@ -31,7 +31,9 @@ def torch_forward(params, images, groups):
             return functional.group_norm(states, groups, scale, bias)
         return functional.batch_norm(states, None, None, scale, bias, training=True)
 
-    states = torch.relu(norm(params["norm"], conv(params["stem"], torch.tensor(images).permute(0, 3, 1, 2))))
+    states = torch.relu(
+        norm(params["norm"], conv(params["stem"], torch.tensor(images).permute(0, 3, 1, 2)))
+    )
     for stage, count in enumerate(BLOCKS):
         for index in range(count):
             block, stride = params[f"stage_{stage}_{index}"], 2 if stage and not index else 1
@@ -51,7 +53,10 @@ def test_logits_equal_the_same_layers_in_torch(groups):
     params = model.init(jax.random.key(0), images)["params"]
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    moved = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
     params = jax.tree.unflatten(structure, moved)
     logits, _ = model.apply({"params": params}, images, mutable=["batch_stats"])
     np.testing.assert_allclose(logits, torch_forward(params, images, groups), atol=1e-4)
@@ -60,8 +65,12 @@ def test_logits_equal_the_same_layers_in_torch(groups):
 
 
 def test_resnet18_has_the_known_number_of_parameters():
-    shapes = jax.eval_shape(resnet.ResNet(groups=32).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    stem = 64 * 3 * (49 - 9)  # torchvision's stem is 7x7, this one 3x3; its head has 1,000 classes, this one 200
+    shapes = jax.eval_shape(
+        resnet.ResNet(groups=32).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+    )
+    stem = (
+        64 * 3 * (49 - 9)
+    )  # torchvision's stem is 7x7, this one 3x3; its head has 1,000 classes, this one 200
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 11_689_512 - stem - 800 * 513
 
 
@@ -74,7 +83,9 @@ def images(tmp_path, monkeypatch):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     columns = {"image": [image.fromarray(each) for each in pixels], "label": [0, 1] * 8}
     (tmp_path / "data").mkdir()
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train-00000.parquet")
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(
+        tmp_path / "data" / "train-00000.parquet"
+    )
     return str(tmp_path / "data"), {
         "widths": (4,),
         "blocks": (1,),
@@ -118,14 +129,20 @@ def test_batch_norm_takes_its_statistics_over_ghost_batches(images):
     task = resnet.tiny_imagenet(source, "batch", ghost=4, **options)
     params = jax.jit(task.init)(jax.random.key(0))
     whole = resnet.tiny_imagenet(source, "batch", ghost=16, **options)
-    parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 4], task.evaluation) for i in range(0, 16, 4)]
+    parts = [
+        jax.tree.map(lambda leaf, i=i: leaf[i : i + 4], task.evaluation) for i in range(0, 16, 4)
+    ]
     each = [task.batch_loss(params, part) for part in parts]
     np.testing.assert_allclose(task.batch_loss(params, task.evaluation), np.mean(each), rtol=1e-5)
     assert abs(whole.batch_loss(params, task.evaluation) - np.mean(each)) > 1e-4
     single = ghost_batches(task)
-    np.testing.assert_allclose(jax.vmap(single.loss, (None, 0))(params, single.evaluation), each, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.vmap(single.loss, (None, 0))(params, single.evaluation), each, rtol=1e-5
+    )
     drawn = single.draw(task.data, jax.random.key(1))
-    assert drawn["x"].shape == (4, 8, 8, 3) and by_ghosts(single.loss, 4)(params, drawn) == single.loss(params, drawn)
+    assert drawn["x"].shape == (4, 8, 8, 3) and by_ghosts(single.loss, 4)(
+        params, drawn
+    ) == single.loss(params, drawn)
 
 
 @pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
@@ -133,13 +150,24 @@ def test_gradient_noise_of_batch_norm_is_that_of_a_loop_over_ghost_batches(image
     source, options = images
     task = ghost_batches(resnet.tiny_imagenet(source, "batch", ghost=4, **options))
     params = jax.jit(task.init)(jax.random.key(0))
-    batches = [jax.vmap(task.draw, (None, 0))(task.data, jax.random.split(jax.random.key(i), 3)) for i in range(2)]
+    batches = [
+        jax.vmap(task.draw, (None, 0))(task.data, jax.random.split(jax.random.key(i), 3))
+        for i in range(2)
+    ]
     found = measurement.gradient_noise(task.loss, params, batches, 4)
     gradient = jax.jit(lambda ghost: ravel_pytree(jax.grad(task.loss)(params, ghost))[0])
-    rows = np.stack([gradient(jax.tree.map(lambda leaf, i=i: leaf[i], batch)) for batch in batches for i in range(3)])
+    rows = np.stack(
+        [
+            gradient(jax.tree.map(lambda leaf, i=i: leaf[i], batch))
+            for batch in batches
+            for i in range(3)
+        ]
+    )
     rows = rows.astype(float)
     np.testing.assert_allclose(ravel_pytree(found.moments.mean)[0], rows.mean(0), atol=1e-5)
-    np.testing.assert_allclose(ravel_pytree(found.moments.variance)[0], rows.var(0, ddof=1), rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(
+        ravel_pytree(found.moments.variance)[0], rows.var(0, ddof=1), rtol=1e-3, atol=1e-7
+    )
     trace = 4 * rows.var(0, ddof=1).sum()  # of Σ of one example
     assert found.b_simple.numerator == pytest.approx(trace, rel=1e-3) and found.b_simple.n == 24
 

@@ -17,7 +17,9 @@ from surge.results import ResultError
 def store(workdir, optimizer, batch_size, rates, loss, steps, **attrs):
     loss = np.asarray(loss, float)  # [learning_rate, seed, eval]
     diverged = np.zeros(loss.shape[:2], bool)
-    dataset = results.piece_dataset(optimizer, batch_size, rates, range(loss.shape[1]), steps, loss, diverged, attrs)
+    dataset = results.piece_dataset(
+        optimizer, batch_size, rates, range(loss.shape[1]), steps, loss, diverged, attrs
+    )
     results.write_dataset(results.sweep_path(workdir, optimizer, batch_size), dataset)
 
 
@@ -30,7 +32,9 @@ def sweep(tmp_path):
 
 def test_pieces_of_unlike_grids_make_one_array(sweep):
     assert sweep.learning_rate.values.tolist() == [0.1, 0.2, 0.4]
-    assert sweep.loss.sel(optimizer="adam", batch_size=8, learning_rate=0.1, seed=0).values.tolist() == [3, 2, 1]
+    assert sweep.loss.sel(
+        optimizer="adam", batch_size=8, learning_rate=0.1, seed=0
+    ).values.tolist() == [3, 2, 1]
     assert np.isnan(sweep.loss.sel(optimizer="adam", learning_rate=0.4)).all()
     assert sweep.examples.sel(optimizer="sgd", batch_size=16).values[:2].tolist() == [16, 64]
 
@@ -49,8 +53,12 @@ def test_pieces_made_unlike_are_said_so(tmp_path):
 
 
 def test_a_file_of_another_kind_is_named(sweep, tmp_path):
-    xr.Dataset({"temperature": ("day", [1.0])}).to_netcdf(tmp_path / "sweep" / "notes.nc", engine="h5netcdf")
-    with pytest.raises(ResultError, match=r"notes\.nc cannot be read .*without optimizer, .*: delete that file"):
+    xr.Dataset({"temperature": ("day", [1.0])}).to_netcdf(
+        tmp_path / "sweep" / "notes.nc", engine="h5netcdf"
+    )
+    with pytest.raises(
+        ResultError, match=r"notes\.nc cannot be read .*without optimizer, .*: delete that file"
+    ):
         results.open_sweep(tmp_path)
 
 
@@ -58,7 +66,9 @@ def test_steps_to_target_interpolates_log_steps_in_the_loss(sweep):
     cells = results.steps_to_target(sweep, 1.5).sel(seed=0)
     assert cells.sel(optimizer="adam", batch_size=8, learning_rate=0.1) == pytest.approx(10**1.5)
     assert np.isnan(cells.sel(optimizer="adam", batch_size=8, learning_rate=0.2))  # never reached
-    assert cells.sel(optimizer="sgd", batch_size=16, learning_rate=0.2) == 1  # below at the first evaluation
+    assert (
+        cells.sel(optimizer="sgd", batch_size=16, learning_rate=0.2) == 1
+    )  # below at the first evaluation
 
 
 def test_rows_hold_the_cells_that_were_run(sweep):
@@ -66,7 +76,10 @@ def test_rows_hold_the_cells_that_were_run(sweep):
     assert rows["batch_size"].tolist() == [16, 16]
     assert rows["steps"] == pytest.approx([1, 2])  # loss falls from 4 to 2 between steps 1 and 4
     assert rows["value"] == pytest.approx(np.log(rows["steps"]))
-    assert results.rows(sweep, "sgd", None)["value"].tolist() == [1, 2]  # an early end keeps its last loss
+    assert results.rows(sweep, "sgd", None)["value"].tolist() == [
+        1,
+        2,
+    ]  # an early end keeps its last loss
 
 
 def test_losses_are_compared_when_the_first_rate_arrives(sweep):
@@ -181,7 +194,10 @@ def test_a_damaged_config_is_named(tmp_path, content):
 
 def test_a_workdir_is_a_folder(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ResultError, match="file is a file: give a folder"), results.lock_workdir(tmp_path / "file"):
+    with (
+        pytest.raises(ResultError, match="file is a file: give a folder"),
+        results.lock_workdir(tmp_path / "file"),
+    ):
         pass
 
 
@@ -190,10 +206,15 @@ def test_a_workdir_is_locked_while_a_process_lives(tmp_path):
         "import pathlib, sys, time; from surge import results\n"
         "with results.lock_workdir(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
+    )
     assert holder.stdout and holder.stdout.readline() == b"in\n"
     for _ in range(2):  # being refused leaves the owner's name in place
-        with pytest.raises(ResultError, match=f"in use by process {holder.pid} on"), results.lock_workdir(tmp_path):
+        with (
+            pytest.raises(ResultError, match=f"in use by process {holder.pid} on"),
+            results.lock_workdir(tmp_path),
+        ):
             pass
     holder.kill()
     holder.communicate()

@@ -34,17 +34,29 @@ def normal(*shape, seed=0):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_product_stays_what_it_is(data):
-    # Labels of axes: a, b in both and kept, i, j summed over, m, n of the left and o, p of the right alone.
-    kinds = [data.draw(st.integers(0, 2), label=kind) for kind in ("batch", "summed", "left", "right")]
-    batch, summed, left, right = (names[:count] for names, count in zip(("ab", "ij", "mn", "op"), kinds, strict=True))
+    # Labels of axes: a, b in both and kept, i, j summed over, m, n of the left and o, p of the
+    # right alone.
+    kinds = [
+        data.draw(st.integers(0, 2), label=kind) for kind in ("batch", "summed", "left", "right")
+    ]
+    batch, summed, left, right = (
+        names[:count] for names, count in zip(("ab", "ij", "mn", "op"), kinds, strict=True)
+    )
     sizes = {name: data.draw(st.integers(1, 5), label=name) for name in "abijmnop"}
     first, second, out = (
-        data.draw(st.permutations(names)) for names in (batch + summed + left, batch + summed + right, batch)
+        data.draw(st.permutations(names))
+        for names in (batch + summed + left, batch + summed + right, batch)
     )
     rule = f"{''.join(first)},{''.join(second)}->{''.join(out)}{left}{right}"
-    x, y = (normal(*[sizes[name] for name in names], seed=seed) for seed, names in enumerate((first, second)))
+    x, y = (
+        normal(*[sizes[name] for name in names], seed=seed)
+        for seed, names in enumerate((first, second))
+    )
     np.testing.assert_allclose(
-        rewritten(lambda x, y: jnp.einsum(rule, x, y))(x, y), jnp.einsum(rule, x, y), rtol=1e-5, atol=1e-5
+        rewritten(lambda x, y: jnp.einsum(rule, x, y))(x, y),
+        jnp.einsum(rule, x, y),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -72,7 +84,9 @@ def test_an_array_is_divided_by_one_number_as_by_its_reciprocal():
     program = str(jax.make_jaxpr(rewritten(divided))(x, number, row))
     assert program.count(" div ") == str(jax.make_jaxpr(divided)(x, number, row)).count(" div ")
     assert "f32[] = div 1.0" in program
-    for ours, plain in zip(rewritten(divided)(x, number, row), divided(x, number, row), strict=True):
+    for ours, plain in zip(
+        rewritten(divided)(x, number, row), divided(x, number, row), strict=True
+    ):
         np.testing.assert_allclose(ours, plain, rtol=3e-7)
 
 
@@ -83,7 +97,9 @@ def test_products_inside_loops_branches_and_calls_are_rewritten():
     def trained(w, x):
         def step(carry, rate):
             index, w = carry
-            moved = jax.lax.cond(index % 2 == 0, lambda: gradient(w, x), lambda: -jax.jit(gradient)(w, -x))
+            moved = jax.lax.cond(
+                index % 2 == 0, lambda: gradient(w, x), lambda: -jax.jit(gradient)(w, -x)
+            )
             return (index + 1, w - rate * moved), jnp.abs(w).sum()
 
         (_, w), sizes = jax.lax.scan(step, (0, w), jnp.full(3, 1e-3))
@@ -93,7 +109,9 @@ def test_products_inside_loops_branches_and_calls_are_rewritten():
         return {"w": w, "sizes": sizes, "lanes": lanes}
 
     def count(function):
-        return sum(not sums_over_last(each) for each in products(jax.make_jaxpr(function)(w, x).jaxpr))
+        return sum(
+            not sums_over_last(each) for each in products(jax.make_jaxpr(function)(w, x).jaxpr)
+        )
 
     assert count(trained) >= 4 and count(rewritten(trained)) == 0
     jax.tree.map(

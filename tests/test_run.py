@@ -1,4 +1,5 @@
-"""One run as a pure function: equal to a plain loop, to its own branches, to itself under vmap and in the engine."""
+"""One run as a pure function: equal to a plain loop, to its own branches, to itself under vmap and
+in the engine."""
 
 from functools import cache
 from itertools import pairwise
@@ -26,19 +27,23 @@ CHAINS = {  # written out, so that names are checked too
     "adamw": lambda rate: optax.adamw(rate, weight_decay=1e-4),
     "lion": lambda rate: optax.lion(rate, b1=0.9, b2=0.99, weight_decay=0.0),
     "adafactor": lambda rate: optax.chain(
-        optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_learning_rate(rate)
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_learning_rate(rate),
     ),
     "rmsprop": lambda rate: optax.rmsprop(rate, decay=0.9),
     "adagrad": lambda rate: optax.adagrad(rate, initial_accumulator_value=0.1),
     "muon": lambda rate: optax.contrib.muon(rate),
 }
 SPECS = {
-    "adam(clip=0.5, weight_decay=0.1, schedule='wsd', scaling='sde', base_batch_size=4)": lambda rate: optax.chain(
-        optax.clip_by_global_norm(0.5),
-        optax.scale_by_adam(b1=0.8, b2=0.998, eps=1e-8 / 2**0.5),
-        optax.add_decayed_weights(0.1 * 2**0.5),
-        optax.scale_by_schedule(lambda step: jnp.minimum((1 - step / 7) / 0.2, 1.0)),
-        optax.scale_by_learning_rate(rate),
+    "adam(clip=0.5, weight_decay=0.1, schedule='wsd', scaling='sde', base_batch_size=4)": lambda rate: (
+        optax.chain(
+            optax.clip_by_global_norm(0.5),
+            optax.scale_by_adam(b1=0.8, b2=0.998, eps=1e-8 / 2**0.5),
+            optax.add_decayed_weights(0.1 * 2**0.5),
+            optax.scale_by_schedule(lambda step: jnp.minimum((1 - step / 7) / 0.2, 1.0)),
+            optax.scale_by_learning_rate(rate),
+        )
     ),
 }
 STEPS, RATES, SIZE = (1, 3, 7), (0.01, 0.02, 0.03, 0.04), 8
@@ -61,7 +66,11 @@ TASK = regression()
 
 @cache
 def task_named(name):
-    return TASK if name == "regression" else mnist1d(widths=(16,), examples=1_000, evaluation_examples=64)
+    return (
+        TASK
+        if name == "regression"
+        else mnist1d(widths=(16,), examples=1_000, evaluation_examples=64)
+    )
 
 
 @cache
@@ -72,13 +81,16 @@ def start_and_loss(name):
 
 @cache
 def plain_loop(name, spec):
-    """Losses and last parameters of seed 1 at the second rate, as a user would get them: a jitted step in a loop."""
+    """Losses and last parameters of seed 1 at the second rate, as a user would get them: a jitted
+    step in a loop."""
     task, chain = task_named(name), (CHAINS | SPECS)[spec]
     init_key, data_key = jax.random.split(jax.random.fold_in(KEY, 1))
 
     @jax.jit
     def step(params, state, index, rate):
-        grads = batch_gradient(task, params, task.data, jax.random.fold_in(data_key, index), SIZE, SIZE)
+        grads = batch_gradient(
+            task, params, task.data, jax.random.fold_in(data_key, index), SIZE, SIZE
+        )
         updates, state = chain(rate).update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -98,7 +110,10 @@ def in_engine(monkeypatch, name, spec, block):
 
     def ending_in_parameters(*args):
         runs = run_block(*args)
-        leaves = [np.reshape(leaf, (*runs.diverged.shape, -1)) for leaf in jax.tree.leaves(runs.state.params)]
+        leaves = [
+            np.reshape(leaf, (*runs.diverged.shape, -1))
+            for leaf in jax.tree.leaves(runs.state.params)
+        ]
         return runs._replace(diverged=np.concatenate(leaves, -1))
 
     monkeypatch.setattr(sweep.Engine, "_run_block", ending_in_parameters)
@@ -113,13 +128,17 @@ def test_every_optimizer_is_written_out():
 
 @pytest.mark.parametrize("spec", CHAINS)
 def test_alone_in_the_engine_a_run_equals_a_plain_optax_loop_bit_for_bit(monkeypatch, spec):
-    ours, theirs = in_engine(monkeypatch, "regression", spec, (1, 1)), plain_loop("regression", spec)
+    ours, theirs = (
+        in_engine(monkeypatch, "regression", spec, (1, 1)),
+        plain_loop("regression", spec),
+    )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 @pytest.mark.parametrize(
     ("name", "spec"),
-    [("regression", spec) for spec in (*CHAINS, *SPECS)] + [("mlp", spec) for spec in ("sgd", "adam", "lion")],
+    [("regression", spec) for spec in (*CHAINS, *SPECS)]
+    + [("mlp", spec) for spec in ("sgd", "adam", "lion")],
 )
 def test_a_lane_equals_the_run_alone(monkeypatch, name, spec):
     lane, alone = in_engine(monkeypatch, name, spec, (2, 2)), plain_loop(name, spec)
@@ -134,17 +153,25 @@ def mean_gradient(params, batch_size):
 
 def test_micro_batches_add_up_to_the_batch():
     params = TASK.init(KEY)
-    gradient = jax.jit(lambda batch_size: batch_gradient(TASK, params, TASK.data, KEY, batch_size, 4))
+    gradient = jax.jit(
+        lambda batch_size: batch_gradient(TASK, params, TASK.data, KEY, batch_size, 4)
+    )
     for batch_size in (1, 3, 4, 10, 12):
         got, want = gradient(batch_size), mean_gradient(params, batch_size)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
 
 
 def test_a_batch_loss_is_taken_of_whole_micro_batches():
-    task = TASK._replace(batch_loss=lambda params, batch: jax.vmap(TASK.loss, (None, 0))(params, batch).mean())
+    task = TASK._replace(
+        batch_loss=lambda params, batch: jax.vmap(TASK.loss, (None, 0))(params, batch).mean()
+    )
     params = TASK.init(KEY)
     got = batch_gradient(task, params, TASK.data, KEY, 8, 4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, mean_gradient(params, 8))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        got,
+        mean_gradient(params, 8),
+    )
 
 
 @cache
@@ -204,7 +231,16 @@ def test_a_lane_that_ended_keeps_its_state_while_others_go_on():
     own = KEY, 8, jnp.asarray((1, 2, 4, 8), jnp.int32)
 
     def train(rate):
-        return advance(begin(rate, *own, TASK.evaluation), rate, *own, -jnp.inf, TASK.data, TASK.evaluation, 0, 8)
+        return advance(
+            begin(rate, *own, TASK.evaluation),
+            rate,
+            *own,
+            -jnp.inf,
+            TASK.data,
+            TASK.evaluation,
+            0,
+            8,
+        )
 
     lanes = jax.vmap(train, axis_name="rate")(jnp.asarray([1e6, 0.01]))
     assert lanes.diverged.tolist() == [True, False]

@@ -10,7 +10,9 @@ ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "warmup_steps"
 
 @pytest.mark.parametrize("rule", RULES)
 def test_nothing_moves_at_the_same_batch_size(rule):
-    assert {name: float(each) for name, each in co_scale(rule, 1.0, **ADAM).items()} == pytest.approx(ADAM)
+    assert {
+        name: float(each) for name, each in co_scale(rule, 1.0, **ADAM).items()
+    } == pytest.approx(ADAM)
 
 
 @pytest.mark.parametrize("rule", RULES)

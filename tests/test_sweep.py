@@ -1,4 +1,5 @@
-"""The grid: the same data whatever the devices, blocks and forms; few programs; adaptive against dense."""
+"""The grid: the same data whatever the devices, blocks and forms; few programs; adaptive against
+dense."""
 
 import logging
 import pickle
@@ -32,7 +33,11 @@ GRID = {
     "evals": 12,
 }
 PIECES = plan(**GRID)
-WIDE = {"optimizers": {"sgd": ("sgd", (0.001, 2.0))}, "batch_sizes": (4, 8, 16, 32), "max_steps": 200}
+WIDE = {
+    "optimizers": {"sgd": ("sgd", (0.001, 2.0))},
+    "batch_sizes": (4, 8, 16, 32),
+    "max_steps": 200,
+}
 WIDE |= {"max_examples": 1600, "evals": 24}
 SEARCHED = quadratic(hessian="random", size=10, noise=2.0)
 TARGETS = (1.5, 1.0)
@@ -40,7 +45,8 @@ TARGETS = (1.5, 1.0)
 
 def collected(pieces, **options):
     return {
-        piece.batch_size: result for piece, result in sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf, **options)
+        piece.batch_size: result
+        for piece, result in sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf, **options)
     }
 
 
@@ -57,7 +63,9 @@ def adaptive(task=SEARCHED, grid=WIDE, targets=TARGETS, stop_loss=TARGETS[-1], d
 
 def optimum(piece, value):
     """Of values [rate, seed]."""
-    rate, seed = (each.ravel() for each in np.meshgrid(piece.learning_rates, piece.seeds, indexing="ij"))
+    rate, seed = (
+        each.ravel() for each in np.meshgrid(piece.learning_rates, piece.seeds, indexing="ij")
+    )
     return optimal_lr(rate, value.ravel(), seed)
 
 
@@ -129,7 +137,9 @@ def test_a_cell_equals_the_run_done_alone(dense):
 
 
 @pytest.mark.parametrize(
-    "options", [{"block": (1, 1)}, {"block": (2, 2)}, {"form": "map"}], ids=["one by one", "two by two", "map"]
+    "options",
+    [{"block": (1, 1)}, {"block": (2, 2)}, {"form": "map"}],
+    ids=["one by one", "two by two", "map"],
 )
 def test_blocks_and_forms_give_the_same_data(dense, options):
     for size, result in collected(PIECES, **options).items():
@@ -139,7 +149,8 @@ def test_blocks_and_forms_give_the_same_data(dense, options):
 
 @pytest.mark.parametrize(("form", "block"), [("map", (1, 1)), ("map", (2, 3)), ("vmap", (2, 3))])
 def test_calls_may_end_anywhere(monkeypatch, form, block):
-    """A call a step against a call a run, with lanes that diverge, reach the loss that is sought, or do neither."""
+    """A call a step against a call a run, with lanes that diverge, reach the loss that is sought,
+    or do neither."""
     piece = PIECES[1]._replace(learning_rates=(0.002, 0.004, 0.3, 5.0))
     results = []
     for seconds in (0.0, 1e9):
@@ -147,7 +158,9 @@ def test_calls_may_end_anywhere(monkeypatch, form, block):
         engine = sweep.Engine(TASK, KEY, stop_loss=0.9, block=block, form=form)
         programs, lengths = engine.compile(piece).result(), []
         counted = programs._replace(advance=counting(programs.advance, lengths))
-        monkeypatch.setattr(engine, "compile", lambda _, counted=counted: SimpleNamespace(result=lambda: counted))
+        monkeypatch.setattr(
+            engine, "compile", lambda _, counted=counted: SimpleNamespace(result=lambda: counted)
+        )
         results.append(engine.run(piece))
         assert max(lengths) == 1 if seconds == 0 else max(lengths) > 40
     jax.tree.map(np.testing.assert_array_equal, *results)
@@ -225,10 +238,14 @@ def test_three_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     made, begun = [], []
     compile_one, compile_begin = sweep.Engine._compile, sweep.compile_begin
     monkeypatch.setattr(
-        sweep, "compile_begin", lambda *args, **form: begun.append(args[1]) or compile_begin(*args, **form)
+        sweep,
+        "compile_begin",
+        lambda *args, **form: begun.append(args[1]) or compile_begin(*args, **form),
     )
     monkeypatch.setattr(
-        sweep.Engine, "_compile", lambda self, *args: made.append(args[0].optimizer) or compile_one(self, *args)
+        sweep.Engine,
+        "_compile",
+        lambda self, *args: made.append(args[0].optimizer) or compile_one(self, *args),
     )
     sizes = (1, 2, 3, 8, 16, 48, 64, 100, 128, 181, 256, 320)
     optimizers = {"sgd": ("sgd", (0.1, 0.2)), "momentum": ("momentum", (0.1, 0.2))}
@@ -242,14 +259,20 @@ def test_size_classes_and_form_follow_what_an_example_costs():
     wide, tall = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((300, 300), (400, 300)))
 
     def task(loss, data):
-        """A weight of 90,000 parameters, of products with one vector or with the rows of an example."""
+        """A weight of 90,000 parameters, of products with one vector or with the rows of an
+        example."""
         return TASK._replace(
-            init=lambda key: jax.random.normal(key, wide.shape), loss=loss, draw=lambda data, key: data, data=data
+            init=lambda key: jax.random.normal(key, wide.shape),
+            loss=loss,
+            draw=lambda data, key: data,
+            data=data,
         )
 
     vector = task(lambda weight, x: ((x @ weight) ** 2).sum(), jnp.zeros(wide.shape[0]))
     rows = task(lambda weight, x: ((x @ weight) ** 2).sum(), jnp.zeros(tall.shape))
-    assert hardware.size_classes(vector) == hardware.MICROBATCHES and hardware.size_classes(rows) == (8,)
+    assert hardware.size_classes(vector) == hardware.MICROBATCHES and hardware.size_classes(
+        rows
+    ) == (8,)
     assert (hardware.fastest_form(TASK), hardware.fastest_form(vector)) == ("vmap", "map")
     assert sweep.whole_block(PIECES, "map") == (1, 3) != sweep.whole_block(PIECES, "vmap")
 
@@ -291,7 +314,9 @@ def starve(monkeypatch, fits):
     monkeypatch.setattr(sweep.Engine, "_compile", little)
 
 
-def test_short_memory_makes_smaller_blocks_of_the_programs_that_need_them(dense, monkeypatch, caplog):
+def test_short_memory_makes_smaller_blocks_of_the_programs_that_need_them(
+    dense, monkeypatch, caplog
+):
     starve(monkeypatch, lambda size, block: size == 8 or block[0] * block[1] <= 6)
     with caplog.at_level(logging.WARNING):
         result = collected(PIECES)
@@ -310,10 +335,16 @@ def test_a_run_that_does_not_fit_ends_in_a_sentence(monkeypatch):
         collected(PIECES[1:])
 
 
-@pytest.mark.parametrize(("limit", "gibibytes"), [("max", 8), (str(3 * 2**30), 3), (str(2**63), 8), (None, 8)])
-def test_blocks_are_judged_by_all_memory_not_by_what_is_free(monkeypatch, tmp_path, limit, gibibytes):
+@pytest.mark.parametrize(
+    ("limit", "gibibytes"), [("max", 8), (str(3 * 2**30), 3), (str(2**63), 8), (None, 8)]
+)
+def test_blocks_are_judged_by_all_memory_not_by_what_is_free(
+    monkeypatch, tmp_path, limit, gibibytes
+):
     pages = {"SC_PHYS_PAGES": 2**21, "SC_PAGE_SIZE": 2**12}
-    monkeypatch.setattr(hardware.os, "sysconf", pages.__getitem__)  # a KeyError where free pages are asked for
+    monkeypatch.setattr(
+        hardware.os, "sysconf", pages.__getitem__
+    )  # a KeyError where free pages are asked for
     monkeypatch.setattr(hardware, "CGROUP_LIMIT", tmp_path / "memory.max")
     if limit is not None:
         hardware.CGROUP_LIMIT.write_text(limit + "\n")
@@ -330,12 +361,24 @@ def test_an_accelerator_says_how_much_memory_it_has(monkeypatch):
 
 def test_a_ghost_batch_is_of_one_size_whatever_the_batch():
     coupled = TASK._replace(batch_loss=lambda params, batch: jnp.float32(0))
-    assert {hardware.microbatch(coupled, hardware.size_classes(coupled), size) for size in (16, 48, 176, 1024)} == {16}
+    assert {
+        hardware.microbatch(coupled, hardware.size_classes(coupled), size)
+        for size in (16, 48, 176, 1024)
+    } == {16}
     assert hardware.size_classes(coupled._replace(ghost=4)) == (4,)
-    with pytest.raises(ValueError, match="batch size 181 is no multiple of the 16 examples of a ghost batch"):
+    with pytest.raises(
+        ValueError, match="batch size 181 is no multiple of the 16 examples of a ghost batch"
+    ):
         hardware.microbatch(coupled, (16,), 181)
     classes = hardware.size_classes(TASK)
-    assert [hardware.microbatch(TASK, classes, size) for size in (1, 8, 63, 64, 181, 999)] == [8, 8, 32, 32, 128, 128]
+    assert [hardware.microbatch(TASK, classes, size) for size in (1, 8, 63, 64, 181, 999)] == [
+        8,
+        8,
+        32,
+        32,
+        128,
+        128,
+    ]
 
 
 def test_other_failures_are_not_hidden(monkeypatch):
@@ -351,7 +394,14 @@ def test_runs_branch_from_a_state_of_parameters_and_optimizer():
     train = jax.jit(make_train(TASK, make_optimizer("adam"), microbatch_size=8))
 
     def alone(*steps):
-        shared = jax.random.fold_in(KEY, 1), 8, jnp.asarray(steps, jnp.int32), -jnp.inf, TASK.data, TASK.evaluation
+        shared = (
+            jax.random.fold_in(KEY, 1),
+            8,
+            jnp.asarray(steps, jnp.int32),
+            -jnp.inf,
+            TASK.data,
+            TASK.evaluation,
+        )
         return train(jnp.float32(0.1), *shared)
 
     whole, start = alone(5, 9), alone(4, 5).state
@@ -381,7 +431,9 @@ def assert_same_for_less(narrow, wide, targets):
     for got, want in compared:
         assert want.low <= got.lr <= want.high and got.low <= want.lr <= got.high
         assert not got.at_edge
-    assert sum(spent(*each) for each in narrow.values()) < 0.4 * sum(spent(*each) for each in wide.values())
+    assert sum(spent(*each) for each in narrow.values()) < 0.4 * sum(
+        spent(*each) for each in wide.values()
+    )
 
 
 def test_adaptive_finds_the_dense_optima_for_less(narrow):
@@ -392,7 +444,10 @@ def test_adaptive_finds_the_dense_optima_for_less(narrow):
 @pytest.mark.slow
 def test_adaptive_finds_the_dense_optima_of_an_mlp_for_less():
     task, targets = mnist1d(widths=(64, 64), examples=5_000, evaluation_examples=512), (1.4, 1.1)
-    grid = {"optimizers": {"adam": ("adam", (3e-4, 1e-1))}, "batch_sizes": (8, 16, 32, 64, 128, 256)}
+    grid = {
+        "optimizers": {"adam": ("adam", (3e-4, 1e-1))},
+        "batch_sizes": (8, 16, 32, 64, 128, 256),
+    }
     grid |= {"max_steps": 1000, "max_examples": 50_000, "evals": 40}
     runs = sweep.run_pieces(task, plan(**GRID | grid), KEY, stop_loss=targets[-1])
     assert_same_for_less(adaptive(task, grid, targets, targets[-1]), by_size(runs), targets)
@@ -404,14 +459,20 @@ def test_adaptive_judges_runs_that_ended_early_by_their_last_loss():
     ((_, wide),) = sweep.run_pieces(TASK, [piece], KEY, stop_loss=0.6)
     assert (np.isnan(wide.loss[..., -1]) & (wide.diverged == 0)).any() and wide.diverged.any()
     ((found, result),) = adaptive(TASK, grid, (None,), 0.6).values()
-    want, got = (optimum(*each) for each in ((piece, last_loss(*wide)), (found, last_loss(*result))))
+    want, got = (
+        optimum(*each) for each in ((piece, last_loss(*wide)), (found, last_loss(*result)))
+    )
     assert got.lr == pytest.approx(want.lr, rel=0.05)
     assert not got.at_edge
 
 
 def test_last_loss():
-    loss = np.array([[3.0, 2.0, 1.0], [3.0, 0.5, np.nan], [9.0, np.nan, np.nan], [np.nan, np.nan, np.nan]])
-    np.testing.assert_array_equal(last_loss(loss, np.array([False, False, True, False])), [1.0, 0.5, np.inf, np.nan])
+    loss = np.array(
+        [[3.0, 2.0, 1.0], [3.0, 0.5, np.nan], [9.0, np.nan, np.nan], [np.nan, np.nan, np.nan]]
+    )
+    np.testing.assert_array_equal(
+        last_loss(loss, np.array([False, False, True, False])), [1.0, 0.5, np.inf, np.nan]
+    )
 
 
 def test_adaptive_follows_an_optimum_beyond_the_bounds():
@@ -425,8 +486,13 @@ def test_adaptive_follows_an_optimum_beyond_the_bounds():
 def test_the_compilation_cache_is_on_and_a_users_own_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = jax.config.jax_compilation_cache_dir
-    for given, want in ((None, str(tmp_path / "surge" / "programs")), ("/somewhere/else", "/somewhere/else")):
-        jax.config.update("jax_compilation_cache_dir", given)  # where JAX_COMPILATION_CACHE_DIR is read into
+    for given, want in (
+        (None, str(tmp_path / "surge" / "programs")),
+        ("/somewhere/else", "/somewhere/else"),
+    ):
+        jax.config.update(
+            "jax_compilation_cache_dir", given
+        )  # where JAX_COMPILATION_CACHE_DIR is read into
         hardware.enable_compilation_cache()
         found = jax.config.jax_compilation_cache_dir
         jax.config.update("jax_compilation_cache_dir", before)

@@ -34,7 +34,9 @@ def test_quadratic_has_the_moments_it_says(correlation):
     np.testing.assert_allclose(drawn.mean(0), known.mu, atol=5 * 2 / 20_000**0.5)
     np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=5 * 4 * (2 / 20_000) ** 0.5)
     np.testing.assert_allclose(np.diag(covariance) ** 0.5, known.sigma, rtol=1e-6)
-    np.testing.assert_allclose(jax.hessian(task.loss)(params, task.evaluation[0]), known.hessian, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.hessian(task.loss)(params, task.evaluation[0]), known.hessian, atol=1e-5
+    )
 
 
 def test_linear_regression_has_the_moments_it_says():
@@ -43,14 +45,20 @@ def test_linear_regression_has_the_moments_it_says():
     known = linear.exact(task.data, theta)
     moments = per_example_moments(task.loss, theta, task.data)
     np.testing.assert_allclose(moments.mean, known.mu, atol=1e-4)
-    np.testing.assert_allclose(moments.square / moments.n, np.diag(known.covariance), rtol=1e-3, atol=1e-5)
-    hessian = jax.hessian(lambda theta: jax.vmap(task.loss, (None, 0))(theta, task.data).mean())(theta)
+    np.testing.assert_allclose(
+        moments.square / moments.n, np.diag(known.covariance), rtol=1e-3, atol=1e-5
+    )
+    hessian = jax.hessian(lambda theta: jax.vmap(task.loss, (None, 0))(theta, task.data).mean())(
+        theta
+    )
     np.testing.assert_allclose(hessian, known.hessian, atol=1e-3)
 
 
 def test_draws_with_a_key_are_reproducible_and_cover_the_data():
     task = mlp.mnist1d(widths=(4,), examples=20, evaluation_examples=16)
-    labels = jax.vmap(lambda key: task.draw(task.data, key)["x"][0])(jax.random.split(jax.random.key(0), 400))
+    labels = jax.vmap(lambda key: task.draw(task.data, key)["x"][0])(
+        jax.random.split(jax.random.key(0), 400)
+    )
     assert set(np.asarray(labels)) == set(task.data["x"][:, 0])
 
 
@@ -65,7 +73,12 @@ def naive_experts(params, inputs, active, shared):
             gate = 1.0 if expert < shared else scores[expert - shared]
             if expert >= shared and gate < np.sort(scores)[-active]:
                 continue
-            total = total + gate * np.asarray(jax.nn.gelu(token @ params["up"][expert])) @ params["down"][expert]
+            total = (
+                total
+                + gate
+                * np.asarray(jax.nn.gelu(token @ params["up"][expert]))
+                @ params["down"][expert]
+            )
         outputs.append(total)
     return np.stack(outputs)
 
@@ -100,9 +113,14 @@ def test_balance_over_a_batch_couples_its_examples(prose):
     with pytest.raises(ValueError, match="balance couples the examples"):
         coupled.loss(params, windows[0])
     train = jax.jit(make_train(single, lambda rate, *_: optax.adam(rate), microbatch_size=4))
-    result = train(1e-2, jax.random.key(0), 4, np.array([1, 40]), 0.0, single.data, single.evaluation)
+    result = train(
+        1e-2, jax.random.key(0), 4, np.array([1, 40]), 0.0, single.data, single.evaluation
+    )
     assert result.loss[1] < result.loss[0] - 1
-    for wrong, sentence in (({"active": 9}, "active must be"), ({"balance_over": "x"}, "balance_over must be")):
+    for wrong, sentence in (
+        ({"active": 9}, "active must be"),
+        ({"balance_over": "x"}, "balance_over must be"),
+    ):
         with pytest.raises(ValueError, match=sentence):
             moe.text(**options, **wrong)
 
@@ -124,12 +142,16 @@ def load(name):
 
 def test_experts_balanced_over_a_batch_are_measured_in_ghost_batches(prose, tmp_path):
     config = load("moe").get_config("quick")
-    config.task_args.update(source=prose, context=8, evaluation_examples=16, balance_over="batch", routed=4, hidden=8)
+    config.task_args.update(
+        source=prose, context=8, evaluation_examples=16, balance_over="batch", routed=4, hidden=8
+    )
     config.batch_sizes = (4, 8)
     config.measure.update(losses=(), examples=64, branch_examples=1)
     pipeline.run(config, tmp_path / "run", ("measure",))
     found = results.read_dataset(tmp_path / "run" / "measure.nc")
-    assert (found.noise_scale.sel(scale="b_simple") > 0).all() and found.measured_lr.sizes["batch_size"] == 2
+    assert (found.noise_scale.sel(scale="b_simple") > 0).all() and found.measured_lr.sizes[
+        "batch_size"
+    ] == 2
 
 
 def test_a_task_that_cannot_be_found_is_one_sentence():
@@ -168,7 +190,9 @@ def test_full_scale_is_the_papers(name):
     (low, high), sizes, seeds = PAPER[name]
     assert (config.batch_sizes, config.seeds) == (sizes, seeds)
     for optimizer in config.optimizers:
-        (rates,) = {piece.learning_rates for piece in pipeline.plan(config) if piece.optimizer == optimizer}
+        (rates,) = {
+            piece.learning_rates for piece in pipeline.plan(config) if piece.optimizer == optimizer
+        }
         assert rates[0] <= low < high <= rates[-1]
 
 

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 Draw = Callable[[Any, jax.Array], Any]
 
 
-def weighted(loss_fn: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any, jax.Array], jax.Array]:
+def weighted(
+    loss_fn: Callable[[Any, Any], jax.Array],
+) -> Callable[[Any, Any, jax.Array], jax.Array]:
     """(params, examples, weight) -> weighted sum of the losses of single examples."""
     return lambda params, examples, weight: weight @ jax.vmap(loss_fn, (None, 0))(params, examples)
 
@@ -25,18 +27,19 @@ def mean_gradient(
 ) -> Any:
     """Gradient of the loss of one batch, the sum of those of its micro-batches.
 
-    Example i of the batch comes from fold_in(key, i), so a larger batch contains every smaller one of the same
-    key, and splitting into micro-batches changes nothing but rounding.
+    Example i of the batch comes from fold_in(key, i), so a larger batch contains every smaller one
+    of the same key, and splitting into micro-batches changes nothing but rounding.
 
     Args:
-      loss: (params, examples, weight) -> scalar, for a micro-batch of examples whose weights [microbatch_size] sum to
-        its share of the batch; see `weighted`.
+      loss: (params, examples, weight) -> scalar, for a micro-batch of examples whose weights
+        [microbatch_size] sum to its share of the batch; see `weighted`.
       draw: (data, key) -> one example.
       params: pytree.
       data: what draw picks from.
       key: of this batch.
       batch_size: examples B, may be traced.
-      microbatch_size: examples held at once, static; a batch smaller than it is padded with weight 0.
+      microbatch_size: examples held at once, static; a batch smaller than it is padded with weight
+        0.
 
     Returns:
       Pytree like params.
@@ -52,6 +55,7 @@ def mean_gradient(
     def add(index: jax.Array, total: Any) -> Any:
         return jax.tree.map(jnp.add, total, part(index))
 
-    # The first micro-batch outside the loop: no zeros to fill and add to, a third off the step of a small model.
+    # The first micro-batch outside the loop: no zeros to fill and add to, a third off the step of a
+    # small model.
     chunks = (batch_size + microbatch_size - 1) // microbatch_size
     return jax.lax.fori_loop(1, chunks, add, part(0))

@@ -1,4 +1,5 @@
-"""The loss along directions: slopes, curvatures, Hessian products and diagonals, streamed over the batch."""
+"""The loss along directions: slopes, curvatures, Hessian products and diagonals, streamed over the
+batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,9 @@ def mean_loss(loss_fn: LossFn, batch: Any) -> Callable[[Any], jax.Array]:
     n = jax.tree.leaves(batch)[0].shape[0]
     size = min(MICROBATCH, n)
     whole = n // size
-    head = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch)
+    head = jax.tree.map(
+        lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch
+    )
     rest = jax.tree.map(lambda leaf: leaf[whole * size :], batch)
     losses = jax.vmap(loss_fn, (None, 0))
 
@@ -76,7 +79,9 @@ def alignments(loss_fn: LossFn, params: Any, batch: Any, direction: Any) -> jax.
     return jax.lax.map(slope, batch, batch_size=min(MICROBATCH, n))
 
 
-def layer_alignments(loss_fn: LossFn, params: Any, batch: Any, direction: Any, layers: Sequence[int]) -> jax.Array:
+def layer_alignments(
+    loss_fn: LossFn, params: Any, batch: Any, direction: Any, layers: Sequence[int]
+) -> jax.Array:
     """⟨g_i, u⟩ over the parameters of each layer and for every example: [layer, n].
 
     Args:
@@ -89,14 +94,17 @@ def layer_alignments(loss_fn: LossFn, params: Any, batch: Any, direction: Any, l
     leaves, tree = jax.tree.flatten(direction)
 
     def one(layer: jax.Array) -> jax.Array:
-        held = [jnp.where(layer == each, leaf, 0) for each, leaf in zip(layers, leaves, strict=True)]
+        held = [
+            jnp.where(layer == each, leaf, 0) for each, leaf in zip(layers, leaves, strict=True)
+        ]
         return alignments(loss_fn, params, batch, tree.unflatten(held))
 
     return jax.lax.map(one, jnp.arange(max(layers) + 1))
 
 
 class Hutchinson(NamedTuple):
-    """Diagonal of the Hessian (a pytree like params) and trace, each with its standard error, from n probes."""
+    """Diagonal of the Hessian (a pytree like params) and trace, each with its standard error, from
+    n probes."""
 
     diagonal: Any
     diagonal_error: Any
@@ -105,7 +113,9 @@ class Hutchinson(NamedTuple):
     n: int
 
 
-def hutchinson(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, samples: int) -> Hutchinson:
+def hutchinson(
+    loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, samples: int
+) -> Hutchinson:
     """Rademacher probes v: E[v·Hv] = diag H, E[vᵀHv] = tr H (Hutchinson 1990).
 
     Args:
@@ -119,23 +129,37 @@ def hutchinson(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, samples
       ValueError: fewer than two samples.
     """
     if samples < 2:
-        raise ValueError(f"hutchinson needs at least 2 samples for its standard error, got {samples}")
+        raise ValueError(
+            f"hutchinson needs at least 2 samples for its standard error, got {samples}"
+        )
     leaves, tree = jax.tree.flatten(params)
 
     def probe(total: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         keys = jax.random.split(key, len(leaves))
-        signs = [jax.random.rademacher(each, leaf.shape, leaf.dtype) for each, leaf in zip(keys, leaves, strict=True)]
+        signs = [
+            jax.random.rademacher(each, leaf.shape, leaf.dtype)
+            for each, leaf in zip(keys, leaves, strict=True)
+        ]
         vector = tree.unflatten(signs)
         product = jax.tree.map(jnp.multiply, vector, hvp(loss_fn, params, batch, vector))
         trace = sum(leaf.sum() for leaf in jax.tree.leaves(product))
         first, second = total
         first = jax.tree.map(jnp.add, first, product)
-        return (first, jax.tree.map(lambda one, other: one + other**2, second, product)), jnp.asarray(trace)
+        return (
+            first,
+            jax.tree.map(lambda one, other: one + other**2, second, product),
+        ), jnp.asarray(trace)
 
     nothing = jax.tree.map(jnp.zeros_like, params)
-    (first, second), traces = jax.lax.scan(probe, (nothing, nothing), jax.random.split(key, samples))
+    (first, second), traces = jax.lax.scan(
+        probe, (nothing, nothing), jax.random.split(key, samples)
+    )
     diagonal = jax.tree.map(lambda total: total / samples, first)
     error = jax.tree.map(
-        lambda total, mean: jnp.sqrt(jnp.maximum(total / samples - mean**2, 0) / (samples - 1)), second, diagonal
+        lambda total, mean: jnp.sqrt(jnp.maximum(total / samples - mean**2, 0) / (samples - 1)),
+        second,
+        diagonal,
     )
-    return Hutchinson(diagonal, error, traces.mean(), traces.std(ddof=1) / jnp.sqrt(samples), samples)
+    return Hutchinson(
+        diagonal, error, traces.mean(), traces.std(ddof=1) / jnp.sqrt(samples), samples
+    )

@@ -1,4 +1,5 @@
-"""Sampled update directions of any optimizer at any batch size, from one pool of gradients at a checkpoint."""
+"""Sampled update directions of any optimizer at any batch size, from one pool of gradients at a
+checkpoint."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,10 +25,13 @@ class Stepper(NamedTuple):
     """An optimizer as directions need it.
 
     Attributes:
-      make: (learning rate, batch size, total steps) -> optax transformation; total steps is None here.
-      weights: batch size -> how an update weighs the gradients of the last steps, newest first [w]; sum 1.
-      bends: whether the update is not linear in that average (the sign of a momentum). A few members then do not
-        stand for its noise, and the centre is of just the κB examples that are behind one update.
+      make: (learning rate, batch size, total steps) -> optax transformation; total steps is None
+        here.
+      weights: batch size -> how an update weighs the gradients of the last steps, newest first [w];
+        sum 1.
+      bends: whether the update is not linear in that average (the sign of a momentum). A few
+        members then do not stand for its noise, and the centre is of just the κB examples that are
+        behind one update.
     """
 
     make: Callable[[Any, Any, Any], optax.GradientTransformation]
@@ -56,7 +60,8 @@ class Pool(NamedTuple):
 
 
 class PoolSource:
-    """The pool of one checkpoint, whose members may be of any number of examples: a smaller batch is part of a larger.
+    """The pool of one checkpoint, whose members may be of any number of examples: a smaller batch
+    is part of a larger.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -69,7 +74,15 @@ class PoolSource:
     """
 
     def __init__(
-        self, loss_fn: LossFn, params: Any, draw: Draw, data: Any, key: jax.Array, *, members: int, size: int
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        draw: Draw,
+        data: Any,
+        key: jax.Array,
+        *,
+        members: int,
+        size: int,
     ):
         batches, self._count = max(members, -(-size // WIDTH)), members
         self._members = partial(_members, loss_fn, draw, members, params, data, key)
@@ -82,7 +95,8 @@ class PoolSource:
         self.examples = GROUPS * batches * WIDTH  # that were differentiated
 
     def at(self, batch_size: int) -> Pool:
-        """With members of batch_size examples, or of WIDTH if that is fewer; only the last pool is kept."""
+        """With members of batch_size examples, or of WIDTH if that is fewer; only the last pool is
+        kept."""
         drawn = min(batch_size, WIDTH)
         if drawn == WIDTH:
             self._pool = self._full
@@ -111,15 +125,17 @@ def _members(loss_fn, draw, members, params, data, key, drawn) -> Any:
 
 @partial(jax.jit, static_argnames=("loss_fn", "draw"))
 def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
-    """Each group's mean gradient over the first `size` examples of its mini-batches, in order [GROUPS, ...]; that over
-    the first `done` mini-batches is known."""
+    """Each group's mean gradient over the first `size` examples of its mini-batches, in order
+    [GROUPS, ...]; that over the first `done` mini-batches is known."""
 
     def group(pair: tuple[jax.Array, Any]) -> Any:
         key, mean = pair
 
         def add(index: jax.Array, mean: Any) -> Any:
             drawn = jnp.minimum(size - index * WIDTH, WIDTH)
-            new = mean_gradient(weighted(loss_fn), draw, params, data, jax.random.fold_in(key, index), drawn, WIDTH)
+            new = mean_gradient(
+                weighted(loss_fn), draw, params, data, jax.random.fold_in(key, index), drawn, WIDTH
+            )
             share = drawn / (index * WIDTH + drawn)
             return jax.tree.map(lambda old, each: old + (each - old) * share, mean, new)
 
@@ -128,19 +144,23 @@ def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
     return jax.lax.map(group, (jax.random.split(key, GROUPS), known))
 
 
-def directions(params: Any, pool: Pool, stepper: Stepper, batch_size: int, key: jax.Array, *, count: int) -> Any:
-    """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning rate ε.
+def directions(
+    params: Any, pool: Pool, stepper: Stepper, batch_size: int, key: jax.Array, *, count: int
+) -> Any:
+    """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning
+    rate ε.
 
-    Parameters stay put while the optimizer is fed mini-batch gradients; its last update is taken. A gradient is
-    ḡ + c·d: ḡ is the centre of the direction's group, d a member's deviation from the group's members. c makes up for
-    B above the members' size, and leaves room for the noise of ḡ itself. An optimizer without a state takes members of
-    B examples as they are. The optimizer's moments start at their stationary means, so that β2 = 0.999 needs no
-    thousands of steps.
+    Parameters stay put while the optimizer is fed mini-batch gradients; its last update is taken. A
+    gradient is ḡ + c·d: ḡ is the centre of the direction's group, d a member's deviation from the
+    group's members. c makes up for B above the members' size, and leaves room for the noise of ḡ
+    itself. An optimizer without a state takes members of B examples as they are. The optimizer's
+    moments start at their stationary means, so that β2 = 0.999 needs no thousands of steps.
 
-    Directions of different groups are independent, so intervals taken over groups count all noise. A momentum
-    averages the deviations of κ = 1/Σw² batches, but not ḡ's noise, of N examples: every direction's own average
-    deviation is drawn in by a factor √((N − κB)/(N − B)), after which directions have the covariance of B examples a
-    step whatever the correlations between coordinates. That takes N >= κB.
+    Directions of different groups are independent, so intervals taken over groups count all noise.
+    A momentum averages the deviations of κ = 1/Σw² batches, but not ḡ's noise, of N examples: every
+    direction's own average deviation is drawn in by a factor √((N − κB)/(N − B)), after which
+    directions have the covariance of B examples a step whatever the correlations between
+    coordinates. That takes N >= κB.
 
     Args:
       params: the checkpoint.
@@ -156,7 +176,9 @@ def directions(params: Any, pool: Pool, stepper: Stepper, batch_size: int, key: 
     weights = stepper.weights(batch_size)
     stateful = jax.tree.leaves(jax.eval_shape(stepper.make(1.0, 1, None).init, params))
     steps = max(len(weights), MEMORY) if stateful else 1
-    return _directions(stepper.make, count, steps, params, pool, jnp.asarray(batch_size), jnp.asarray(weights), key)
+    return _directions(
+        stepper.make, count, steps, params, pool, jnp.asarray(batch_size), jnp.asarray(weights), key
+    )
 
 
 @partial(jax.jit, static_argnames=("make", "count", "steps"))
@@ -168,13 +190,19 @@ def _directions(make, count, steps, params, pool, batch_size, weights, key) -> A
     stretch = jnp.where(raw, 1.0, jnp.sqrt(jnp.maximum(room, 0) * members / (members - 1)))
     centre = jax.tree.map(partial(jnp.where, raw), average, pool.centre)
     noise = jax.tree.map(lambda each, mean: stretch * (each - mean[:, None]), pool.members, average)
-    second = jax.tree.map(lambda mean, each: (mean**2).mean(0) + (each**2).mean((0, 1)), centre, noise)
-    spare = jnp.maximum(pool.size - batch_size / (weights**2).sum(), 0) / jnp.maximum(pool.size - batch_size, 1)
+    second = jax.tree.map(
+        lambda mean, each: (mean**2).mean(0) + (each**2).mean((0, 1)), centre, noise
+    )
+    spare = jnp.maximum(pool.size - batch_size / (weights**2).sum(), 0) / jnp.maximum(
+        pool.size - batch_size, 1
+    )
     drawn_in = 1 - jnp.sqrt(jnp.minimum(spare, 1))
 
     def sample(key: jax.Array, index: jax.Array) -> Any:
         group = index % GROUPS
-        ours, deviations = (jax.tree.map(lambda leaf: leaf[group], each) for each in (centre, noise))
+        ours, deviations = (
+            jax.tree.map(lambda leaf: leaf[group], each) for each in (centre, noise)
+        )
         start = _stationary(transform.init(params), ours, second)
         # Without memory each direction has a batch of its own, as far as the pool goes.
         one = (index // GROUPS % members)[None]

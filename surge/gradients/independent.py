@@ -1,4 +1,5 @@
-"""Sign descent's law if coordinates were independent and gradients Gaussian: the paper's, from per-example moments."""
+"""Sign descent's law if coordinates were independent and gradients Gaussian: the paper's, from
+per-example moments."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -27,8 +28,11 @@ def _flat_hvp(loss_fn: LossFn) -> Callable[[Any, Any, jax.Array], jax.Array]:
     return jax.jit(product)
 
 
-def flat_hessian(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, *, probes: int = 32) -> Hessian:
-    """Hessian of the mean loss over the raveled parameters [P]: Hutchinson's diagonal, products by autodiff.
+def flat_hessian(
+    loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, *, probes: int = 32
+) -> Hessian:
+    """Hessian of the mean loss over the raveled parameters [P]: Hutchinson's diagonal, products by
+    autodiff.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -41,11 +45,14 @@ def flat_hessian(loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, *, pr
     return Hessian(diagonal, Partial(_flat_hvp(loss_fn), params, batch))
 
 
-def independent_law(hessian: Hessian, groups: Sequence[GradientMoments], batch_sizes: Sequence[int]) -> OneStepLR:
+def independent_law(
+    hessian: Hessian, groups: Sequence[GradientMoments], batch_sizes: Sequence[int]
+) -> OneStepLR:
     """Sign descent with independent coordinates (the paper, Theorem 2) from per-example moments.
 
-    Quadratic forms in the noisy means take their two factors from disjoint halves of the examples; the interval is
-    a jackknife over the groups. Gaussian gradients and independent coordinates are assumed: real ones are not.
+    Quadratic forms in the noisy means take their two factors from disjoint halves of the examples;
+    the interval is a jackknife over the groups. Gaussian gradients and independent coordinates are
+    assumed: real ones are not.
 
     Args:
       hessian: over the raveled parameters, see `flat_hessian`.
@@ -61,7 +68,9 @@ def independent_law(hessian: Hessian, groups: Sequence[GradientMoments], batch_s
         one, other = ([*half[:left_out], *half[left_out + 1 :]] for half in halves)
         pairs.append((one, other))
     sizes = jnp.asarray(batch_sizes, float)
-    parts = np.array([_cross_parts(hessian, *_flat_halves(*pair), sizes) for pair in pairs])  # [1 + g, 2, b]
+    parts = np.array(
+        [_cross_parts(hessian, *_flat_halves(*pair), sizes) for pair in pairs]
+    )  # [1 + g, 2, b]
     g = len(parts) - 1
     ratios = parts[:, 0] / parts[:, 1]
     spread = ((ratios[1:] - ratios[1:].mean(0)) ** 2).sum(0)
@@ -71,10 +80,12 @@ def independent_law(hessian: Hessian, groups: Sequence[GradientMoments], batch_s
 
 
 class SignSummary(NamedTuple):
-    """What the closed forms of sign descent need of a checkpoint (Li et al., arXiv 2405.14578, Theorem 2, re-derived).
+    """What the closed forms of sign descent need of a checkpoint (Li et al., arXiv 2405.14578,
+    Theorem 2, re-derived).
 
-    mu_l1 = Σ|μ|, trace D = Σ H_ii, off_diagonal O = s'Hs' − D, snr s, and b_noise and max_lr of the small-batch
-    surge, inf where its K is not positive. Products of means are taken between disjoint halves of the examples.
+    mu_l1 = Σ|μ|, trace D = Σ H_ii, off_diagonal O = s'Hs' − D, snr s, and b_noise and max_lr of the
+    small-batch surge, inf where its K is not positive. Products of means are taken between disjoint
+    halves of the examples.
     """
 
     mu_l1: float
@@ -91,16 +102,23 @@ class SignSummary(NamedTuple):
 
 
 def sign_summary(hessian: Hessian, groups: Sequence[GradientMoments]) -> SignSummary:
-    """The closed forms' coefficients from moments of disjoint sets of examples, as `independent_law` takes them."""
+    """The closed forms' coefficients from moments of disjoint sets of examples, as
+    `independent_law` takes them."""
     mu_a, mu_b, variance = _flat_halves(groups[0::2], groups[1::2])
     sigma = jnp.sqrt(variance)
-    ratio_a, ratio_b = (jnp.where(sigma > 0, mu / jnp.where(sigma > 0, sigma, 1.0), 0.0) for mu in (mu_a, mu_b))
+    ratio_a, ratio_b = (
+        jnp.where(sigma > 0, mu / jnp.where(sigma > 0, sigma, 1.0), 0.0) for mu in (mu_a, mu_b)
+    )
 
     def off(one: jax.Array, other: jax.Array) -> float:
         return float(one @ hessian.product(other) - (one * other * hessian.diagonal).sum())
 
     mu_l1 = 0.5 * float(jnp.sign(mu_a) @ mu_b + jnp.sign(mu_b) @ mu_a)
-    aligned, trace, coupling = float(ratio_a @ mu_b), float(hessian.diagonal.sum()), off(ratio_a, ratio_b)
+    aligned, trace, coupling = (
+        float(ratio_a @ mu_b),
+        float(hessian.diagonal.sum()),
+        off(ratio_a, ratio_b),
+    )
     peaked = coupling > 0 and trace > 0
     return SignSummary(
         mu_l1=mu_l1,
@@ -112,10 +130,14 @@ def sign_summary(hessian: Hessian, groups: Sequence[GradientMoments]) -> SignSum
     )
 
 
-def _flat_halves(one: Sequence[GradientMoments], other: Sequence[GradientMoments]) -> tuple[jax.Array, ...]:
+def _flat_halves(
+    one: Sequence[GradientMoments], other: Sequence[GradientMoments]
+) -> tuple[jax.Array, ...]:
     """Mean [P] of either half and variance [P] of both."""
     first, second = _merged(one), _merged(other)
-    return tuple(ravel_pytree(each)[0] for each in (first.mean, second.mean, merge(first, second).variance))
+    return tuple(
+        ravel_pytree(each)[0] for each in (first.mean, second.mean, merge(first, second).variance)
+    )
 
 
 @jax.jit
@@ -126,7 +148,9 @@ def _cross_parts(hessian: Hessian, mu_a: Any, mu_b: Any, variance: Any, sizes: A
     def at(size: jax.Array) -> jax.Array:
         one, other = sign_mean(size, mu_a, sigma), sign_mean(size, mu_b, sigma)
         drift = 0.5 * (one @ mu_b + other @ mu_a)
-        return jnp.stack([drift, one @ hessian.product(other) + ((1 - one * other) * hessian.diagonal).sum()])
+        return jnp.stack(
+            [drift, one @ hessian.product(other) + ((1 - one * other) * hessian.diagonal).sum()]
+        )
 
     return jax.lax.map(at, sizes).T
 

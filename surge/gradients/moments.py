@@ -10,7 +10,9 @@ from absl import logging
 
 from surge.gradients.products import BLOCK, LeafSums, Plan, leaf_sums, plan, tapped_gradients
 
-MICROBATCH_BYTES = 128 * 2**20  # of activations and gradients of examples held at once, where no size is asked for
+MICROBATCH_BYTES = (
+    128 * 2**20
+)  # of activations and gradients of examples held at once, where no size is asked for
 MOST = 2048  # examples in any micro-batch: sums that hold signs and zeros in one number have room for no more
 
 
@@ -51,14 +53,19 @@ class GradientMoments(NamedTuple):
 
 
 def per_example_moments(
-    loss_fn: Callable[[Any, Any], jax.Array], params: Any, batch: Any, *, microbatch_size: int | None = None
+    loss_fn: Callable[[Any, Any], jax.Array],
+    params: Any,
+    batch: Any,
+    *,
+    microbatch_size: int | None = None,
 ) -> GradientMoments:
     """Moments of the gradients of single examples.
 
-    Memory is that of a few copies of params and one micro-batch of per-example gradients, whatever n. A gradient
-    that is not finite makes the moments nan and is found by its squared norm. Weights that the loss multiplies
-    activations by need no batch of gradients (see `products`); any other parameter has one, and so has a weight in a
-    scan, a remat or a native convolution. The log says how many parameters are of which kind.
+    Memory is that of a few copies of params and one micro-batch of per-example gradients, whatever
+    n. A gradient that is not finite makes the moments nan and is found by its squared norm. Weights
+    that the loss multiplies activations by need no batch of gradients (see `products`); any other
+    parameter has one, and so has a weight in a scan, a remat or a native convolution. The log says
+    how many parameters are of which kind.
 
     Args:
       loss_fn: (params, example) -> scalar loss of one example.
@@ -74,7 +81,9 @@ def per_example_moments(
     """
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
     if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(f"batch must hold arrays with one common leading axis of at least 1, got {sorted(lengths)}")
+        raise ValueError(
+            f"batch must hold arrays with one common leading axis of at least 1, got {sorted(lengths)}"
+        )
     n = lengths.pop()
     if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
@@ -96,7 +105,9 @@ def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> Gra
         size,
     )
     whole = n // size
-    head = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch)
+    head = jax.tree.map(
+        lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch
+    )
 
     def step(total: GradientMoments, micro: Any) -> tuple[GradientMoments, Any]:
         part = _micro(found, params, micro)
@@ -155,8 +166,11 @@ def _nothing(params: Any) -> GradientMoments:
 
 
 def merge(a: GradientMoments, b: GradientMoments) -> GradientMoments:
-    """Moments of the gradients of both (Chan, Golub and LeVeque 1979): associative up to rounding, counts exact."""
-    norms = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), a.square_norms, b.square_norms)
+    """Moments of the gradients of both (Chan, Golub and LeVeque 1979): associative up to rounding,
+    counts exact."""
+    norms = jax.tree.map(
+        lambda one, other: jnp.concatenate([one, other]), a.square_norms, b.square_norms
+    )
     return _merge(a, b)._replace(square_norms=norms)
 
 
@@ -189,7 +203,8 @@ def minibatch_moments(
     *,
     microbatch_size: int | None = None,
 ) -> GradientMoments:
-    """Moments of the gradients of mini-batches: also for models without per-example gradients (BatchNorm).
+    """Moments of the gradients of mini-batches: also for models without per-example gradients
+    (BatchNorm).
 
     Its `sign_mean` is the true E[sign G_B], to hold against erf.
 
@@ -206,5 +221,7 @@ def minibatch_moments(
     n = jax.tree.leaves(batch)[0].shape[0]
     if n % batch_size:
         raise ValueError(f"{n} examples do not split into mini-batches of {batch_size}")
-    split = jax.tree.map(lambda leaf: leaf.reshape(n // batch_size, batch_size, *leaf.shape[1:]), batch)
+    split = jax.tree.map(
+        lambda leaf: leaf.reshape(n // batch_size, batch_size, *leaf.shape[1:]), batch
+    )
     return per_example_moments(batch_loss, params, split, microbatch_size=microbatch_size)

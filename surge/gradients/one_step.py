@@ -1,7 +1,8 @@
-"""The law of one step θ − εu at each batch size, measured along sampled directions, and the truth it approximates.
+"""The law of one step θ − εu at each batch size, measured along sampled directions, and the truth
+it approximates.
 
-Both are judged by the mean loss over one evaluation batch. What independent coordinates would make of it instead is in
-`surge.gradients.independent`.
+Both are judged by the mean loss over one evaluation batch. What independent coordinates would make
+of it instead is in `surge.gradients.independent`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from surge.gradients.directions import GROUPS, PoolSource, Stepper, directions
 
 
 class OneStepLR(NamedTuple):
-    """ε_opt at each batch size [b] with its 95% interval, the gain ΔL at it, n samples, and reasons where nan."""
+    """ε_opt at each batch size [b] with its 95% interval, the gain ΔL at it, n samples, and reasons
+    where nan."""
 
     lr: np.ndarray
     low: np.ndarray
@@ -29,20 +31,28 @@ class OneStepLR(NamedTuple):
     why: list[str]
 
     @classmethod
-    def of(cls, drift: np.ndarray, curvature: np.ndarray, low: np.ndarray, high: np.ndarray, n: int) -> "OneStepLR":
+    def of(
+        cls, drift: np.ndarray, curvature: np.ndarray, low: np.ndarray, high: np.ndarray, n: int
+    ) -> "OneStepLR":
         """a/q [b] with its interval, undefined with a reason where the step has no minimum."""
         good = (curvature > 0) & (drift > 0)
         safe = np.where(good, curvature, 1.0)
         lr, low, high, gain = (
-            np.where(good, each, np.nan) for each in (drift / safe, low, high, drift**2 / (2 * safe))
+            np.where(good, each, np.nan)
+            for each in (drift / safe, low, high, drift**2 / (2 * safe))
         )
-        reasons = np.where(curvature <= 0, "no curvature along the step: q <= 0", "the step does not descend: a <= 0")
+        reasons = np.where(
+            curvature <= 0,
+            "no curvature along the step: q <= 0",
+            "the step does not descend: a <= 0",
+        )
         why = ["" if fine else str(reason) for fine, reason in zip(good, reasons, strict=True)]
         return cls(lr, low, high, gain, n, why)
 
 
 class StepSample(NamedTuple):
-    """What directions say at one batch size: a_k and q_k [k], and the true loss; k belongs to group k % GROUPS."""
+    """What directions say at one batch size: a_k and q_k [k], and the true loss; k belongs to group
+    k % GROUPS."""
 
     drift: np.ndarray
     curvature: np.ndarray
@@ -52,7 +62,8 @@ class StepSample(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Label of an optimizer -> a StepSample for each batch size; examples that were differentiated for all of them."""
+    """Label of an optimizer -> a StepSample for each batch size; examples that were differentiated
+    for all of them."""
 
     samples: dict[str, list[StepSample]]
     examples: int
@@ -87,7 +98,8 @@ def sample_steps(
     *,
     count: int,
 ) -> Steps:
-    """Samples directions at each batch size and looks along them: derivatives at 0, and the true loss on a grid.
+    """Samples directions at each batch size and looks along them: derivatives at 0, and the true
+    loss on a grid.
 
     One pool of gradients serves every optimizer and batch size.
 
@@ -109,11 +121,15 @@ def sample_steps(
         raise ValueError(f"count must be a multiple of {GROUPS}, got {count}")
     pool_key, step_key = jax.random.split(key)
     size = max(each.examples(size) for each in optimizers.values() for size in batch_sizes)
-    pool = PoolSource(loss_fn, params, draw, data, pool_key, members=max(count // GROUPS, 2), size=size)
+    pool = PoolSource(
+        loss_fn, params, draw, data, pool_key, members=max(count // GROUPS, 2), size=size
+    )
     samples: dict[str, list[StepSample]] = {label: [] for label in optimizers}
     for size in batch_sizes:
         for label, stepper in optimizers.items():
-            found = directions(params, pool.for_update(stepper, size), stepper, size, step_key, count=count)
+            found = directions(
+                params, pool.for_update(stepper, size), stepper, size, step_key, count=count
+            )
             looked = _look(loss_fn, params, evaluation, found)
             samples[label].append(StepSample(*(np.asarray(each, float) for each in looked)))
     return Steps(samples, pool.examples)
@@ -123,17 +139,21 @@ def _by_group(values: np.ndarray) -> np.ndarray:
     """Means over all directions, then with each group left out: [..., k] -> [1 + GROUPS, ...]."""
     grouped = values.reshape(*values.shape[:-1], -1, GROUPS).mean(-2)
     total = grouped.mean(-1, keepdims=True)
-    return np.moveaxis(np.concatenate([total, (total * GROUPS - grouped) / (GROUPS - 1)], -1), -1, 0)
+    return np.moveaxis(
+        np.concatenate([total, (total * GROUPS - grouped) / (GROUPS - 1)], -1), -1, 0
+    )
 
 
 def _drifts_and_curvatures(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray]:
-    """a and q at each batch size, over all directions and with each group left out [1 + GROUPS, b]."""
+    """a and q at each batch size, over all directions and with each group left out [1 + GROUPS,
+    b]."""
     a, q = zip(*((each.drift, each.curvature) for each in samples), strict=True)
     return _by_group(np.stack(a)), _by_group(np.stack(q))
 
 
 def _jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95% interval of the first row from the rows with one group left out [1 + GROUPS, b], in the logarithm."""
+    """95% interval of the first row from the rows with one group left out [1 + GROUPS, b], in the
+    logarithm."""
     logs = np.log(np.where((values > 0) & np.isfinite(values), values, np.nan))
     spread = np.sqrt((GROUPS - 1) / GROUPS * ((logs[1:] - logs[1:].mean(0)) ** 2).sum(0))
     reach = stats.t.ppf(0.975, GROUPS - 1) * spread
@@ -146,7 +166,8 @@ def _jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
-    """ε_opt = mean a_k / mean q_k at each B, with a jackknife over groups: no Gaussian, no independent coordinates."""
+    """ε_opt = mean a_k / mean q_k at each B, with a jackknife over groups: no Gaussian, no
+    independent coordinates."""
     a, q = _drifts_and_curvatures(samples)
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = _jackknifed(a / q)
@@ -154,7 +175,8 @@ def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
 
 
 class MeasuredSurge(NamedTuple):
-    """The small-batch surge with its coefficients measured, noise correlations included (the paper, equations 13-14).
+    """The small-batch surge with its coefficients measured, noise correlations included (the paper,
+    equations 13-14).
 
     Attributes:
       max_lr: A/2√(NK'), the height of the peak: value, low, high.
@@ -172,34 +194,43 @@ class MeasuredSurge(NamedTuple):
 def measured_surge(samples: Sequence[StepSample], batch_sizes: Sequence[int]) -> MeasuredSurge:
     """a = A√B and q = N + BK' through a and q themselves, at the batch sizes up to the highest a/q.
 
-    For steps of a size that does not depend on the gradient's, such as a sign's. N is the curvature of the noise of
-    steps that are all noise. K', the slope of q, holds what the mean step adds and what the noise loses to it, so
-    that with independent coordinates it is the paper's K, without the diagonal. The form ends where signs are no
-    longer nearly fair coins. Least squares of relative errors, K' at least 0; 95% by a jackknife over groups.
+    For steps of a size that does not depend on the gradient's, such as a sign's. N is the curvature
+    of the noise of steps that are all noise. K', the slope of q, holds what the mean step adds and
+    what the noise loses to it, so that with independent coordinates it is the paper's K, without
+    the diagonal. The form ends where signs are no longer nearly fair coins. Least squares of
+    relative errors, K' at least 0; 95% by a jackknife over groups.
 
     Args:
       samples: as for `measured_law`.
       batch_sizes: B [b] of the samples.
     """
     order = np.argsort(batch_sizes)
-    samples, batch_sizes = [samples[index] for index in order], [batch_sizes[index] for index in order]
+    samples, batch_sizes = (
+        [samples[index] for index in order],
+        [batch_sizes[index] for index in order],
+    )
     a, q = _drifts_and_curvatures(samples)
     rate = np.where((a[0] > 0) & (q[0] > 0), a[0] / np.where(q[0] > 0, q[0], 1.0), -np.inf)
     rising = slice(0, int(rate.argmax()) + 1)
     sizes = np.asarray(batch_sizes, float)[rising]
     nothing = np.full(3, np.nan)
     if len(sizes) < 3:
-        return MeasuredSurge(nothing, nothing, len(sizes), "fewer than three batch sizes up to the highest a/q")
+        return MeasuredSurge(
+            nothing, nothing, len(sizes), "fewer than three batch sizes up to the highest a/q"
+        )
     if not np.isfinite(rate[rising]).all():
         return MeasuredSurge(nothing, nothing, len(sizes), "a/q is undefined below the highest")
-    found = np.array([_small_batch_form(sizes, *pair) for pair in zip(a[:, rising], q[:, rising], strict=True)])
+    found = np.array(
+        [_small_batch_form(sizes, *pair) for pair in zip(a[:, rising], q[:, rising], strict=True)]
+    )
     low, high = _jackknifed(found)
     max_lr, b_noise = np.stack([found[0], low, high], -1)
     return MeasuredSurge(max_lr, b_noise, len(sizes), "")
 
 
 def _small_batch_form(sizes: np.ndarray, a: np.ndarray, q: np.ndarray) -> tuple[float, float]:
-    """(max_lr, b_noise) of one set of drifts and curvatures [b]; nan where no noise has curvature."""
+    """(max_lr, b_noise) of one set of drifts and curvatures [b]; nan where no noise has
+    curvature."""
     shape = np.sqrt(sizes) / a
     noise, mean = optimize.nnls(np.stack([1 / q, sizes / q], -1), np.ones(len(q)))[0]
     if not noise:
@@ -211,10 +242,11 @@ def _small_batch_form(sizes: np.ndarray, a: np.ndarray, q: np.ndarray) -> tuple[
 
 
 def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:
-    """argmin over ε of the true mean loss after one step, with a jackknife over groups of directions.
+    """argmin over ε of the true mean loss after one step, with a jackknife over groups of
+    directions.
 
-    The lowest point of a grid of ratio 2^0.4 around a/q, refined by a parabola in ε; nan with a reason where
-    it lies on the grid's edge, a factor 5.3 from a/q.
+    The lowest point of a grid of ratio 2^0.4 around a/q, refined by a parabola in ε; nan with a
+    reason where it lies on the grid's edge, a factor 5.3 from a/q.
     """
     rates, heights, why = [], [], []
     for each in samples:
@@ -231,7 +263,8 @@ def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:
 
 
 def _lowest(rates: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rate and height of the lowest point of each row of loss [r, e], by a parabola in ε through its neighbours."""
+    """Rate and height of the lowest point of each row of loss [r, e], by a parabola in ε through
+    its neighbours."""
     filled = np.where(np.isfinite(loss), loss, np.inf)
     best = filled.argmin(1)
     middle = np.clip(best, 1, len(rates) - 2)

@@ -1,9 +1,10 @@
 """Moments of weight gradients without a batch of weight gradients.
 
-Where a program multiplies an activation x by a weight and gets y = x·w, the weight's gradient for one example is the
-product xᵀδ with the cotangent δ of y. One backward pass by the y of all such places yields every x and δ of a batch;
-each weight's per-example gradients are then formed a few at a time, while they are in cache, and summed. Places are
-found in the traced program, so any model has them: dense layers, projections, convolutions as patches, tied weights.
+Where a program multiplies an activation x by a weight and gets y = x·w, the weight's gradient for
+one example is the product xᵀδ with the cotangent δ of y. One backward pass by the y of all such
+places yields every x and δ of a batch; each weight's per-example gradients are then formed a few at
+a time, while they are in cache, and summed. Places are found in the traced program, so any model
+has them: dense layers, projections, convolutions as patches, tied weights.
 """
 
 import functools
@@ -17,12 +18,18 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 INLINED = ("jit", "pjit", "closed_call")  # calls whose inside is read as if it stood outside
-LAYOUTS = ("reshape", "transpose", "squeeze", "convert_element_type")  # of a weight on its way to a product
+LAYOUTS = (
+    "reshape",
+    "transpose",
+    "squeeze",
+    "convert_element_type",
+)  # of a weight on its way to a product
 BLOCK = 4  # gradients of single examples formed at once: separate products, which XLA's CPU backend hands to a library
 ZERO = (
     1 << 16
 )  # what an exact zero counts in the sum that holds signs and zeros; above the most signs in a micro-batch
-# Where squared means exceed this many variances, Σg² - n·mean² loses the digits that shifted sums keep.
+# Where squared means exceed this many variances, Σg² - n·mean² loses the digits that shifted sums
+# keep.
 CANCELLING = 10.0
 
 
@@ -34,7 +41,8 @@ class View(NamedTuple):
 
 
 class Product(NamedTuple):
-    """y = x·w: as matrices [T, I] and [I, O], where T counts what meets the weight in one example."""
+    """y = x·w: as matrices [T, I] and [I, O], where T counts what meets the weight in one
+    example."""
 
     view: View
     shape: tuple[int, ...]  # of w
@@ -59,8 +67,12 @@ class Product(NamedTuple):
 
     def place(self, matrix: jax.Array, leaf: Any) -> jax.Array:
         """A matrix [I, O] in the layout of the leaf."""
-        weight = matrix.reshape([self.shape[axis] for axis in self.axes]).transpose(np.argsort(self.axes))
-        return jax.linear_transpose(self.view.layout, jax.ShapeDtypeStruct(leaf.shape, matrix.dtype))(weight)[0]
+        weight = matrix.reshape([self.shape[axis] for axis in self.axes]).transpose(
+            np.argsort(self.axes)
+        )
+        return jax.linear_transpose(
+            self.view.layout, jax.ShapeDtypeStruct(leaf.shape, matrix.dtype)
+        )(weight)[0]
 
 
 class Plan(NamedTuple):
@@ -104,20 +116,28 @@ def plan(loss_fn: Callable[[Any, Any], jax.Array], params: Any, example: Any) ->
         return y
 
     leaves = len(jax.tree.leaves(params))
-    jax.eval_shape(lambda *args: _run(program, args, _views(program, leaves), meet, read.add)[0], *program.in_avals)
+    jax.eval_shape(
+        lambda *args: _run(program, args, _views(program, leaves), meet, read.add)[0],
+        *program.in_avals,
+    )
     unused = set(range(leaves)) - {each.view.leaf for each in products}
     return Plan(program, products, frozenset(read | unused), _bytes(program.jaxpr))
 
 
 def _views(program: ClosedJaxpr, leaves: int) -> list[View | None]:
-    return [View(index, lambda leaf: leaf) if index < leaves else None for index in range(len(program.in_avals))]
+    return [
+        View(index, lambda leaf: leaf) if index < leaves else None
+        for index in range(len(program.in_avals))
+    ]
 
 
 def _bytes(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         inner = [each.jaxpr for each in equation.params.values() if isinstance(each, ClosedJaxpr)]
-        outputs = sum(math.prod(var.aval.shape) * var.aval.dtype.itemsize for var in equation.outvars)
+        outputs = sum(
+            math.prod(var.aval.shape) * var.aval.dtype.itemsize for var in equation.outvars
+        )
         total += max([outputs, *map(_bytes, inner)])
     return total
 
@@ -129,7 +149,8 @@ def _run(
     meet: Callable[[Product, jax.Array, jax.Array], jax.Array],
     read: Callable[[int], None],
 ) -> tuple[list[Any], list[View | None]]:
-    """Evaluates a program, with meet(product, x, y) in place of y at every product, and read(leaf) at other uses.
+    """Evaluates a program, with meet(product, x, y) in place of y at every product, and read(leaf)
+    at other uses.
 
     Returns:
       Its outputs, and which of them are views of leaves.
@@ -145,11 +166,18 @@ def _run(
         return None if isinstance(atom, Literal) else known.get(atom)
 
     for equation in jaxpr.eqns:
-        inputs, seen = [value(atom) for atom in equation.invars], [view(atom) for atom in equation.invars]
+        inputs, seen = (
+            [value(atom) for atom in equation.invars],
+            [view(atom) for atom in equation.invars],
+        )
         name = equation.primitive.name
         if name in INLINED:
             outputs, found = _run(equation.params["jaxpr"], inputs, seen, meet, read)
-            known |= {var: each for var, each in zip(equation.outvars, found, strict=True) if each is not None}
+            known |= {
+                var: each
+                for var, each in zip(equation.outvars, found, strict=True)
+                if each is not None
+            }
         elif name in LAYOUTS and seen[0] is not None:
             outputs = [equation.primitive.bind(*inputs, **equation.params)]
             known[equation.outvars[0]] = _laid_out(seen[0], equation)
@@ -172,7 +200,11 @@ def _run(
 
 def evaluate_equation(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """The outputs of any equation of a program for its inputs, as those of a program of its own."""
-    given = {atom: each for atom, each in zip(equation.invars, inputs, strict=True) if not isinstance(atom, Literal)}
+    given = {
+        atom: each
+        for atom, each in zip(equation.invars, inputs, strict=True)
+        if not isinstance(atom, Literal)
+    }
     alone = Jaxpr((), list(given), list(equation.outvars), [equation], equation.effects)
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
 
@@ -180,7 +212,9 @@ def evaluate_equation(equation: Any, inputs: Sequence[Any]) -> list[Any]:
 def _laid_out(view: View, equation: Any) -> View:
     if equation.primitive.name == "convert_element_type":  # sums are kept in a width of their own
         return view
-    return View(view.leaf, lambda leaf: equation.primitive.bind(view.layout(leaf), **equation.params))
+    return View(
+        view.leaf, lambda leaf: equation.primitive.bind(view.layout(leaf), **equation.params)
+    )
 
 
 def _product(equation: Any, seen: Sequence[View | None]) -> Product | None:
@@ -207,7 +241,8 @@ def _product(equation: Any, seen: Sequence[View | None]) -> Product | None:
 
 
 class Tapped(NamedTuple):
-    """Gradients of the leaves read outside products, by leaf [n, ...]; x [n, T, I] and δ [n, T, O] of each product."""
+    """Gradients of the leaves read outside products, by leaf [n, ...]; x [n, T, I] and δ [n, T, O]
+    of each product."""
 
     gradients: dict[int, jax.Array]
     inputs: list[jax.Array]
@@ -215,13 +250,16 @@ class Tapped(NamedTuple):
 
 
 def tapped_gradients(plan: Plan, params: Any, examples: Any) -> Tapped:
-    """One backward pass of a batch that differentiates by the outputs of products in place of their weights."""
+    """One backward pass of a batch that differentiates by the outputs of products in place of their
+    weights."""
     leaves = jax.tree.leaves(params)
     n = jax.tree.leaves(examples)[0].shape[0]
     taps = [jnp.zeros((n, each.rows, each.columns), each.dtype) for each in plan.products]
     views = _views(plan.program, len(leaves))
 
-    def loss(read: dict[int, jax.Array], taps: list[jax.Array], example: Any) -> tuple[jax.Array, list[jax.Array]]:
+    def loss(
+        read: dict[int, jax.Array], taps: list[jax.Array], example: Any
+    ) -> tuple[jax.Array, list[jax.Array]]:
         inputs: list[jax.Array] = []
 
         def meet(product: Product, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -229,16 +267,21 @@ def tapped_gradients(plan: Plan, params: Any, examples: Any) -> Tapped:
             return y + product.output(taps[len(inputs) - 1], y.shape)
 
         filled = [read.get(index, leaf) for index, leaf in enumerate(leaves)]
-        (value,), _ = _run(plan.program, [*filled, *jax.tree.leaves(example)], views, meet, lambda _: None)
+        (value,), _ = _run(
+            plan.program, [*filled, *jax.tree.leaves(example)], views, meet, lambda _: None
+        )
         return value, inputs
 
     gradient = jax.vmap(jax.grad(loss, (0, 1), has_aux=True), (None, 0, 0))
-    (found, cotangents), inputs = gradient({index: leaves[index] for index in plan.read}, taps, examples)
+    (found, cotangents), inputs = gradient(
+        {index: leaves[index] for index in plan.read}, taps, examples
+    )
     return Tapped(found, inputs, cotangents)
 
 
 class LeafSums(NamedTuple):
-    """Of n gradients of one leaf: mean, sum of squared deviations, sign sum, zeros in its layout, and norms² [n]."""
+    """Of n gradients of one leaf: mean, sum of squared deviations, sign sum, zeros in its layout,
+    and norms² [n]."""
 
     mean: jax.Array
     square: jax.Array
@@ -257,7 +300,10 @@ def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSum
 
         def gradient(part: Any) -> jax.Array:
             pairs, read = part
-            shares = [each.place(_weight_gradient(*pair), like) for each, pair in zip(products, pairs, strict=True)]
+            shares = [
+                each.place(_weight_gradient(*pair), like)
+                for each, pair in zip(products, pairs, strict=True)
+            ]
             return functools.reduce(jnp.add, [*shares, *read])
 
         return _streamed(gradient, parts)
@@ -269,7 +315,11 @@ def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSum
         return products[0].place(matrix.astype(jnp.result_type(float)), like).astype(matrix.dtype)
 
     return LeafSums(
-        placed(sums.mean), placed(sums.square), placed(sums.sign_sum), placed(sums.zeros), sums.square_norms
+        placed(sums.mean),
+        placed(sums.square),
+        placed(sums.sign_sum),
+        placed(sums.zeros),
+        sums.square_norms,
     )
 
 
@@ -281,8 +331,8 @@ def _weight_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
 def _streamed(gradient: Callable[[Any], jax.Array], parts: Any) -> LeafSums:
     """Sums over gradient(part) for parts [n, ...], a few at a time.
 
-    Deviations are from the first example's gradient, whose distance from the mean is that of any example: no digits
-    cancel.
+    Deviations are from the first example's gradient, whose distance from the mean is that of any
+    example: no digits cancel.
     """
     n = jax.tree.leaves(parts)[0].shape[0]
     size = min(n, BLOCK)
@@ -290,16 +340,25 @@ def _streamed(gradient: Callable[[Any], jax.Array], parts: Any) -> LeafSums:
 
     def add(sums: tuple[jax.Array, ...], block: Any) -> tuple[tuple[jax.Array, ...], jax.Array]:
         count = jax.tree.leaves(block)[0].shape[0]
-        found = [gradient(jax.tree.map(lambda leaf, index=index: leaf[index], block)) for index in range(count)]
+        found = [
+            gradient(jax.tree.map(lambda leaf, index=index: leaf[index], block))
+            for index in range(count)
+        ]
         first, second, signs = sums
         for each in found:
             deviation = each - centre
-            first, second, signs = first + deviation, second + deviation**2, signs + _sign_code(each)
+            first, second, signs = (
+                first + deviation,
+                second + deviation**2,
+                signs + _sign_code(each),
+            )
         return (first, second, signs), jnp.stack([(each**2).sum() for each in found])
 
     sums = jnp.zeros_like(centre), jnp.zeros_like(centre), jnp.zeros(centre.shape, jnp.int32)
     whole = n // size
-    head = jax.tree.map(lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), parts)
+    head = jax.tree.map(
+        lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), parts
+    )
     sums, norms = jax.lax.scan(add, sums, head)
     norms = norms.ravel()
     if n % size:
@@ -307,22 +366,29 @@ def _streamed(gradient: Callable[[Any], jax.Array], parts: Any) -> LeafSums:
         norms = jnp.concatenate([norms, rest])
     first, second, code = sums
     zeros = (code + ZERO // 2) // ZERO
-    return LeafSums(centre + first / n, jnp.maximum(second - first**2 / n, 0), code - ZERO * zeros, zeros, norms)
+    return LeafSums(
+        centre + first / n, jnp.maximum(second - first**2 / n, 0), code - ZERO * zeros, zeros, norms
+    )
 
 
 def _sign_code(gradient: jax.Array) -> jax.Array:
-    """Sign and zero of each element in one number, so that one pass over the gradient counts both."""
+    """Sign and zero of each element in one number, so that one pass over the gradient counts
+    both."""
     code = jnp.where(gradient > 0, 1, jnp.where(gradient < 0, -1, 0))
     return jnp.where(gradient == 0, ZERO, code).astype(jnp.int32)
 
 
 def _outer(inputs: jax.Array, cotangents: jax.Array, otherwise: Callable[[], LeafSums]) -> LeafSums:
-    """Sums over n outer products of inputs [n, I] and cotangents [n, O], without forming one of them.
+    """Sums over n outer products of inputs [n, I] and cotangents [n, O], without forming one of
+    them.
 
-    Squares, signs and zeros of x ⊗ δ are outer products too: (x²)ᵀδ², sign(x)ᵀ sign(δ), |sign x|ᵀ|sign δ|.
+    Squares, signs and zeros of x ⊗ δ are outer products too: (x²)ᵀδ², sign(x)ᵀ sign(δ), |sign
+    x|ᵀ|sign δ|.
     """
     n = len(inputs)
-    x, d = (each.astype(jnp.promote_types(each.dtype, jnp.float32)) for each in (inputs, cotangents))
+    x, d = (
+        each.astype(jnp.promote_types(each.dtype, jnp.float32)) for each in (inputs, cotangents)
+    )
     mean = x.T @ d / n
     square = (x**2).T @ d**2 - n * mean**2
     sign_sum, nonzero = _outer_counts(x, d)
@@ -352,9 +418,12 @@ def _outer_counts(x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
         nonzero = jnp.round(code / base)
         return code - base * nonzero, nonzero
 
-    # One product of matrices does where a factor is nowhere zero, or where x is nowhere negative: after a ReLU.
+    # One product of matrices does where a factor is nowhere zero, or where x is nowhere negative:
+    # after a ReLU.
     fits = (x.min() >= 0) & (base * n < 2**24)
-    case = jnp.where(jnp.abs(d).min() > 0, 0, jnp.where(fits, 1, jnp.where(jnp.abs(x).min() > 0, 2, 3)))
+    case = jnp.where(
+        jnp.abs(d).min() > 0, 0, jnp.where(fits, 1, jnp.where(jnp.abs(x).min() > 0, 2, 3))
+    )
     return jax.lax.switch(
         case,
         [

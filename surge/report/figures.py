@@ -1,4 +1,5 @@
-"""Figures of stored results: each function draws one picture on the axes it is given and computes nothing."""
+"""Figures of stored results: each function draws one picture on the axes it is given and computes
+nothing."""
 
 from typing import Any
 
@@ -53,12 +54,19 @@ def _legend(axes: Axes) -> None:
     if handles:
         columns = 2 if max(map(len, labels)) < 25 else 1
         axes.legend(
-            handles, labels, fontsize=8, ncols=columns, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+            handles,
+            labels,
+            fontsize=8,
+            ncols=columns,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),
         )
 
 
 def _line(axes: Axes, x: Any, y: Any, *style: Any, **options: Any) -> None:
-    """A line where it is positive and finite; nothing, in the legend neither, where it is so nowhere."""
+    """A line where it is positive and finite; nothing, in the legend neither, where it is so
+    nowhere."""
     y = np.asarray(y, float)
     y = np.where(np.isfinite(y) & (y > 0), y, np.nan)
     if np.isfinite(y).any():
@@ -107,7 +115,8 @@ def _error_bars(axes: Axes, optima: list[dict[str, Any]], color: str, label: str
 
 
 def optimal_lr(axes: Axes, entry: dict[str, Any]) -> None:
-    """ε_opt(B) of one fit with its intervals, and every law fitted to it; the best law is drawn heavy."""
+    """ε_opt(B) of one fit with its intervals, and every law fitted to it; the best law is drawn
+    heavy."""
     optima = _optima(entry)
     _log_axes(axes, "batch size B", "optimal learning rate")
     _error_bars(axes, optima, "#222222", "swept optimum")
@@ -117,7 +126,9 @@ def optimal_lr(axes: Axes, entry: dict[str, Any]) -> None:
         for name, color in LAW_COLORS.items():
             best = name == entry["best_law"]
             label = name.replace("_", " ") + (" (best)" if best else "")
-            _line(axes, curve, _law(entry, name, curve), color=color, lw=3 if best else 1, label=label)
+            _line(
+                axes, curve, _law(entry, name, curve), color=color, lw=3 if best else 1, label=label
+            )
         axes.set_ylim(min(rates) / 4, max(rates) * 4)
     _legend(axes)
 
@@ -128,22 +139,31 @@ def optimal_lr_by_target(axes: Axes, entries: list[dict[str, Any]]) -> None:
     for index, entry in enumerate(entries):
         color = f"C{index}"
         optima = _optima(entry)
-        axes.plot([point["batch_size"] for point in optima], [point["lr"] for point in optima], color=color)
+        axes.plot(
+            [point["batch_size"] for point in optima],
+            [point["lr"] for point in optima],
+            color=color,
+        )
         _error_bars(axes, optima, color, f"to {goal(entry)}")
     _legend(axes)
 
 
 def _best_predictor(entry: dict[str, Any]) -> str:
-    """The law that predicts batch sizes left out of its fit best: what is drawn where the data name none."""
+    """The law that predicts batch sizes left out of its fit best: what is drawn where the data name
+    none."""
     errors = {name: law["held_out_rmse_log"] for name, law in entry["laws"].items()}
     known = {name: error for name, error in errors.items() if error is not None}
     return min(known, key=known.__getitem__, default="surge")
 
 
-def heat_map(axes: Axes, loss: xr.DataArray, entry: dict[str, Any], checkpoint: xr.Dataset | None = None) -> None:
-    """Loss [batch_size, learning_rate] with the optimum ringed, the best law, and what a checkpoint predicts.
+def heat_map(
+    axes: Axes, loss: xr.DataArray, entry: dict[str, Any], checkpoint: xr.Dataset | None = None
+) -> None:
+    """Loss [batch_size, learning_rate] with the optimum ringed, the best law, and what a checkpoint
+    predicts.
 
-    Gray where every run diverged or none was made. `checkpoint` is one row and one optimizer of measure.nc.
+    Gray where every run diverged or none was made. `checkpoint` is one row and one optimizer of
+    measure.nc.
     """
     sizes, rates = _edges(loss.batch_size.values), _edges(loss.learning_rate.values)
     values = np.ma.masked_invalid(loss.transpose("learning_rate", "batch_size").values)
@@ -158,16 +178,40 @@ def heat_map(axes: Axes, loss: xr.DataArray, entry: dict[str, Any], checkpoint: 
     axes.figure.colorbar(mesh, ax=axes, label="training loss", extend=extend)
     marks = [[point[name] for point in _optima(entry)] for name in ("batch_size", "lr")]
     reach = [*rates[[0, -1]], *(lr * factor for lr in marks[1] for factor in (1 / 1.2, 1.2))]
-    for name, width in (("independent", 6), ("measured", 3)):  # where one hides the other its rim is still seen
+    for name, width in (
+        ("independent", 6),
+        ("measured", 3),
+    ):  # where one hides the other its rim is still seen
         if checkpoint is not None:
-            (label, color), known = ESTIMATES[name], checkpoint[f"{name}_lr"].sel(bound="value").values
+            (label, color), known = (
+                ESTIMATES[name],
+                checkpoint[f"{name}_lr"].sel(bound="value").values,
+            )
             halo = _halo(width + 1.5, "white")
-            _line(axes, checkpoint.batch_size, known, color=color, lw=width, label=f"predicted: {label}", **halo)
+            _line(
+                axes,
+                checkpoint.batch_size,
+                known,
+                color=color,
+                lw=width,
+                label=f"predicted: {label}",
+                **halo,
+            )
             reach += [lr for lr in known if np.isfinite(lr)]
     law, curve = entry["best_law"] or _best_predictor(entry), np.geomspace(sizes[0], sizes[-1], 200)
     style = {"color": "white", "lw": 1.5, "label": f"fitted: {law.replace('_', ' ')}"}
     _line(axes, curve, _law(entry, law, curve), "--", **style, **_halo(3, "#222222"))
-    _line(axes, *marks, "o", mfc="none", mec="#222222", mew=2, ms=12, label="swept optimum", **_halo(4, "white"))
+    _line(
+        axes,
+        *marks,
+        "o",
+        mfc="none",
+        mec="#222222",
+        mew=2,
+        ms=12,
+        label="swept optimum",
+        **_halo(4, "white"),
+    )
     axes.set_xlim(sizes[0], sizes[-1])
     axes.set_ylim(min(reach), max(reach))
     _legend(axes)
@@ -179,7 +223,8 @@ def _halo(width: float, color: str) -> dict[str, Any]:
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
-    """Borders of cells on a log axis, halfway between their centres; one cell alone is a factor of two wide."""
+    """Borders of cells on a log axis, halfway between their centres; one cell alone is a factor of
+    two wide."""
     logs = np.log(centres)
     gaps = np.diff(logs) if len(logs) > 1 else np.array([np.log(2)])
     before = np.append(gaps[:1], gaps)[: len(logs)]
@@ -196,8 +241,12 @@ def data_against_time(axes: Axes, entries: list[dict[str, Any]]) -> None:
     for index, entry in enumerate(entries):
         color, noise = f"C{index}", entry["noise_scale"]
         known = [point for point in entry["optimal_lr"] if point["steps"] and point["examples"]]
-        sizes, examples, steps = ([point[name] for point in known] for name in ("batch_size", "examples", "steps"))
-        label = f"{goal(entry)}: B_noise {noise['b_noise']:.3g}" if noise["b_noise"] else goal(entry)
+        sizes, examples, steps = (
+            [point[name] for point in known] for name in ("batch_size", "examples", "steps")
+        )
+        label = (
+            f"{goal(entry)}: B_noise {noise['b_noise']:.3g}" if noise["b_noise"] else goal(entry)
+        )
         _line(axes, examples, steps, "o", color=color, label=label)
         if known and noise["b_noise"] and noise["s_min"] and noise["e_min"]:
             curve = np.geomspace(min(sizes) / 4, max(sizes) * 4, 200)
@@ -207,24 +256,38 @@ def data_against_time(axes: Axes, entries: list[dict[str, Any]]) -> None:
 
 
 def noise_along_training(axes: Axes, measured: xr.Dataset, entries: list[dict[str, Any]]) -> None:
-    """Noise scales against training loss: from gradients at checkpoints, and from the sweep's S(B)."""
+    """Noise scales against training loss: from gradients at checkpoints, and from the sweep's
+    S(B)."""
     _against_loss(axes, "noise scale, examples")
     for index, scale in enumerate(measured.scale.values):
         value, low, high = _bounds(measured.noise_scale.sel(scale=scale))
         if np.isfinite(value).any():
             error = np.maximum(np.nan_to_num([value - low, high - value]), 0)
             axes.errorbar(
-                measured.loss, value, yerr=error, fmt="o-", ms=4, capsize=3, color=f"C{index}", label=str(scale)
+                measured.loss,
+                value,
+                yerr=error,
+                fmt="o-",
+                ms=4,
+                capsize=3,
+                color=f"C{index}",
+                label=str(scale),
             )
     points = [(entry["target_loss"], entry["noise_scale"]["b_noise"]) for entry in entries]
     points = [point for point in points if None not in point]
     if points:
-        axes.plot(*zip(*points, strict=True), "s--", color="#222222", label="B_noise from the sweep's S(B)")
+        axes.plot(
+            *zip(*points, strict=True),
+            "s--",
+            color="#222222",
+            label="B_noise from the sweep's S(B)",
+        )
     _legend(axes)
 
 
 def validity(axes: Axes, measured: xr.Dataset) -> None:
-    """Share of parameters by the batch size πσ²/2μ² up to which the small-batch law holds for them."""
+    """Share of parameters by the batch size πσ²/2μ² up to which the small-batch law holds for
+    them."""
     axes.set_xscale("log")
     axes.set_xlabel("πσ²/2μ² of a parameter, examples")
     axes.set_ylabel("share of parameters")
@@ -266,8 +329,8 @@ def closed_forms(
     Args:
       axes: to draw on.
       batch_sizes: B [b], which the curves span.
-      mu_l1, trace, off_diagonal, snr, b_noise, max_lr: Σ|μ|, Σ H_ii, s'Hs' − Σ H_ii, |μ|/σ, and the surge's two,
-        which `surge.gradients.one_step.sign_summary` makes of any (μ, σ, H).
+      mu_l1, trace, off_diagonal, snr, b_noise, max_lr: Σ|μ|, Σ H_ii, s'Hs' − Σ H_ii, |μ|/σ, and the
+        surge's two, which `surge.gradients.one_step.sign_summary` makes of any (μ, σ, H).
       exact: ε_opt [b] of the law with every μ and σ, if known.
       true: ε_opt [b] as it is, if known.
     """
@@ -277,7 +340,13 @@ def closed_forms(
         _line(axes, batch_sizes, exact, "o-", ms=4, color="#d55e00", label="exact, every μ and σ")
     same = homogeneous(curve, mu_l1, trace, off_diagonal, snr)
     _line(axes, curve, same, color="#cc79a7", label="one signal-to-noise ratio for all")
-    _line(axes, curve, surge(curve, max_lr, b_noise), color="#009e73", label="small batches: the surge")
+    _line(
+        axes,
+        curve,
+        surge(curve, max_lr, b_noise),
+        color="#009e73",
+        label="small batches: the surge",
+    )
     if trace + off_diagonal > 0:  # not so at a saddle
         limit = np.full(len(curve), mu_l1 / (trace + off_diagonal))
         _line(axes, curve, limit, ":", color="#7f7f7f", label="large batches")
@@ -287,17 +356,28 @@ def closed_forms(
 
 
 def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
-    """ε_opt(B) from one checkpoint: the paper's formula, the measured law, and the true one-step optimum."""
+    """ε_opt(B) from one checkpoint: the paper's formula, the measured law, and the true one-step
+    optimum."""
     _log_axes(axes, "batch size B", "one-step optimal learning rate")
     sizes = checkpoint.batch_size.values
-    for name in ("oracle", "independent", "measured"):  # the truth below, wide and pale: estimates may meet it
+    for name in (
+        "oracle",
+        "independent",
+        "measured",
+    ):  # the truth below, wide and pale: estimates may meet it
         label, color = ESTIMATES[name]
         style = {"lw": 7, "alpha": 0.3} if name == "oracle" else {}
         _band(axes, sizes, checkpoint[f"{name}_lr"], color, label, **style)
     curve = np.geomspace(sizes.min(), sizes.max(), 200)
     label, color = "saturating surge through the measured", ESTIMATES["measured"][1]
     _line(
-        axes, curve, saturating_surge(curve, *checkpoint.measured_curve.values), "--", lw=1, color=color, label=label
+        axes,
+        curve,
+        saturating_surge(curve, *checkpoint.measured_curve.values),
+        "--",
+        lw=1,
+        color=color,
+        label=label,
     )
     form = surge(curve, *checkpoint.measured_surge.sel(bound="value").values)
     _line(axes, curve, form, ":", lw=1.5, color=color, label="small-batch surge, N and K' measured")
@@ -305,7 +385,8 @@ def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
 
 
 def branches(axes: Axes, checkpoint: xr.Dataset) -> None:
-    """ε_opt(B; K): the learning rate whose loss is lowest K steps after the checkpoint, for each horizon K."""
+    """ε_opt(B; K): the learning rate whose loss is lowest K steps after the checkpoint, for each
+    horizon K."""
     _log_axes(axes, "batch size B", "optimal learning rate after K steps")
     sizes = checkpoint.batch_size.values
     for index, horizon in enumerate(checkpoint.horizon.values):

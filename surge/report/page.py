@@ -35,7 +35,16 @@ DASH = (
 NO_K = "infinite: the curvature of steps does not grow with B"
 NO_BRANCH = "no room in the budget, no measured rate to start from, or on the edge of the grid"
 SHOWN = (  # variables of measure.nc
-    *("loss", "step", "noise_scale", "layer_noise", "validity", "validity_share", "zero_share", "drift"),
+    *(
+        "loss",
+        "step",
+        "noise_scale",
+        "layer_noise",
+        "validity",
+        "validity_share",
+        "zero_share",
+        "drift",
+    ),
     *(f"{name}_lr" for name in (*figures.ESTIMATES, "branch")),
     *("measured_curve", "measured_surge", "measured_peak", "measured_examples", "branch_examples"),
     *(*figures.COEFFICIENTS, "r"),
@@ -44,7 +53,9 @@ SHOWN = (  # variables of measure.nc
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     def row(cells: Iterable[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        return (
+            "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        )
 
     return "<table>" + row(header, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"
 
@@ -78,7 +89,9 @@ class _Page:
         # No wider than what leaves its text legible on the page.
         size, layout = (min(5.2 * len(panels), 13), 5), ConstrainedLayoutEngine(wspace=0.05)
         canvas = matplotlib.figure.Figure(figsize=size, layout=layout)
-        for axes, (title, draw) in zip(np.atleast_1d(canvas.subplots(1, len(panels))), panels.items(), strict=True):
+        for axes, (title, draw) in zip(
+            np.atleast_1d(canvas.subplots(1, len(panels))), panels.items(), strict=True
+        ):
             draw(axes)
             axes.set_title(title, fontsize=10)
         buffer = io.BytesIO()
@@ -93,17 +106,24 @@ class _Page:
 
 
 def write(workdir: Path | str) -> None:
-    """Writes figures/*.png and report.html from what the workdir holds: fit.json, and sweep and measure if there.
+    """Writes figures/*.png and report.html from what the workdir holds: fit.json, and sweep and
+    measure if there.
 
     Raises:
       ResultError: neither fit.json nor measure.nc is there, or a file is damaged.
     """
     workdir = Path(workdir)
     entries = results.read_fits(workdir)
-    measured = results.read_dataset(workdir / "measure.nc", SHOWN) if (workdir / "measure.nc").exists() else None
+    measured = (
+        results.read_dataset(workdir / "measure.nc", SHOWN)
+        if (workdir / "measure.nc").exists()
+        else None
+    )
     sweep = results.open_sweep(workdir) if (workdir / "sweep").exists() else None
     if not entries and measured is None:
-        raise results.ResultError(f"{workdir} holds nothing to report: run the stages measure, sweep, fit first")
+        raise results.ResultError(
+            f"{workdir} holds nothing to report: run the stages measure, sweep, fit first"
+        )
     page = _Page(workdir)
     _findings(page, entries)
     for optimizer, entry in representative(entries).items():
@@ -137,7 +157,9 @@ def _optimizer_section(
 ) -> None:
     page.add(f"<h2>{html.escape(optimizer)}</h2>")
     panels, by_steps = {}, entry["judged_by"] == "steps"
-    caption = f"Judged by {f'steps to {goal(entry)}' if by_steps else 'loss at the end of the run'}."
+    caption = (
+        f"Judged by {f'steps to {goal(entry)}' if by_steps else 'loss at the end of the run'}."
+    )
     loss = _loss_map(sweep, optimizer, entry["target_loss"])
     checkpoint = _nearest(measured, optimizer, entry["target_loss"], loss)
     if loss is None:
@@ -145,7 +167,11 @@ def _optimizer_section(
     else:
         draw = partial(figures.heat_map, loss=loss, entry=entry, checkpoint=checkpoint)
         panels["loss over batch size and learning rate"] = draw
-        when = "where the first learning rate of its batch size gets there" if by_steps else "at the end"
+        when = (
+            "where the first learning rate of its batch size gets there"
+            if by_steps
+            else "at the end"
+        )
         caption += f" Colors: mean loss over seeds {when}, up to the upper quartile; gray: diverged, or not run."
     if checkpoint is not None:
         caption += f" Predictions are for one step from the checkpoint at loss {float(checkpoint.loss):.3g}."
@@ -161,7 +187,9 @@ def _optimizer_section(
         _targets_section(page, optimizer, group)
 
 
-def _loss_map(sweep: xr.Dataset | None, optimizer: str, target: float | None) -> xr.DataArray | None:
+def _loss_map(
+    sweep: xr.Dataset | None, optimizer: str, target: float | None
+) -> xr.DataArray | None:
     """Loss [batch_size, learning_rate], unless none is finite."""
     if sweep is None or optimizer not in sweep.optimizer:
         return None
@@ -172,7 +200,8 @@ def _loss_map(sweep: xr.Dataset | None, optimizer: str, target: float | None) ->
 def _nearest(
     measured: xr.Dataset | None, optimizer: str, target: float | None, loss: xr.DataArray | None
 ) -> xr.Dataset | None:
-    """The checkpoint whose loss is nearest to the target, or to the lowest loss where there is none."""
+    """The checkpoint whose loss is nearest to the target, or to the lowest loss where there is
+    none."""
     if measured is None or optimizer not in measured.optimizer or loss is None:
         return None
     distance = np.abs(measured.loss.values - (float(loss.min()) if target is None else target))
@@ -209,19 +238,26 @@ def _optima_table(entries: list[dict[str, Any]], checkpoint: xr.Dataset | None =
     header = ["batch size", "optimal lr", "95% interval"]
     header = ["judged by steps to", *header, "steps", "examples"] if by_steps else header
     header += [f"{name}, one step" for name in PREDICTIONS if checkpoint is not None]
-    return _table([*header, "note"], (row(entry, point) for entry in entries for point in entry["optimal_lr"]))
+    return _table(
+        [*header, "note"], (row(entry, point) for entry in entries for point in entry["optimal_lr"])
+    )
 
 
 def _loss_table(loss: xr.DataArray) -> str:
     header = ["learning rate", *(f"B = {size}" for size in loss.batch_size.values)]
     rows = ((rate, loss.sel(learning_rate=rate)) for rate in loss.learning_rate.values)
-    return _table(header, ((number(float(rate)), *(number(float(each)) for each in row)) for rate, row in rows))
+    return _table(
+        header,
+        ((number(float(rate)), *(number(float(each)) for each in row)) for rate, row in rows),
+    )
 
 
 def _laws_table(entry: dict[str, Any]) -> str:
     def row(name: str, law: dict[str, Any]) -> tuple[str, ...]:
         each = ((key, value, law["intervals"][key]) for key, value in law["params"].items())
-        params = ", ".join(f"{key} = {number(value)} {interval(*ends)}" for key, value, ends in each)
+        params = ", ".join(
+            f"{key} = {number(value)} {interval(*ends)}" for key, value, ends in each
+        )
         held_out = number(law["held_out_rmse_log"])
         if law.get("held_out_se") is not None:  # a fit.json of an earlier version has none
             held_out += f" ± {number(law['held_out_se'], 2)}"
@@ -229,13 +265,26 @@ def _laws_table(entry: dict[str, Any]) -> str:
         return title, params, number(law["aic"]), held_out
 
     return _table(
-        ("law", "parameters with 95% intervals", "AICc", "held-out error in log lr ± its standard error"),
+        (
+            "law",
+            "parameters with 95% intervals",
+            "AICc",
+            "held-out error in log lr ± its standard error",
+        ),
         (row(name, law) for name, law in entry["laws"].items()),
     )
 
 
 def _noise_table(group: list[dict[str, Any]]) -> str:
-    header = ("target", "B_noise from S(B)", "95% interval", "S_min, steps", "E_min, examples", "peak", "note")
+    header = (
+        "target",
+        "B_noise from S(B)",
+        "95% interval",
+        "S_min, steps",
+        "E_min, examples",
+        "peak",
+        "note",
+    )
     rows = ((goal(entry), entry["noise_scale"], verdict(entry)) for entry in group)
     return _table(
         header,
@@ -278,12 +327,20 @@ def _checkpoint_section(
     for optimizer in measured.optimizer.values:
         page.add(f"<h3>{html.escape(str(optimizer))}</h3>")
         for index in range(measured.sizes["checkpoint"]):
-            _one_step_section(page, f"{optimizer}-one-step-{index}", measured.isel(checkpoint=index), str(optimizer))
+            _one_step_section(
+                page,
+                f"{optimizer}-one-step-{index}",
+                measured.isel(checkpoint=index),
+                str(optimizer),
+            )
 
 
 def _one_step_section(page: _Page, name: str, row: xr.Dataset, optimizer: str) -> None:
     checkpoint = row.sel(optimizer=optimizer)
-    lr = {each: checkpoint[f"{each}_lr"].sel(bound="value").values for each in (*figures.ESTIMATES, "branch")}
+    lr = {
+        each: checkpoint[f"{each}_lr"].sel(bound="value").values
+        for each in (*figures.ESTIMATES, "branch")
+    }
     found = {each for each, values in lr.items() if np.isfinite(values).any()}
     title = f"step {int(checkpoint.step)}, training loss {float(checkpoint.loss):.3g}"
     panels = {title: partial(figures.one_step, checkpoint=checkpoint)}
@@ -298,7 +355,11 @@ def _one_step_section(page: _Page, name: str, row: xr.Dataset, optimizer: str) -
         )
     if "branch" in found:
         panels["runs that branch here"] = partial(figures.branches, checkpoint=checkpoint)
-    page.figure(name, "Estimates of the learning rate that lowers the loss most in one step. Bands: 95%.", panels)
+    page.figure(
+        name,
+        "Estimates of the learning rate that lowers the loss most in one step. Bands: 95%.",
+        panels,
+    )
     why = str(checkpoint.measured_peak_why.values)
     peak = _estimate(checkpoint.measured_peak.values, "none seen") + (f" ({why})" if why else "")
     page.sentence(f"Peak of the measured law: {peak}.")
@@ -341,14 +402,21 @@ def _layers_table(measured: xr.Dataset) -> str:
         cells = zip(each.layer_noise.values, each.layer_noise_why.values, strict=True)
         return [layer, *(_estimate(bounds, str(why)) for bounds, why in cells)]
 
-    return _table(["layer", *_losses(measured)], (row(str(layer)) for layer in measured.layer.values))
+    return _table(
+        ["layer", *_losses(measured)], (row(str(layer)) for layer in measured.layer.values)
+    )
 
 
 def _shares_table(measured: xr.Dataset) -> str:
     rows = zip(
-        measured.validity_bin.values, measured.validity_share.transpose("validity_bin", ...).values, strict=True
+        measured.validity_bin.values,
+        measured.validity_share.transpose("validity_bin", ...).values,
+        strict=True,
     )
-    return _table(["from", *_losses(measured)], ((number(edge), *map("{:.2%}".format, row)) for edge, row in rows))
+    return _table(
+        ["from", *_losses(measured)],
+        ((number(edge), *map("{:.2%}".format, row)) for edge, row in rows),
+    )
 
 
 def _losses(measured: xr.Dataset) -> list[str]:
@@ -358,7 +426,11 @@ def _losses(measured: xr.Dataset) -> list[str]:
 def _drift_table(measured: xr.Dataset) -> str:
     def row(name: str) -> tuple[str, ...]:
         each = measured.sel(quantity=name)
-        return name, _estimate(each.drift.values, str(each.drift_why.values)), str(int(each.drift_n))
+        return (
+            name,
+            _estimate(each.drift.values, str(each.drift_why.values)),
+            str(int(each.drift_n)),
+        )
 
     header = ("along training", "exponent p of loss^p", "checkpoints")
     return _table(header, (row(str(name)) for name in measured.quantity.values))
@@ -373,7 +445,12 @@ def _cost_table(measured: xr.Dataset, sweep: xr.Dataset | None) -> str:
         if sweep is None or optimizer not in sweep.optimizer:
             return optimizer, *(number(cost) for cost in costs), "not run", "–"
         whole = results.examples_trained(sweep.sel(optimizer=optimizer))
-        return optimizer, *(number(cost) for cost in costs), number(whole), f"{costs[0] / whole:.2%}"
+        return (
+            optimizer,
+            *(number(cost) for cost in costs),
+            number(whole),
+            f"{costs[0] / whole:.2%}",
+        )
 
     header = ("examples differentiated", "measured law", "branch runs", "sweep", "measured / sweep")
     return _table(header, (row(str(name)) for name in measured.optimizer.values))
@@ -381,23 +458,39 @@ def _cost_table(measured: xr.Dataset, sweep: xr.Dataset | None) -> str:
 
 def _coefficients_table(checkpoint: xr.Dataset) -> str:
     values = [float(checkpoint[name]) for name in (*figures.COEFFICIENTS, "r")]
-    header = ("closed forms", "Σ|μ|", "D = Σ H_ii", "O = s'Hs' − D", "|μ|/σ", "B_noise", "ε_max", "r = D/O")
+    header = (
+        "closed forms",
+        "Σ|μ|",
+        "D = Σ H_ii",
+        "O = s'Hs' − D",
+        "|μ|/σ",
+        "B_noise",
+        "ε_max",
+        "r = D/O",
+    )
     cells = ("∞: no surge" if np.isinf(each) else number(each) for each in values)
     return _table(header, [("at this checkpoint", *cells)])
 
 
 def _branch_table(checkpoint: xr.Dataset) -> str:
     def cell(size: int, horizon: int) -> str:
-        return _estimate(checkpoint.branch_lr.sel(batch_size=size, horizon=horizon).values, NO_BRANCH)
+        return _estimate(
+            checkpoint.branch_lr.sel(batch_size=size, horizon=horizon).values, NO_BRANCH
+        )
 
     horizons, sizes = checkpoint.horizon.values.tolist(), checkpoint.batch_size.values.tolist()
     header = ("batch size", *(f"best after K = {horizon}" for horizon in horizons))
-    return _table(header, ((size, *(cell(size, horizon) for horizon in horizons)) for size in sizes))
+    return _table(
+        header, ((size, *(cell(size, horizon) for horizon in horizons)) for size in sizes)
+    )
 
 
 def _one_step_table(checkpoint: xr.Dataset) -> str:
     def ratio(name: str, size: int) -> str:
-        values = [float(checkpoint[f"{each}_lr"].sel(batch_size=size, bound="value")) for each in (name, "oracle")]
+        values = [
+            float(checkpoint[f"{each}_lr"].sel(batch_size=size, bound="value"))
+            for each in (name, "oracle")
+        ]
         return number(values[0] / values[1]) if np.isfinite(values).all() else "–"
 
     return _table(
@@ -405,7 +498,10 @@ def _one_step_table(checkpoint: xr.Dataset) -> str:
         (
             (
                 size,
-                *(_estimate(checkpoint[f"{name}_lr"].sel(batch_size=size).values) for name in figures.ESTIMATES),
+                *(
+                    _estimate(checkpoint[f"{name}_lr"].sel(batch_size=size).values)
+                    for name in figures.ESTIMATES
+                ),
                 ratio("independent", size),
                 ratio("measured", size),
             )
@@ -415,9 +511,14 @@ def _one_step_table(checkpoint: xr.Dataset) -> str:
 
 
 def _provenance(page: _Page, attributes: Mapping[str, Any]) -> None:
-    versions = ", ".join(f"{name} {version}" for name, version in json.loads(attributes["versions"]).items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in json.loads(attributes["versions"]).items()
+    )
     page.add("<h2>How this was made</h2>")
     page.sentence(f"{versions}; {attributes['devices']}")
     if "mixed" in attributes:
         page.sentence(f"Not all pieces of the sweep were made alike; {attributes['mixed']}")
-    page.fold("config", f"<pre>{html.escape(json.dumps(json.loads(attributes['config']), indent=1))}</pre>")
+    page.fold(
+        "config",
+        f"<pre>{html.escape(json.dumps(json.loads(attributes['config']), indent=1))}</pre>",
+    )

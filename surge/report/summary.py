@@ -13,10 +13,13 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """An interval for people, open where one bound is missing; a dash where both are: it is undefined."""
+    """An interval for people, open where one bound is missing; a dash where both are: it is
+    undefined."""
     if all(bound is None or math.isnan(bound) for bound in (low, high)):
         return "–"
-    return f"[{'-∞' if low is None else number(low, 2)}, {'∞' if high is None else number(high, 2)}]"
+    return (
+        f"[{'-∞' if low is None else number(low, 2)}, {'∞' if high is None else number(high, 2)}]"
+    )
 
 
 def goal(entry: dict[str, Any]) -> str:
@@ -28,7 +31,9 @@ def verdict(entry: dict[str, Any]) -> str:
     """One sentence on one fit: does the optimal learning rate rise and fall, and which law wins?"""
     peak = entry["b_peak"]
     law = entry["best_law"]
-    winner = f"best law: {law.replace('_', ' ')}" if law else f"no law wins: {entry['best_law_why']}"
+    winner = (
+        f"best law: {law.replace('_', ' ')}" if law else f"no law wins: {entry['best_law_why']}"
+    )
     if peak["value"] is None:
         known = peak["low"] is not None or peak["high"] is not None
         return f"{'no peak' if known else 'peak unknown'} ({peak['why']}); {winner}"
@@ -45,7 +50,8 @@ def representative(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def lines(workdir: Path) -> list[str]:
-    """A closing summary: a table of B and ε_opt with interval, a sentence for each optimizer, where the report is."""
+    """A closing summary: a table of B and ε_opt with interval, a sentence for each optimizer, where
+    the report is."""
     chosen = representative(results.read_fits(workdir))
     if not chosen:
         return []
@@ -55,11 +61,16 @@ def lines(workdir: Path) -> list[str]:
         for point in entry["optimal_lr"]
     }
     sizes = sorted({size for _, size in optima})
-    table = [["B", *chosen], *([str(size), *(optima.get((each, size), "") for each in chosen)] for size in sizes)]
+    table = [
+        ["B", *chosen],
+        *([str(size), *(optima.get((each, size), "") for each in chosen)] for size in sizes),
+    ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     out = ["optimal learning rate by batch size (* on the grid's edge):"]
     for row in table:
-        out.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        out.append(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     for optimizer, entry in chosen.items():
         target = f" to {goal(entry)}" if entry["judged_by"] == "steps" else ""
         out.append(f"{optimizer}{target}: {verdict(entry)}")

@@ -14,17 +14,21 @@ class Task(NamedTuple):
     Attributes:
       init: key -> params, a pytree of arrays.
       loss: (params, example) -> scalar loss of one example.
-      data: pytree of arrays that `draw` picks from; passed as an argument, never baked into a program.
-      draw: (data, key) -> one training example, independent for each key (sampling with replacement,
-        as the theory assumes). Example i of step t of a run uses fold_in(fold_in(run_key, t), i), so the
-        batches of one seed are nested across batch sizes and do not depend on how a batch is split.
-      evaluation: pytree of training examples with a leading axis: the fixed subset that losses are reported on.
-      batch_loss: (params, batch) -> scalar, only for models whose batch loss is not the mean of single
-        losses (BatchNorm); None otherwise. Such a task has no per-example gradients. See `by_ghosts`.
-      ghost: examples that batch_loss couples. Batch sizes and the evaluation are multiples of it, so that
-        the coupling is the same whatever the batch size and however a batch is split.
-      rows: how many different examples `draw` picks among, where that is not the rows of `data`; None where it is not
-        known or has no end.
+      data: pytree of arrays that `draw` picks from; passed as an argument, never baked into a
+        program.
+      draw: (data, key) -> one training example, independent for each key (sampling with
+        replacement, as the theory assumes). Example i of step t of a run uses
+        fold_in(fold_in(run_key, t), i), so the batches of one seed are nested across batch sizes
+        and do not depend on how a batch is split.
+      evaluation: pytree of training examples with a leading axis: the fixed subset that losses are
+        reported on.
+      batch_loss: (params, batch) -> scalar, only for models whose batch loss is not the mean of
+        single losses (BatchNorm); None otherwise. Such a task has no per-example gradients. See
+        `by_ghosts`.
+      ghost: examples that batch_loss couples. Batch sizes and the evaluation are multiples of it,
+        so that the coupling is the same whatever the batch size and however a batch is split.
+      rows: how many different examples `draw` picks among, where that is not the rows of `data`;
+        None where it is not known or has no end.
     """
 
     init: Callable[[jax.Array], Any]
@@ -38,11 +42,13 @@ class Task(NamedTuple):
 
 
 def by_ghosts(loss: Callable[[Any, Any], jax.Array], ghost: int) -> Callable[[Any, Any], jax.Array]:
-    """Mean of a loss of coupled examples over ghost batches (Hoffer et al., arXiv 1705.08741): a `Task.batch_loss`.
+    """Mean of a loss of coupled examples over ghost batches (Hoffer et al., arXiv 1705.08741): a
+    `Task.batch_loss`.
 
     Args:
       loss: (params, ghost batch) -> scalar.
-      ghost: examples in a ghost batch; what the result is given is split in order, and must be a multiple.
+      ghost: examples in a ghost batch; what the result is given is split in order, and must be a
+        multiple.
 
     Raises:
       ValueError: ghost is not a whole number of at least 1.
@@ -59,8 +65,9 @@ def by_ghosts(loss: Callable[[Any, Any], jax.Array], ghost: int) -> Callable[[An
 def ghost_batches(task: Task) -> Task:
     """The same problem with a ghost batch in the place of an example.
 
-    A batch of B examples is one of B/ghost independent ghost batches whose losses are averaged: what is measured of
-    single examples elsewhere is measured of these where single gradients do not exist (mini-batch moments).
+    A batch of B examples is one of B/ghost independent ghost batches whose losses are averaged:
+    what is measured of single examples elsewhere is measured of these where single gradients do not
+    exist (mini-batch moments).
 
     Args:
       task: with a batch_loss.
@@ -107,11 +114,15 @@ def make_task(function: str, **kwargs: Any) -> Task:
     """
     module_name, colon, name = function.partition(":")
     if not colon:
-        raise ValueError(f"config.task must read module:function, like surge.tasks.mlp:mnist1d; got {function!r}")
+        raise ValueError(
+            f"config.task must read module:function, like surge.tasks.mlp:mnist1d; got {function!r}"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"config.task {function!r}: {error}; the module must be importable from here") from error
+        raise ValueError(
+            f"config.task {function!r}: {error}; the module must be importable from here"
+        ) from error
     if not hasattr(module, name):
         raise ValueError(f"config.task {function!r}: module {module_name} has no function {name}")
     return getattr(module, name)(**kwargs)

@@ -1,4 +1,5 @@
-"""Convolutions that keep their speed inside training loops, and the paper's 5-layer CNN on Fashion-MNIST."""
+"""Convolutions that keep their speed inside training loops, and the paper's 5-layer CNN on
+Fashion-MNIST."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -14,11 +15,13 @@ from surge.tasks.images import FASHION_MNIST, fashion_mnist_arrays
 
 
 class Conv(nn.Module):
-    """Square convolution [..., H, W, C] -> [..., H', W', features], zero-padded by (size - 1) // 2 like torch's.
+    """Square convolution [..., H, W, C] -> [..., H', W', features], zero-padded by (size - 1) // 2
+    like torch's.
 
-    Of every window of pool x pool outputs the largest is given; what fills no window is dropped. On CPU it is patches
-    and one matrix product: XLA's own convolution loses its fast path inside loops (8x slower) and with a kernel for
-    each lane under vmap (15x). The parameters are those of `nn.Conv`.
+    Of every window of pool x pool outputs the largest is given; what fills no window is dropped. On
+    CPU it is patches and one matrix product: XLA's own convolution loses its fast path inside loops
+    (8x slower) and with a kernel for each lane under vmap (15x). The parameters are those of
+    `nn.Conv`.
     """
 
     features: int
@@ -35,18 +38,23 @@ class Conv(nn.Module):
         inputs, kernel = inputs.astype(self.dtype), kernel.astype(self.dtype)
         outputs = (self.patches if jax.default_backend() == "cpu" else self.native)(inputs, kernel)
         if self.use_bias:
-            outputs = outputs + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            outputs = outputs + self.param("bias", nn.initializers.zeros, (self.features,)).astype(
+                self.dtype
+            )
         return outputs
 
     def patches(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Has the places of a window side by side, so that pooling is a maximum of slices, and computes no others."""
+        """Has the places of a window side by side, so that pooling is a maximum of slices, and
+        computes no others."""
         margin, stride, pool = (self.size - 1) // 2, self.stride, self.pool
         spatial = [(0, 0)] * (inputs.ndim - 3) + [(margin, margin), (margin, margin), (0, 0)]
         padded = jnp.pad(inputs, spatial)
         height, width = (((edge - self.size) // stride + 1) // pool for edge in padded.shape[-3:-1])
         step, reach = stride * pool, range(self.size + stride * (pool - 1))
         views = {
-            (row, column): padded[..., row : row + step * height : step, column : column + step * width : step, :]
+            (row, column): padded[
+                ..., row : row + step * height : step, column : column + step * width : step, :
+            ]
             for row in reach
             for column in reach
         }
@@ -56,31 +64,47 @@ class Conv(nn.Module):
             for row in range(self.size)
             for column in range(self.size)
         ]
-        outputs = jnp.split(jnp.concatenate(taps, -1) @ kernel.reshape(-1, self.features), len(places), -2)
-        return reduce(jnp.maximum, [reduce(jnp.maximum, outputs[right::pool]) for right in range(pool)])
+        outputs = jnp.split(
+            jnp.concatenate(taps, -1) @ kernel.reshape(-1, self.features), len(places), -2
+        )
+        return reduce(
+            jnp.maximum, [reduce(jnp.maximum, outputs[right::pool]) for right in range(pool)]
+        )
 
     def native(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         margin = (self.size - 1) // 2
-        # Inside pmap JAX cannot batch a convolution again over kernels alone (issue 32157): nor are they alone, so.
+        # Inside pmap JAX cannot batch a convolution again over kernels alone (issue 32157): nor are
+        # they alone, so.
         inputs = inputs + 0 * jax.lax.stop_gradient(kernel[0, 0, 0, 0])
         batch = inputs.reshape(-1, *inputs.shape[-3:])
-        numbers = jax.lax.conv_dimension_numbers(batch.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+        numbers = jax.lax.conv_dimension_numbers(
+            batch.shape, kernel.shape, ("NHWC", "HWIO", "NHWC")
+        )
         outputs = jax.lax.conv_general_dilated(
-            batch, kernel, (self.stride, self.stride), [(margin, margin)] * 2, dimension_numbers=numbers
+            batch,
+            kernel,
+            (self.stride, self.stride),
+            [(margin, margin)] * 2,
+            dimension_numbers=numbers,
         )
         outputs = outputs.reshape(*inputs.shape[:-3], *outputs.shape[1:])
-        return outputs if self.pool == 1 else _max_pool(outputs, self.pool)  # a maximum of one costs a gradient too
+        return (
+            outputs if self.pool == 1 else _max_pool(outputs, self.pool)
+        )  # a maximum of one costs a gradient too
 
 
 def _max_pool(inputs: jax.Array, pool: int) -> jax.Array:
     """By reshaping, whose gradient needs no scatter."""
     height, width = (edge // pool for edge in inputs.shape[-3:-1])
     whole = inputs[..., : height * pool, : width * pool, :]
-    return whole.reshape(*inputs.shape[:-3], height, pool, width, pool, inputs.shape[-1]).max((-4, -2))
+    return whole.reshape(*inputs.shape[:-3], height, pool, width, pool, inputs.shape[-1]).max(
+        (-4, -2)
+    )
 
 
 class CNN(nn.Module):
-    """Convolutions of `channels`, each with 2x2 pooling and ReLU, then two dense layers: the paper's five."""
+    """Convolutions of `channels`, each with 2x2 pooling and ReLU, then two dense layers: the
+    paper's five."""
 
     channels: Sequence[int] = (16, 32, 64)
     hidden: int = 128
@@ -99,7 +123,8 @@ class CNN(nn.Module):
 def image_loss(
     apply: Callable[..., Any], mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Any, Any], jax.Array]:
-    """Mean cross-entropy of images {"x": uint8 [..., H, W, C], "y": [...]}, standardised by channel mean and std."""
+    """Mean cross-entropy of images {"x": uint8 [..., H, W, C], "y": [...]}, standardised by channel
+    mean and std."""
 
     def loss(params: Any, example: Any) -> jax.Array:
         pixels = (example["x"].astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
@@ -116,10 +141,12 @@ def fashion_mnist(
     evaluation_examples: int = 1_024,
     dtype: str = "float32",
 ) -> Task:
-    """Fashion-MNIST (Xiao et al., arXiv 1708.07747) with the 5-layer CNN; losses are of training images.
+    """Fashion-MNIST (Xiao et al., arXiv 1708.07747) with the 5-layer CNN; losses are of training
+    images.
 
     Raises:
-      ValueError: the data is missing or broken, see `images.fashion_mnist_arrays`, or smaller than the evaluation.
+      ValueError: the data is missing or broken, see `images.fashion_mnist_arrays`, or smaller than
+        the evaluation.
     """
     train = fashion_mnist_arrays(source)
     model = CNN(tuple(channels), hidden, dtype=jnp.dtype(dtype))

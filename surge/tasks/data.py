@@ -29,7 +29,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def load_rows(source: str, split: str, how: str) -> Any:
-    """Rows of a `datasets` data set: a name on the hub, or a file or directory that holds it in one of its formats.
+    """Rows of a `datasets` data set: a name on the hub, or a file or directory that holds it in one
+    of its formats.
 
     Args:
       source: owner/name, owner/name:configuration, or a path.
@@ -37,7 +38,8 @@ def load_rows(source: str, split: str, how: str) -> Any:
       how: to get the data: what an error message ends with.
 
     Raises:
-      ValueError: `datasets` is not installed, or the data is not there or of a kind that it does not read.
+      ValueError: `datasets` is not installed, or the data is not there or of a kind that it does
+        not read.
     """
     path = Path(source).expanduser().resolve()
     if source.startswith(("/", ".", "~")) and not path.exists():
@@ -45,8 +47,11 @@ def load_rows(source: str, split: str, how: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"{source} needs Hugging Face datasets: pip install 'surge[data]'") from None
-    # Data sets that are Python scripts are refused by a RuntimeError, missing decompressors by an ImportError.
+        raise ValueError(
+            f"{source} needs Hugging Face datasets: pip install 'surge[data]'"
+        ) from None
+    # Data sets that are Python scripts are refused by a RuntimeError, missing decompressors by an
+    # ImportError.
     refusals = (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError)
     try:
         if (path / "state.json").is_file():
@@ -63,7 +68,8 @@ def load_rows(source: str, split: str, how: str) -> Any:
 
 
 def mnist1d_arrays(examples: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """MNIST-1D by the published recipe: {"x": [n, 40] float32, "y": [n] int32} for training and for testing.
+    """MNIST-1D by the published recipe: {"x": [n, 40] float32, "y": [n] int32} for training and for
+    testing.
 
     Raises:
       ValueError: fewer than ten examples, one for each class.

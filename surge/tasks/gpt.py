@@ -1,4 +1,5 @@
-"""GPT-2 (Radford et al. 2019): pre-LN, tied embeddings, learned positions; parameters named as in transformers."""
+"""GPT-2 (Radford et al. 2019): pre-LN, tied embeddings, learned positions; parameters named as in
+transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +37,17 @@ SIZES = {
 
 def dense(features: int, name: str, dtype: Any, scale: float = 1.0) -> nn.Dense:
     """A dense layer with GPT-2's initialisation."""
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(0.02 * scale), name=name)
+    return nn.Dense(
+        features, dtype=dtype, kernel_init=nn.initializers.normal(0.02 * scale), name=name
+    )
 
 
 def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Of arrays [T, heads, d]; on CPU a training step of the small GPT is a quarter faster than by JAX's own.
+    """Of arrays [T, heads, d]; on CPU a training step of the small GPT is a quarter faster than by
+    JAX's own.
 
-    Weights are normalised after they have met the values, as in FlashAttention: fewer passes over [heads, T, T].
+    Weights are normalised after they have met the values, as in FlashAttention: fewer passes over
+    [heads, T, T].
     """
     query, key, value = (each.swapaxes(0, 1) for each in (query, key, value))
     length, width = query.shape[1:]
@@ -50,7 +55,9 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     def rows(first: int, end: int) -> jax.Array:
         mask = jnp.where(jnp.tri(end - first, end, first, dtype=bool), 0.0, -jnp.inf)
         near, values = query[:, first:end] * width**-0.5, value[:, :end]
-        products = jnp.matmul(near, key[:, :end].swapaxes(1, 2), preferred_element_type=jnp.float32) + mask
+        products = (
+            jnp.matmul(near, key[:, :end].swapaxes(1, 2), preferred_element_type=jnp.float32) + mask
+        )
         weights = jnp.exp(products - jax.lax.stop_gradient(products.max(-1, keepdims=True)))
         return (weights.astype(value.dtype) @ values) / weights.sum(-1, keepdims=True)
 
@@ -74,12 +81,17 @@ class Attention(nn.Module):
         if jax.default_backend() == "cpu":
             mixed = causal_attention(*heads)
         else:
-            mixed = jax.nn.dot_product_attention(*heads, is_causal=True, implementation=self.attention)
-        return dense(width, "c_proj", self.dtype, (2 * self.size.depth) ** -0.5)(mixed.reshape(length, width))
+            mixed = jax.nn.dot_product_attention(
+                *heads, is_causal=True, implementation=self.attention
+            )
+        return dense(width, "c_proj", self.dtype, (2 * self.size.depth) ** -0.5)(
+            mixed.reshape(length, width)
+        )
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with GELU between them; also returns nothing, where experts return their loads."""
+    """Two dense layers with GELU between them; also returns nothing, where experts return their
+    loads."""
 
     size: Size
     dtype: Any = jnp.float32
@@ -87,7 +99,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden = nn.gelu(dense(4 * self.size.width, "c_fc", self.dtype)(inputs), approximate=True)
-        outputs = dense(self.size.width, "c_proj", self.dtype, (2 * self.size.depth) ** -0.5)(hidden)
+        outputs = dense(self.size.width, "c_proj", self.dtype, (2 * self.size.depth) ** -0.5)(
+            hidden
+        )
         return outputs, jnp.zeros(0)
 
 
@@ -109,13 +123,14 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens [T] -> (logits [T, vocabulary] in float32, what the feed-forward layers say besides [depth, ...]).
+    """Tokens [T] -> (logits [T, vocabulary] in float32, what the feed-forward layers say besides
+    [depth, ...]).
 
     Attributes:
       size: shape.
       dtype: of the computation; parameters and softmax stay float32.
-      attention: "xla", or "cudnn" for FlashAttention on NVIDIA (bfloat16 only; no forward-mode derivatives, so for
-        sweeps and not for curvature). CPU has a form of its own.
+      attention: "xla", or "cudnn" for FlashAttention on NVIDIA (bfloat16 only; no forward-mode
+        derivatives, so for sweeps and not for curvature). CPU has a form of its own.
       remat: recompute each layer in the backward pass, to save memory.
       feed_forward: module class (size, dtype) of each layer.
     """
@@ -129,12 +144,16 @@ class GPT(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         normal = nn.initializers.normal
-        embed = nn.Embed(self.size.vocabulary, self.size.width, embedding_init=normal(0.02), name="wte")
+        embed = nn.Embed(
+            self.size.vocabulary, self.size.width, embedding_init=normal(0.02), name="wte"
+        )
         positions = self.param("wpe", normal(0.02), (self.size.context, self.size.width))
         states = (embed(tokens) + positions[: len(tokens)]).astype(self.dtype)
         layer, extras = nn.remat(Block) if self.remat else Block, []
         for index in range(self.size.depth):
-            block = layer(self.size, self.dtype, self.attention, self.feed_forward, name=f"h_{index}")
+            block = layer(
+                self.size, self.dtype, self.attention, self.feed_forward, name=f"h_{index}"
+            )
             states, extra = block(states)
             extras.append(extra)
         states = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln_f")(states)
@@ -193,7 +212,8 @@ def load_safetensors(path: str) -> dict[str, Any]:
 
 
 def load_weights(path: str, model: GPT) -> dict[str, Any]:
-    """Parameters of a model from a published checkpoint, without the positions beyond the model's context.
+    """Parameters of a model from a published checkpoint, without the positions beyond the model's
+    context.
 
     Raises:
       ValueError: no such weights, see `load_safetensors`, or they are of a model of another shape.
@@ -215,16 +235,19 @@ def load_weights(path: str, model: GPT) -> dict[str, Any]:
 
 
 def draw_window(data: dict[str, Any], key: jax.Array) -> jax.Array:
-    """A uniformly drawn window of tokens; data is {"tokens": [n], "window": [length] of anything}."""
+    """A uniformly drawn window of tokens; data is {"tokens": [n], "window": [length] of
+    anything}."""
     tokens, length = data["tokens"], data["window"].shape[0]
     start = jax.random.randint(key, (), 0, tokens.shape[0] - length + 1)
     return jax.lax.dynamic_slice(jnp.asarray(tokens), (start,), (length,)).astype(jnp.int32)
 
 
 def streamed_window(tokens: np.ndarray, length: int) -> Callable[[Any, jax.Array], jax.Array]:
-    """A draw from tokens that stay on the host, memory-mapped: a step moves its own windows only to the device.
+    """A draw from tokens that stay on the host, memory-mapped: a step moves its own windows only to
+    the device.
 
-    Starts are 64-bit, so a text may be of any size; the host is called once for a whole (micro-)batch of all lanes.
+    Starts are 64-bit, so a text may be of any size; the host is called once for a whole
+    (micro-)batch of all lanes.
     """
 
     def read(bits: Any) -> np.ndarray:
@@ -252,16 +275,21 @@ def split_held_out(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def token_losses(model: nn.Module, params: Any, window: jax.Array) -> tuple[jax.Array, Any]:
-    """Cross-entropy of each next token of a window [T + 1] in nats, [T], and what else the model says."""
+    """Cross-entropy of each next token of a window [T + 1] in nats, [T], and what else the model
+    says."""
     logits, extra = model.apply(params, window[:-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]), extra
 
 
-def text_data(source: str, tokenizer: str, length: int, count: int, vocabulary: int, stream: bool) -> dict[str, Any]:
-    """Fields of a Task: data, draw, rows, and evaluation windows of the training text; `length` tokens are predicted.
+def text_data(
+    source: str, tokenizer: str, length: int, count: int, vocabulary: int, stream: bool
+) -> dict[str, Any]:
+    """Fields of a Task: data, draw, rows, and evaluation windows of the training text; `length`
+    tokens are predicted.
 
     Raises:
-      ValueError: the text is missing, shorter than a window or `count` of them, or has tokens outside the vocabulary.
+      ValueError: the text is missing, shorter than a window or `count` of them, or has tokens
+        outside the vocabulary.
     """
     tokens, _ = split_held_out(text_tokens(source, tokenizer))
     if len(tokens) < length + 1:
@@ -269,13 +297,20 @@ def text_data(source: str, tokenizer: str, length: int, count: int, vocabulary: 
             f"the text of {source} has {len(tokens)} training tokens, shorter than a window of {length + 1}"
         )
     if len(tokens) - length < count:
-        raise ValueError(f"the text of {source} has {len(tokens) - length} windows, below evaluation_examples={count}")
+        raise ValueError(
+            f"the text of {source} has {len(tokens) - length} windows, below evaluation_examples={count}"
+        )
     if int(tokens.max()) >= vocabulary:
-        raise ValueError(f"the text of {source} has token {tokens.max()}, outside the vocabulary of {vocabulary}")
+        raise ValueError(
+            f"the text of {source} has token {tokens.max()}, outside the vocabulary of {vocabulary}"
+        )
     fields = {"evaluation": windows(tokens, count, length + 1), "rows": len(tokens) - length}
     if stream:
         return fields | {"draw": streamed_window(tokens, length + 1), "data": ()}
-    return fields | {"draw": draw_window, "data": {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)}}
+    return fields | {
+        "draw": draw_window,
+        "data": {"tokens": tokens, "window": np.zeros(length + 1, np.uint8)},
+    }
 
 
 def text(
@@ -300,13 +335,13 @@ def text(
       vocabulary: where it differs from the named size's.
       context: tokens predicted per example, where it differs from the named size's.
       evaluation_examples: windows that losses are reported on.
-      weights: a model.safetensors to start from instead of a random initialisation; "" for none. It fits its own
-        size and vocabulary, and any context up to its own.
+      weights: a model.safetensors to start from instead of a random initialisation; "" for none. It
+        fits its own size and vocabulary, and any context up to its own.
       dtype: of the computation.
       attention: see `GPT`.
       remat: see `GPT`.
-      stream: leave the tokens in their memory-mapped file and read windows as they are drawn, for texts larger than
-        a device; else they are moved there whole.
+      stream: leave the tokens in their memory-mapped file and read windows as they are drawn, for
+        texts larger than a device; else they are moved there whole.
 
     Raises:
       ValueError: unknown size or attention, or text or weights that cannot be used.
@@ -316,11 +351,15 @@ def text(
     if attention not in ("xla", "cudnn"):
         raise ValueError(f"attention must be xla or cudnn, got {attention!r}")
     shape = SIZES[size]
-    shape = shape._replace(vocabulary=vocabulary or shape.vocabulary, context=context or shape.context)
+    shape = shape._replace(
+        vocabulary=vocabulary or shape.vocabulary, context=context or shape.context
+    )
     model = GPT(shape, jnp.dtype(dtype), attention, remat)
     loaded = load_weights(weights, model) if weights else None
     return Task(
         init=lambda key: loaded or model.init(key, jnp.zeros(shape.context, jnp.int32)),
         loss=lambda params, window: token_losses(model, params, window)[0].mean(),
-        **text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream),
+        **text_data(
+            source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream
+        ),
     )

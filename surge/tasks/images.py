@@ -1,4 +1,5 @@
-"""Labelled images from IDX files, or through Hugging Face `datasets` from a hub or a local copy in its formats."""
+"""Labelled images from IDX files, or through Hugging Face `datasets` from a hub or a local copy in
+its formats."""
 
 import gzip
 import struct
@@ -16,7 +17,8 @@ HOW = (
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array of bytes from an IDX file, gzipped or not (format: http://yann.lecun.com/exdb/mnist).
+    """An array of bytes from an IDX file, gzipped or not (format:
+    http://yann.lecun.com/exdb/mnist).
 
     Raises:
       ValueError: not an IDX file of unsigned bytes, or of another length than its header says.
@@ -28,15 +30,20 @@ def read_idx(path: Path) -> np.ndarray:
     shape = struct.unpack(f">{ndim}I", content[4 : 4 + 4 * ndim])
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
     if values.size != np.prod(shape):
-        raise ValueError(f"{path} holds {values.size} values where its header says {shape}: the file is incomplete")
+        raise ValueError(
+            f"{path} holds {values.size} values where its header says {shape}: the file is incomplete"
+        )
     return values.reshape(shape)
 
 
-def checked(images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...], classes: int, name: str) -> dict:
+def checked(
+    images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...], classes: int, name: str
+) -> dict:
     """{"x": uint8 [n, *shape], "y": int32 [n]}.
 
     Raises:
-      ValueError: no images, images of another shape, as many labels as images are missing, or labels out of range.
+      ValueError: no images, images of another shape, as many labels as images are missing, or
+        labels out of range.
     """
     if not len(images):
         raise ValueError(f"{name} holds no images")
@@ -45,12 +52,17 @@ def checked(images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...], clas
     if len(labels) != len(images):
         raise ValueError(f"{name} holds {len(images)} images but {len(labels)} labels")
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"{name}: labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
+        raise ValueError(
+            f"{name}: labels must be 0 to {classes - 1}, got {labels.min()} to {labels.max()}"
+        )
     return {"x": images, "y": labels.astype(np.int32)}
 
 
-def fashion_mnist_arrays(source: str = FASHION_MNIST, split: str = "train") -> dict[str, np.ndarray]:
-    """Fashion-MNIST: {"x": uint8 [n, 28, 28, 1], "y": int32 [n]}, n = 60,000 ("train") or 10,000 ("test").
+def fashion_mnist_arrays(
+    source: str = FASHION_MNIST, split: str = "train"
+) -> dict[str, np.ndarray]:
+    """Fashion-MNIST: {"x": uint8 [n, 28, 28, 1], "y": int32 [n]}, n = 60,000 ("train") or 10,000
+    ("test").
 
     Args:
       source: directory of the IDX files, gzipped or not; or a `datasets` name or local copy.
@@ -69,22 +81,32 @@ def fashion_mnist_arrays(source: str = FASHION_MNIST, split: str = "train") -> d
     return checked(arrays[0][..., None], arrays[1], (28, 28, 1), 10, source)
 
 
-def image_rows(source: str, split: str, shape: tuple[int, int, int], classes: int, how: str) -> dict[str, np.ndarray]:
+def image_rows(
+    source: str, split: str, shape: tuple[int, int, int], classes: int, how: str
+) -> dict[str, np.ndarray]:
     """Images and labels of a `datasets` data set with an image and a label column.
 
-    Images are made grey or RGB as `shape` [height, width, channels] says: Tiny-ImageNet has a few grey ones.
+    Images are made grey or RGB as `shape` [height, width, channels] says: Tiny-ImageNet has a few
+    grey ones.
 
     Raises:
-      ValueError: the data is missing, lacks such columns, or does not fit the shape and number of classes.
+      ValueError: the data is missing, lacks such columns, or does not fit the shape and number of
+        classes.
     """
     rows = load_rows(source, split, how)
-    label = next((name for name in ("label", "labels", "fine_label") if name in rows.column_names), None)
+    label = next(
+        (name for name in ("label", "labels", "fine_label") if name in rows.column_names), None
+    )
     image = next((name for name in ("image", "img") if name in rows.column_names), None)
     if label is None or image is None:
-        raise ValueError(f"{source} needs columns image and label, has {', '.join(rows.column_names)}")
+        raise ValueError(
+            f"{source} needs columns image and label, has {', '.join(rows.column_names)}"
+        )
     mode = "L" if shape[-1] == 1 else "RGB"
     images = [np.asarray(row.convert(mode)) for row in rows[image]]
     wrong = next((each.shape[:2] for each in images if each.shape[:2] != shape[:2]), None)
     if wrong:
         raise ValueError(f"{source}: images must have shape {shape[:2]}, got {wrong}")
-    return checked(np.stack(images).reshape(-1, *shape), np.asarray(rows[label]), shape, classes, source)
+    return checked(
+        np.stack(images).reshape(-1, *shape), np.asarray(rows[label]), shape, classes, source
+    )

@@ -1,4 +1,5 @@
-"""Small models of short signals, and MNIST-1D (Greydanus and Kobak, arXiv 2011.14439) to train them on."""
+"""Small models of short signals, and MNIST-1D (Greydanus and Kobak, arXiv 2011.14439) to train them
+on."""
 
 from collections.abc import Sequence
 
@@ -25,7 +26,8 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Strided 1-D convolutions of sizes 5, 3, 3 with ReLU, then one dense layer: [..., features] -> [..., classes].
+    """Strided 1-D convolutions of sizes 5, 3, 3 with ReLU, then one dense layer: [..., features] ->
+    [..., classes].
 
     A convolution is a dense layer on patches, which keeps its speed with weights for each lane.
     """
@@ -64,10 +66,13 @@ def mnist1d(
       seed: of the recipe.
 
     Raises:
-      ValueError: `examples` is too small, also for the evaluation, or another model or number of widths than that.
+      ValueError: `examples` is too small, also for the evaluation, or another model or number of
+        widths than that.
     """
     if model not in MODELS or (model == "cnn" and len(widths) != 3):
-        raise ValueError(f"model must be mlp, or cnn with three widths; got {model!r} with widths {tuple(widths)}")
+        raise ValueError(
+            f"model must be mlp, or cnn with three widths; got {model!r} with widths {tuple(widths)}"
+        )
     train, _ = mnist1d_arrays(examples, seed)
     network = MODELS[model](tuple(widths))
     features = train["x"].shape[1]

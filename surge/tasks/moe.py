@@ -13,11 +13,13 @@ from surge.tasks.text import STDLIB
 
 
 class Experts(nn.Module):
-    """Shared experts plus the `active` best of `routed` experts for each token: [T, width] -> [T, width].
+    """Shared experts plus the `active` best of `routed` experts for each token: [T, width] -> [T,
+    width].
 
-    Also returns [2, routed]: the share of tokens' choices that each expert got, times routed, and its mean
-    probability; the balance loss is their inner product, 1 when balanced. Every expert computes every token and
-    unchosen ones get weight 0: exact under any vmap, at routed / active times the arithmetic of sparse dispatch.
+    Also returns [2, routed]: the share of tokens' choices that each expert got, times routed, and
+    its mean probability; the balance loss is their inner product, 1 when balanced. Every expert
+    computes every token and unchosen ones get weight 0: exact under any vmap, at routed / active
+    times the arithmetic of sparse dispatch.
     """
 
     size: Size
@@ -32,12 +34,16 @@ class Experts(nn.Module):
         width, experts = inputs.shape[-1], self.routed + self.shared
         normal = nn.initializers.normal
         up = self.param("up", normal(0.02), (experts, width, self.hidden)).astype(self.dtype)
-        down = self.param("down", normal(0.02 * (2 * self.size.depth) ** -0.5), (experts, self.hidden, width))
+        down = self.param(
+            "down", normal(0.02 * (2 * self.size.depth) ** -0.5), (experts, self.hidden, width)
+        )
         router = self.param("router", normal(0.02), (width, self.routed))
         probabilities = jax.nn.softmax(inputs.astype(jnp.float32) @ router)  # [T, routed]
         _, chosen = jax.lax.top_k(probabilities, self.active)
         mask = jax.nn.one_hot(chosen, self.routed).sum(-2)
-        gates = jnp.concatenate([jnp.ones((len(inputs), self.shared)), probabilities * mask], -1).astype(self.dtype)
+        gates = jnp.concatenate(
+            [jnp.ones((len(inputs), self.shared)), probabilities * mask], -1
+        ).astype(self.dtype)
         hidden = nn.gelu(jnp.einsum("td,edh->teh", inputs, up)) * gates[..., None]
         outputs = jnp.einsum("teh,ehd->td", hidden, down.astype(self.dtype))
         load = jax.lax.stop_gradient(mask.mean(0)) * self.routed / self.active
@@ -71,14 +77,15 @@ def text(
       shared: experts that every token uses.
       hidden: width of one expert.
       balance: weight of the load-balancing loss, summed over layers.
-      balance_over: "sequence" balances each example by itself, so that the loss of one example exists and
-        per-example gradients are exact; "batch" balances over ghost batches, as trainers do over what a device
-        holds, which couples examples: then the task has a batch loss only.
+      balance_over: "sequence" balances each example by itself, so that the loss of one example
+        exists and per-example gradients are exact; "batch" balances over ghost batches, as trainers
+        do over what a device holds, which couples examples: then the task has a batch loss only.
       ghost: examples in a ghost batch, which batch sizes must be multiples of.
       evaluation_examples: windows that losses are reported on.
 
     Raises:
-      ValueError: an unknown size or balance, more active experts than routed, or text that cannot be used.
+      ValueError: an unknown size or balance, more active experts than routed, or text that cannot
+        be used.
     """
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
@@ -87,7 +94,9 @@ def text(
     if not 1 <= active <= routed:
         raise ValueError(f"active must be 1 to routed ({routed}), got {active}")
     shape = SIZES[size]
-    shape = shape._replace(vocabulary=vocabulary or shape.vocabulary, context=context or shape.context)
+    shape = shape._replace(
+        vocabulary=vocabulary or shape.vocabulary, context=context or shape.context
+    )
     layer = partial(Experts, routed=routed, active=active, shared=shared, hidden=hidden)
     model = GPT(shape, jnp.dtype(dtype), remat=remat, feed_forward=layer)
 
@@ -98,7 +107,9 @@ def text(
 
     def single_loss(params: Any, window: jax.Array) -> jax.Array:
         if balance_over == "batch":
-            raise ValueError("a batch-level balance couples the examples of a batch: choose balance_over='sequence'")
+            raise ValueError(
+                "a batch-level balance couples the examples of a batch: choose balance_over='sequence'"
+            )
         return coupled_loss(params, window[None])
 
     return Task(
@@ -106,5 +117,7 @@ def text(
         loss=single_loss,
         batch_loss=by_ghosts(coupled_loss, ghost) if balance_over == "batch" else None,
         ghost=ghost,
-        **text_data(source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream),
+        **text_data(
+            source, tokenizer, shape.context, evaluation_examples, shape.vocabulary, stream
+        ),
     )

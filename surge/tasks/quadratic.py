@@ -13,7 +13,8 @@ from surge.tasks import Task
 
 
 class Problem(NamedTuple):
-    """Exact answers: hessian [P, P], noise_root [P, P] (Σ^{1/2}), start [P], and mu, sigma [P] at the start."""
+    """Exact answers: hessian [P, P], noise_root [P, P] (Σ^{1/2}), start [P], and mu, sigma [P] at
+    the start."""
 
     hessian: np.ndarray
     noise_root: np.ndarray
@@ -33,11 +34,14 @@ def problem(
     """The matrices of a noisy quadratic.
 
     Args:
-      hessian: "diagonal" (I), "rank_one" (I + coupling·11ᵀ) or "random" (a Wishart matrix of trace `size`).
+      hessian: "diagonal" (I), "rank_one" (I + coupling·11ᵀ) or "random" (a Wishart matrix of trace
+        `size`).
       size: number of parameters P.
       coupling: the rank-one part's strength.
-      noise: per-example gradient std σ of every parameter, in units of the gradient's root mean square.
-      correlation: ρ of the noise between any two parameters, 0 for the paper's independent coordinates.
+      noise: per-example gradient std σ of every parameter, in units of the gradient's root mean
+        square.
+      correlation: ρ of the noise between any two parameters, 0 for the paper's independent
+        coordinates.
       seed: of the random Hessian.
 
     Raises:
@@ -55,7 +59,9 @@ def problem(
         matrix = factor @ factor.T / (2 * size)
     else:
         raise ValueError(f"hessian must be diagonal, rank_one or random, got {hessian!r}")
-    start = np.linalg.solve(matrix, np.ones(size))  # so that μ is aligned with 1 and one |μ|/σ serves everywhere
+    start = np.linalg.solve(
+        matrix, np.ones(size)
+    )  # so that μ is aligned with 1 and one |μ|/σ serves everywhere
     mu = matrix @ start
     correlations = (1 - correlation) * np.eye(size) + correlation * ones
     root = noise * np.linalg.cholesky(correlations)
@@ -65,7 +71,10 @@ def problem(
 def quadratic(**kwargs) -> Task:
     """The Task of `problem(**kwargs)`; losses are reported without noise."""
     exact = problem(**kwargs)
-    hessian, root = jnp.asarray(exact.hessian, jnp.float32), jnp.asarray(exact.noise_root, jnp.float32)
+    hessian, root = (
+        jnp.asarray(exact.hessian, jnp.float32),
+        jnp.asarray(exact.noise_root, jnp.float32),
+    )
 
     def loss(theta, example):
         return 0.5 * theta @ hessian @ theta + example @ theta

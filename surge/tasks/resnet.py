@@ -1,4 +1,5 @@
-"""ResNet-18 (He et al., arXiv 1512.03385) in its form for 64x64 images, and Tiny-ImageNet to train it on."""
+"""ResNet-18 (He et al., arXiv 1512.03385) in its form for 64x64 images, and Tiny-ImageNet to train
+it on."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,13 +37,15 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """[..., H, W, channels] -> [..., classes]: a 3x3 stem without pooling, stages of basic blocks, mean, dense.
+    """[..., H, W, channels] -> [..., classes]: a 3x3 stem without pooling, stages of basic blocks,
+    mean, dense.
 
     Attributes:
       widths: of the stages; each but the first halves the resolution.
       blocks: in each stage; (2, 2, 2, 2) is ResNet-18.
       classes: number of outputs.
-      groups: of GroupNorm; 0 is BatchNorm with the statistics of the batch given, which couples its examples.
+      groups: of GroupNorm; 0 is BatchNorm with the statistics of the batch given, which couples its
+        examples.
       dtype: of the computation; statistics stay float32.
     """
 
@@ -55,7 +58,13 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         if self.groups:
-            norm = partial(nn.GroupNorm, self.groups, epsilon=1e-5, reduction_axes=(-3, -2, -1), dtype=self.dtype)
+            norm = partial(
+                nn.GroupNorm,
+                self.groups,
+                epsilon=1e-5,
+                reduction_axes=(-3, -2, -1),
+                dtype=self.dtype,
+            )
         else:
             norm = partial(nn.BatchNorm, use_running_average=False, epsilon=1e-5, dtype=self.dtype)
         stem = Conv(self.widths[0], use_bias=False, dtype=self.dtype, name="stem")(inputs)
@@ -63,12 +72,16 @@ class ResNet(nn.Module):
         for stage, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for index in range(count):
                 stride = 2 if stage and not index else 1
-                states = BasicBlock(width, stride, norm, self.dtype, name=f"stage_{stage}_{index}")(states)
+                states = BasicBlock(width, stride, norm, self.dtype, name=f"stage_{stage}_{index}")(
+                    states
+                )
         return nn.Dense(self.classes, name="head")(states.mean((-3, -2)).astype(jnp.float32))
 
 
 def _no_single_loss(params: Any, example: Any) -> jax.Array:
-    raise ValueError("BatchNorm couples the examples of a batch: there is no loss of one; choose norm='group'")
+    raise ValueError(
+        "BatchNorm couples the examples of a batch: there is no loss of one; choose norm='group'"
+    )
 
 
 def tiny_imagenet(
@@ -82,12 +95,15 @@ def tiny_imagenet(
     evaluation_examples: int = 1_024,
     dtype: str = "float32",
 ) -> Task:
-    """Tiny-ImageNet (64x64, 200 classes) with ResNet-18, or images of another shape from any image data set.
+    """Tiny-ImageNet (64x64, 200 classes) with ResNet-18, or images of another shape from any image
+    data set.
 
     Args:
       source: `datasets` name on the hub, or a local copy.
-      norm: "group", or "batch" with mini-batch moments only: a variant without per-example gradients.
-      ghost: examples that BatchNorm takes its statistics over, which batch sizes must be multiples of.
+      norm: "group", or "batch" with mini-batch moments only: a variant without per-example
+        gradients.
+      ghost: examples that BatchNorm takes its statistics over, which batch sizes must be multiples
+        of.
       widths: see ResNet.
       blocks: see ResNet.
       shape: [height, width, channels] of the images.

@@ -14,7 +14,17 @@ STDLIB = "stdlib"  # the Python standard library's own source: the text that is 
 HOW = "give a text file, a directory of text files, a `datasets` name or local copy, or 'stdlib' as `source`"
 NOT_OURS = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
 LISTED = {".txt", ".md", ".py", ".rst", ".tex", ".html", ".c", ".h", ""}
-TABLES = (".parquet", ".arrow", ".jsonl", ".csv", ".json", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
+TABLES = (
+    ".parquet",
+    ".arrow",
+    ".jsonl",
+    ".csv",
+    ".json",
+    ".json.gz",
+    ".jsonl.gz",
+    ".json.zst",
+    ".jsonl.zst",
+)
 ROWS = ("text", "raw_content", "content")
 
 
@@ -22,14 +32,20 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from None
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start}): convert it first"
+        ) from None
 
 
 def _files(source: str) -> list[Path]:
     """All that a local source holds, but for hidden files; nothing for a name on a hub."""
     if source == STDLIB:
         root = Path(sysconfig.get_path("stdlib"))
-        return [path for path in sorted(root.rglob("*.py")) if not NOT_OURS & set(path.relative_to(root).parts)]
+        return [
+            path
+            for path in sorted(root.rglob("*.py"))
+            if not NOT_OURS & set(path.relative_to(root).parts)
+        ]
     path = Path(source).expanduser().resolve()
     if path.is_dir():
         hidden = lambda each: any(part.startswith(".") for part in each.relative_to(path).parts)  # noqa: E731
@@ -44,7 +60,9 @@ def _row_text(row: dict[str, Any]) -> str:
         return row[column]
     if "answers" in row and "title" in row:
         return "\n".join([row["title"], row.get("selftext") or "", *row["answers"]["text"]])
-    raise ValueError(f"text rows need a column {', '.join(ROWS)}, or ELI5's title and answers; got {', '.join(row)}")
+    raise ValueError(
+        f"text rows need a column {', '.join(ROWS)}, or ELI5's title and answers; got {', '.join(row)}"
+    )
 
 
 def _documents(source: str, files: list[Path], split: str) -> Iterator[str]:
@@ -56,24 +74,30 @@ def _documents(source: str, files: list[Path], split: str) -> Iterator[str]:
 
 
 def _encoder(rules: Path | None) -> tuple[Any, Callable[[str], np.ndarray]]:
-    """(dtype, document -> its tokens and the end of text: byte 0, or the tokenizer's <|endoftext|>)."""
+    """(dtype, document -> its tokens and the end of text: byte 0, or the tokenizer's
+    <|endoftext|>)."""
     if rules is None:
         return np.uint8, lambda text: np.frombuffer(text.encode() + b"\0", np.uint8)
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise ValueError(f"{rules} needs Hugging Face tokenizers: pip install 'surge[data]'") from None
+        raise ValueError(
+            f"{rules} needs Hugging Face tokenizers: pip install 'surge[data]'"
+        ) from None
     try:
         encoder = Tokenizer.from_file(str(rules))
     except Exception as error:  # the class itself is all that tokenizers raises
         raise ValueError(f"{rules} is not a tokenizer.json ({error})") from None
     end = encoder.token_to_id("<|endoftext|>")
     dtype = np.uint16 if encoder.get_vocab_size() <= 2**16 else np.uint32
-    return dtype, lambda text: np.asarray([*encoder.encode(text).ids, *([] if end is None else [end])], dtype)
+    return dtype, lambda text: np.asarray(
+        [*encoder.encode(text).ids, *([] if end is None else [end])], dtype
+    )
 
 
 def _pack(file: IO[bytes], texts: Iterator[str], rules: Path | None) -> int:
-    """Writes the tokens of documents in order to a .npy file, one document at a time; returns how many there are."""
+    """Writes the tokens of documents in order to a .npy file, one document at a time; returns how
+    many there are."""
     dtype, encode = _encoder(rules)
     count = 0
 
@@ -95,13 +119,15 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "train") -> np.ndarray:
-    """All tokens of a text [n], memory-mapped from a file that is packed once and kept in the cache.
+    """All tokens of a text [n], memory-mapped from a file that is packed once and kept in the
+    cache.
 
     It is packed again when a local file that it is made from, or the tokenizer's, has changed.
 
     Args:
-      source: a text file; a directory of them; a file or directory of rows with a text column (or ELI5's) in a format
-        of `datasets`, or a name on its hub, as owner/name or owner/name:configuration; or "stdlib".
+      source: a text file; a directory of them; a file or directory of rows with a text column (or
+        ELI5's) in a format of `datasets`, or a name on its hub, as owner/name or
+        owner/name:configuration; or "stdlib".
       tokenizer: "bytes" (256 tokens), or a `tokenizers` file such as GPT-2's tokenizer.json.
       split: of a `datasets` data set.
 
@@ -112,9 +138,13 @@ def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "tr
     if tokenizer != "bytes":
         rules = Path(tokenizer).expanduser().resolve()
         if not rules.is_file():
-            raise ValueError(f"no tokenizer at {tokenizer}: give 'bytes', or the path of a tokenizer.json")
+            raise ValueError(
+                f"no tokenizer at {tokenizer}: give 'bytes', or the path of a tokenizer.json"
+            )
     made_from = [_stamp(path) for path in files] or source, rules and _stamp(rules), split
-    path = cache_directory() / f"text-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}.npy"
+    path = (
+        cache_directory() / f"text-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}.npy"
+    )
 
     def write(file: IO[bytes]) -> None:
         if not _pack(file, _documents(source, files, split), rules):

@@ -16,7 +16,8 @@ def power_law(loss: np.ndarray, value: np.ndarray) -> Estimate:
       value: the quantity at each [n]; what is not positive and finite is left out.
 
     Returns:
-      Estimate of p: numerator and denominator are the covariance and the variance of the logarithms.
+      Estimate of p: numerator and denominator are the covariance and the variance of the
+      logarithms.
     """
     usable = (value > 0) & np.isfinite(value) & (loss > 0)
     n = int(usable.sum())

@@ -1,8 +1,8 @@
 """Laws fitted to optima and steps, with intervals, and the comparison of rival laws.
 
-Every law is a scale times a shape with at most two parameters, so a fit is a search over a grid of shapes, all
-at once, with the scale solved for. Intervals are profile likelihood with a Student quantile: a bound that the data
-do not see stays open.
+Every law is a scale times a shape with at most two parameters, so a fit is a search over a grid of
+shapes, all at once, with the scale solved for. Intervals are profile likelihood with a Student
+quantile: a bound that the data do not see stays open.
 """
 
 import math
@@ -19,14 +19,17 @@ GRID = {1: 401, 2: 81}  # points along each shape parameter, by their number
 RULED_OUT = 6.0  # in AICc: twenty times less likely
 CLEAR = 3.5  # standard errors between two optima that pass for a rise or a fall of a curve
 WORSE = 0.99  # confidence that a law predicts worse than the one that predicts best
-EQUIVALENT = math.log(1.2)  # between two curves of ε on the data: an error of 20% costs 4% of a step's gain
+EQUIVALENT = math.log(
+    1.2
+)  # between two curves of ε on the data: an error of 20% costs 4% of a step's gain
 IMPLAUSIBLE = 1e-3  # probability of a law's misfit by chance
 MISJUDGED = 2.0  # factor by which given errors may be too small; beyond, all laws are wrong and not the errors
 ERROR_FLOOR = 0.03  # of log ε: a parabola is only an approximation of the loss around the optimum
 
 
 class Fit(NamedTuple):
-    """One law fitted to n points: parameters and their intervals by name, residuals of log ε [n], and its profile."""
+    """One law fitted to n points: parameters and their intervals by name, residuals of log ε [n],
+    and its profile."""
 
     law: str
     parameters: dict[str, float]
@@ -46,7 +49,11 @@ def _grid(law: Law, batch_size: np.ndarray) -> np.ndarray:
             low, high = low * batch_size.min(), high * batch_size.max()
         space = np.linspace if low <= 0 or name == "alpha" else np.geomspace
         axes.append(space(low, high, GRID[len(law.bounds)]))
-    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes)) if axes else np.zeros((1, 0))
+    return (
+        np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+        if axes
+        else np.zeros((1, 0))
+    )
 
 
 def _log_shapes(law: Law, shapes: np.ndarray, batch_size: np.ndarray) -> np.ndarray:
@@ -57,7 +64,9 @@ def _log_shapes(law: Law, shapes: np.ndarray, batch_size: np.ndarray) -> np.ndar
     return np.broadcast_to(values, (len(shapes), len(batch_size)))
 
 
-def fit_law(name: str, batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | None = None) -> Fit:
+def fit_law(
+    name: str, batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | None = None
+) -> Fit:
     """Fits one law to log ε by least squares made robust (Huber, reweighted).
 
     Args:
@@ -81,7 +90,13 @@ def fit_law(name: str, batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray
             raise ValueError(f"each {what} must be finite and above 0, got {wrong[0]}")
     y = np.log(lr)
     known = error is not None
-    weight = 1 / np.maximum(np.full(len(y), 0.1) if error is None else np.asarray(error, float), ERROR_FLOOR) ** 2
+    weight = (
+        1
+        / np.maximum(
+            np.full(len(y), 0.1) if error is None else np.asarray(error, float), ERROR_FLOOR
+        )
+        ** 2
+    )
     shapes = _grid(law, batch_size)
     logs = _log_shapes(law, shapes, batch_size)
     robust = np.ones(len(y))
@@ -100,17 +115,27 @@ def fit_law(name: str, batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray
         half = math.sqrt(critical / (weight * robust).sum())
     inside = excess <= 1
     parameters = {"max_lr": math.exp(scale[best])}
-    intervals = {"max_lr": (float(np.exp(scale[inside].min() - half)), float(np.exp(scale[inside].max() + half)))}
+    intervals = {
+        "max_lr": (
+            float(np.exp(scale[inside].min() - half)),
+            float(np.exp(scale[inside].max() + half)),
+        )
+    }
     for index, each in enumerate(law.bounds):
         column = shapes[:, index]
         parameters[each] = float(column[best])
         intervals[each] = _open_ended(column[inside], column, each)
     full = weight @ residual**2  # points that the robust fit plays down still speak against the law
-    return Fit(name, parameters, intervals, residual, float(full), shapes, logs + scale[:, None], excess)
+    return Fit(
+        name, parameters, intervals, residual, float(full), shapes, logs + scale[:, None], excess
+    )
 
 
-def _profile(y: np.ndarray, logs: np.ndarray, weight: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Best shape, the log scale [g] and misfit [g] of every shape, and the best one's residuals [n]."""
+def _profile(
+    y: np.ndarray, logs: np.ndarray, weight: np.ndarray
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Best shape, the log scale [g] and misfit [g] of every shape, and the best one's residuals
+    [n]."""
     gap = y - logs
     scale = gap @ weight / weight.sum()
     misfit = ((gap - scale[:, None]) ** 2) @ weight
@@ -120,7 +145,8 @@ def _profile(y: np.ndarray, logs: np.ndarray, weight: np.ndarray) -> tuple[int, 
 
 
 def _open_ended(inside: np.ndarray, grid: np.ndarray, name: str) -> tuple[float, float]:
-    """Ends of an interval, rounded outwards to the grid; an end on the edge of what was considered is open."""
+    """Ends of an interval, rounded outwards to the grid; an end on the edge of what was considered
+    is open."""
     points = np.unique(grid)
     low, high = points.searchsorted((inside.min(), inside.max()))
     least = -math.inf if name == "exponent" else 0.0
@@ -133,13 +159,18 @@ def _open_ended(inside: np.ndarray, grid: np.ndarray, name: str) -> tuple[float,
 def _dispersion(fits: Mapping[str, Fit], n: int) -> float:
     """The factor of the squared errors that no law does better than; at least 1."""
     freedom = {name: n - len(fit.parameters) for name, fit in fits.items()}
-    return max(1.0, min((fits[name].misfit / left for name, left in freedom.items() if left > 0), default=1.0))
+    return max(
+        1.0,
+        min((fits[name].misfit / left for name, left in freedom.items() if left > 0), default=1.0),
+    )
 
 
 def _aicc(fits: Mapping[str, Fit], n: int) -> dict[str, float]:
-    """Akaike's criterion corrected for small samples; inf for a law with too many parameters for n points.
+    """Akaike's criterion corrected for small samples; inf for a law with too many parameters for n
+    points.
 
-    The errors count as known up to a factor that no law does better than (QAICc, Burnham and Anderson, section 2.5).
+    The errors count as known up to a factor that no law does better than (QAICc, Burnham and
+    Anderson, section 2.5).
     """
     dispersion = _dispersion(fits, n)
     criterion = {}
@@ -156,7 +187,8 @@ class Comparison(NamedTuple):
     Attributes:
       fits: by law name; empty where no batch size has a known optimum.
       aicc: Akaike's criterion by law name, smaller is better.
-      held_out: root mean square error of log ε at batch sizes left out of the fit, by law name; nan below 4 points.
+      held_out: root mean square error of log ε at batch sizes left out of the fit, by law name; nan
+        below 4 points.
       held_out_se: its standard error.
       best: the law that is named; None where the data cannot tell.
       why: the sentence that goes with best = None, else "".
@@ -170,19 +202,26 @@ class Comparison(NamedTuple):
     why: str
 
 
-def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | None = None) -> Comparison:
-    """Fits every law, predicts each batch size from the others, and names a law only if it is told from its rivals.
+def compare_laws(
+    batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | None = None
+) -> Comparison:
+    """Fits every law, predicts each batch size from the others, and names a law only if it is told
+    from its rivals.
 
-    A law is ruled out when its squared held-out error exceeds that of the best predictor at confidence WORSE, by
-    the standard error of the paired difference, or its AICc the least one by more than RULED_OUT, or when its own
-    misfit is beyond what the errors allow. Of those that remain the simplest is named, if
+    A law is ruled out when its squared held-out error exceeds that of the best predictor at
+    confidence WORSE, by the standard error of the paired difference, or its AICc the least one by
+    more than RULED_OUT, or when its own misfit is beyond what the errors allow. Of those that
+    remain the simplest is named, if
 
     * all others generalise it,
-    * none of them, at any parameters inside their 95% intervals, leaves its curve by more than EQUIVALENT at any
-      batch size of the data: not to reject a simple law is no evidence for it, to bound what it misses is, and
-    * its own intervals are closed: a law with an open end is, for all that the data say, a special case of itself.
+    * none of them, at any parameters inside their 95% intervals, leaves its curve by more than
+      EQUIVALENT at any batch size of the data: not to reject a simple law is no evidence for it, to
+      bound what it misses is, and
+    * its own intervals are closed: a law with an open end is, for all that the data say, a special
+      case of itself.
 
-    So a law that is named describes the data as well as its rivals do; what it misses is below EQUIVALENT.
+    So a law that is named describes the data as well as its rivals do; what it misses is below
+    EQUIVALENT.
 
     Args:
       batch_size: B [n].
@@ -205,10 +244,13 @@ def compare_laws(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | Non
     squares = {name: _leave_one_out(fit, np.log(lr), errors) ** 2 for name, fit in fits.items()}
     held_out = {name: math.sqrt(each.mean()) for name, each in squares.items()}
     held_out_se = {
-        name: each.std(ddof=1) / math.sqrt(n) / max(2 * held_out[name], 1e-12) for name, each in squares.items()
+        name: each.std(ddof=1) / math.sqrt(n) / max(2 * held_out[name], 1e-12)
+        for name, each in squares.items()
     }
     dispersion = min(_dispersion(fits, n), math.inf if error is None else MISJUDGED**2)
-    remaining = _remaining(fits, aicc, dispersion, {name: each / errors**2 for name, each in squares.items()})
+    remaining = _remaining(
+        fits, aicc, dispersion, {name: each / errors**2 for name, each in squares.items()}
+    )
     winner = _simplest(remaining)
     why = _doubt(winner, [fits[name] for name in remaining])
     return Comparison(fits, aicc, held_out, held_out_se, None if why else winner, why)
@@ -225,9 +267,13 @@ def _leave_one_out(fit: Fit, y: np.ndarray, errors: np.ndarray) -> np.ndarray:
 
 
 def _remaining(
-    fits: Mapping[str, Fit], aicc: Mapping[str, float], dispersion: float, cost: Mapping[str, np.ndarray]
+    fits: Mapping[str, Fit],
+    aicc: Mapping[str, float],
+    dispersion: float,
+    cost: Mapping[str, np.ndarray],
 ) -> list[str]:
-    """Laws that are not ruled out, given squared held-out errors in units of those of the optima [n]."""
+    """Laws that are not ruled out, given squared held-out errors in units of those of the optima
+    [n]."""
     least, best = min(aicc.values()), min(cost, key=lambda name: cost[name].mean())
     n = len(cost[best])
     quantile = stats.t.ppf(WORSE, n - 1)
@@ -235,7 +281,9 @@ def _remaining(
     for name, fit in fits.items():
         difference = cost[name] - cost[best]
         predicts = difference.mean() <= quantile * difference.std(ddof=1) / math.sqrt(n)
-        plausible = stats.chi2.sf(fit.misfit / dispersion, max(n - len(fit.parameters), 1)) > IMPLAUSIBLE
+        plausible = (
+            stats.chi2.sf(fit.misfit / dispersion, max(n - len(fit.parameters), 1)) > IMPLAUSIBLE
+        )
         if predicts and plausible and aicc[name] <= least + RULED_OUT:
             remaining.append(name)
     return remaining
@@ -253,7 +301,11 @@ def _doubt(winner: str | None, remaining: list[Fit]) -> str:
     """Why the simplest of the remaining laws is not told from the others; "" if it is."""
     if winner is None:
         names = ", ".join(fit.law for fit in remaining)
-        return f"the data cannot tell {names} apart" if remaining else "no law fits the optima within their errors"
+        return (
+            f"the data cannot tell {names} apart"
+            if remaining
+            else "no law fits the optima within their errors"
+        )
     chosen = next(fit for fit in remaining if fit.law == winner)
     line = chosen.lines[chosen.excess.argmin()]
     for fit in remaining:
@@ -272,7 +324,8 @@ PAIR_FREEDOM = 10  # of a typical optimum's error: five cells of three seeds
 
 
 class Peak(NamedTuple):
-    """Batch size at which ε_opt is highest: value nan or inf with the reason; the 95% interval may be open."""
+    """Batch size at which ε_opt is highest: value nan or inf with the reason; the 95% interval may
+    be open."""
 
     value: float
     low: float
@@ -280,17 +333,21 @@ class Peak(NamedTuple):
     why: str
 
 
-def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, comparison: Comparison) -> Peak:
+def find_peak(
+    batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, comparison: Comparison
+) -> Peak:
     """The peak of ε_opt(B) and whether the data can see it at all.
 
-    An upper bound is given only where the optimum at some larger batch size lies significantly below the highest
-    one: at 1% after Bonferroni over all pairs, or by CLEAR standard errors where another at a smaller batch size
-    does too and the best law with a peak beats every law without one in AICc. A lower bound, likewise, only where
-    one at a smaller batch size does so. The interval is the union of those of both peaked laws, where the data do
-    not tell them apart.
+    An upper bound is given only where the optimum at some larger batch size lies significantly
+    below the highest one: at 1% after Bonferroni over all pairs, or by CLEAR standard errors where
+    another at a smaller batch size does too and the best law with a peak beats every law without
+    one in AICc. A lower bound, likewise, only where one at a smaller batch size does so. The
+    interval is the union of those of both peaked laws, where the data do not tell them apart.
     """
     if len(batch_size) < 4:
-        return Peak(math.nan, math.nan, math.nan, "fewer than four batch sizes have a known optimum")
+        return Peak(
+            math.nan, math.nan, math.nan, "fewer than four batch sizes have a known optimum"
+        )
     order = np.argsort(batch_size)
     size, y = np.asarray(batch_size, float)[order], np.log(np.asarray(lr, float)[order])
     noise = np.maximum(np.asarray(error, float)[order], ERROR_FLOOR)
@@ -301,19 +358,31 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
         peaked = math.isfinite(LAWS[name].peak(**fit.parameters)[0])
         aicc[peaked] = min(aicc[peaked], comparison.aicc[name])
     quantile = stats.t.ppf(1 - 0.01 / math.comb(len(y), 2), PAIR_FREEDOM)
-    if aicc[True] <= aicc[False] - RULED_OUT and min(drop[:top].max(initial=0), drop[top:].max()) > CLEAR:
+    if (
+        aicc[True] <= aicc[False] - RULED_OUT
+        and min(drop[:top].max(initial=0), drop[top:].max()) > CLEAR
+    ):
         quantile = CLEAR
     rises, falls = bool((drop[:top] > quantile).any()), bool((drop[top:] > quantile).any())
     if not falls:
-        reach = f"the data reach {size[-1] / size[top]:.3g} times the batch size of the highest optimum"
-        return Peak(math.inf, float(size[0]) if rises else 0.0, math.inf, f"no significant fall: {reach}")
+        reach = (
+            f"the data reach {size[-1] / size[top]:.3g} times the batch size of the highest optimum"
+        )
+        return Peak(
+            math.inf, float(size[0]) if rises else 0.0, math.inf, f"no significant fall: {reach}"
+        )
     if not rises:
         value = f"the optimum falls from the smallest batch size on, {size[0]:g}"
-        return Peak(math.nan, 0.0, float(size[min(top + 1, len(size) - 1)]), f"no significant rise: {value}")
+        return Peak(
+            math.nan, 0.0, float(size[min(top + 1, len(size) - 1)]), f"no significant rise: {value}"
+        )
     surge, saturating = comparison.fits["surge"], comparison.fits["saturating_surge"]
     better = min(surge, saturating, key=lambda fit: comparison.aicc[fit.law])
     plateau = np.asarray(saturating_peak_size(*saturating.shapes[saturating.excess <= 1].T))
-    ends = {"surge": surge.intervals["b_noise"], "saturating_surge": (float(plateau.min()), float(plateau.max()))}
+    ends = {
+        "surge": surge.intervals["b_noise"],
+        "saturating_surge": (float(plateau.min()), float(plateau.max())),
+    }
     near = [ends[name] for name in ends if comparison.aicc[name] <= comparison.aicc[better.law] + 4]
     value = LAWS[better.law].peak(**better.parameters)[0]
     low, high = min(low for low, _ in near), max(high for _, high in near)
@@ -323,7 +392,8 @@ def find_peak(batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, compari
 
 
 class NoiseScale(NamedTuple):
-    """B_noise of S(B) = s_min (1 + B_noise/B), its 95% interval, s_min in steps, e_min in examples, n, reason."""
+    """B_noise of S(B) = s_min (1 + B_noise/B), its 95% interval, s_min in steps, e_min in examples,
+    n, reason."""
 
     method: str
     b_noise: float
@@ -341,8 +411,9 @@ def fit_noise_scale(batch_size: np.ndarray, steps: np.ndarray, method: str = "lo
     Args:
       batch_size: B [n].
       steps: S [n].
-      method: "log": least squares of log S = log s_min + log(1 + B_noise/B), with a profile interval. "paper": the
-        regression of 1/S on 1/E, biased low because the noise of S sits on both axes; without an interval.
+      method: "log": least squares of log S = log s_min + log(1 + B_noise/B), with a profile
+        interval. "paper": the regression of 1/S on 1/E, biased low because the noise of S sits on
+        both axes; without an interval.
 
     Raises:
       ValueError: another method.
@@ -359,7 +430,9 @@ def fit_noise_scale(batch_size: np.ndarray, steps: np.ndarray, method: str = "lo
         if intercept <= 0 or slope >= 0:
             why = "1/S does not fall with 1/E to a positive intercept"
             return NoiseScale(method, math.nan, math.nan, math.nan, math.nan, math.nan, n, why)
-        return NoiseScale(method, -slope, math.nan, math.nan, 1 / intercept, -slope / intercept, n, "")
+        return NoiseScale(
+            method, -slope, math.nan, math.nan, 1 / intercept, -slope / intercept, n, ""
+        )
     grid = np.geomspace(1e-3 * size.min(), 1e3 * size.max(), 4001)
     logs = np.log1p(grid[:, None] / size)
     best, scale, misfit, _ = _profile(np.log(steps), logs, np.ones(n))
@@ -368,6 +441,10 @@ def fit_noise_scale(batch_size: np.ndarray, steps: np.ndarray, method: str = "lo
     b_noise, s_min = float(grid[best]), math.exp(scale[best])
     why = ""
     if best in (0, len(grid) - 1):
-        why = "S falls as 1/B over the whole range" if best else "S does not depend on B over the whole range"
+        why = (
+            "S falls as 1/B over the whole range"
+            if best
+            else "S does not depend on B over the whole range"
+        )
         b_noise = s_min = math.nan
     return NoiseScale(method, b_noise, low, high, s_min, s_min * b_noise, n, why)

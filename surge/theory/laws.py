@@ -1,11 +1,14 @@
-"""Closed forms of the optimal learning rate ε_opt(B), and of steps S(B) and examples E(B) to a target loss.
+"""Closed forms of the optimal learning rate ε_opt(B), and of steps S(B) and examples E(B) to a
+target loss.
 
-Sources: Li et al., arXiv 2405.14578 (the paper); McCandlish et al., arXiv 1812.06162; both re-derived. Every
-function takes and returns arrays, broadcasts over `batch_size`, and works under jit, grad and vmap.
+Sources: Li et al., arXiv 2405.14578 (the paper); McCandlish et al., arXiv 1812.06162; both
+re-derived. Every function takes and returns arrays, broadcasts over `batch_size`, and works under
+jit, grad and vmap.
 
-Unless a docstring says otherwise a mini-batch gradient is G_B ~ N(μ, Σ/B): the mean of B examples, with μ = ∇L and
-σ_i² = Σ_ii the variance of one example's gradient. Every loss is a quadratic, and a rate is in units of parameter
-per unit of the optimizer's direction. Undefined is nan, no finite value inf, and neither makes a gradient nan.
+Unless a docstring says otherwise a mini-batch gradient is G_B ~ N(μ, Σ/B): the mean of B examples,
+with μ = ∇L and σ_i² = Σ_ii the variance of one example's gradient. Every loss is a quadratic, and a
+rate is in units of parameter per unit of the optimizer's direction. Undefined is nan, no finite
+value inf, and neither makes a gradient nan.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,8 +28,8 @@ FAR = 40.0  # standard deviations from 0 at which a sign is certain, in float64 
 class Hessian(NamedTuple):
     """A symmetric matrix [P, P] known by its diagonal [P] and its product with a vector [P] -> [P].
 
-    With a `jax.tree_util.Partial` for the product, as the constructors below make it, it may be passed to jitted
-    functions.
+    With a `jax.tree_util.Partial` for the product, as the constructors below make it, it may be
+    passed to jitted functions.
     """
 
     diagonal: jax.Array
@@ -48,7 +51,8 @@ def _low_rank_product(diagonal: jax.Array, factor: jax.Array, vector: jax.Array)
 
 
 class OneStep(NamedTuple):
-    """One optimizer step u to second order: E[L(θ − εu)] = L − εa + ε²q/2 (McCandlish et al., section 2.2).
+    """One optimizer step u to second order: E[L(θ − εu)] = L − εa + ε²q/2 (McCandlish et al.,
+    section 2.2).
 
     Attributes:
       drift: a = E[uᵀμ].
@@ -60,19 +64,23 @@ class OneStep(NamedTuple):
 
     @property
     def optimal_lr(self) -> jax.Array:
-        """a/q, the rate with the largest expected fall of the loss; nan where q <= 0: no minimum, or q underflows."""
+        """a/q, the rate with the largest expected fall of the loss; nan where q <= 0: no minimum,
+        or q underflows."""
         return jnp.where(self.curvature > 0, _ratio(self.drift, self.curvature), jnp.nan)
 
     @property
     def gain(self) -> jax.Array:
         """a²/2q, the expected fall of the loss at the optimal rate; nan where q <= 0."""
-        fall = self.drift * _ratio(self.drift, self.curvature) / 2  # in this order a² cannot overflow
+        fall = (
+            self.drift * _ratio(self.drift, self.curvature) / 2
+        )  # in this order a² cannot overflow
         return jnp.where(self.curvature > 0, fall, jnp.nan)
 
 
 @jax.custom_jvp
 def _ratio(top: jax.Array, bottom: jax.Array) -> jax.Array:
-    """top/bottom, 0 where bottom <= 0. JAX's own derivative has 1/bottom², which overflows float32 at 1e-20."""
+    """top/bottom, 0 where bottom <= 0. JAX's own derivative has 1/bottom², which overflows float32
+    at 1e-20."""
     return jnp.where(bottom <= 0, 0.0, top / _nonzero(bottom))
 
 
@@ -95,7 +103,11 @@ def _hypot(one: jax.Array, other: jax.Array) -> jax.Array:
 
 def _height(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
     """√B·μ/σ within ±FAR: the mean of G_B in its own standard deviations; 0 where μ = σ = 0."""
-    root, mu, sigma = jnp.sqrt(jnp.asarray(batch_size)), jnp.asarray(mu), jnp.asarray(sigma, jnp.result_type(float))
+    root, mu, sigma = (
+        jnp.sqrt(jnp.asarray(batch_size)),
+        jnp.asarray(mu),
+        jnp.asarray(sigma, jnp.result_type(float)),
+    )
     far = root * jnp.abs(mu) > FAR * sigma
     return jnp.where(far, FAR * jnp.sign(mu), _ratio(root * jnp.where(far, 0.0, mu), sigma))
 
@@ -109,19 +121,25 @@ def sign_mean(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
 
 
 def sign_mean_rational(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
-    """The stand-in x/√(π/(2B) + x²), x = μ/σ, that the paper puts for erf: off by up to 0.11, the same limits."""
+    """The stand-in x/√(π/(2B) + x²), x = μ/σ, that the paper puts for erf: off by up to 0.11, the
+    same limits."""
     signal = jnp.sqrt(jnp.asarray(batch_size)) * jnp.asarray(mu)
     return _ratio(signal, _hypot(jnp.sqrt(jnp.pi / 2) * jnp.asarray(sigma), signal))
 
 
 def sign_descent(
-    batch_size: Any, mu: jax.Array, sigma: jax.Array, hessian: Hessian, mean: Callable[..., jax.Array] = sign_mean
+    batch_size: Any,
+    mu: jax.Array,
+    sigma: jax.Array,
+    hessian: Hessian,
+    mean: Callable[..., jax.Array] = sign_mean,
 ) -> OneStep:
     """Sign descent with independent coordinates (the paper, Theorems 1 and 2).
 
-    a = Σ 𝓔_i μ_i,  q = 𝓔ᵀH𝓔 + Σ (1 − 𝓔_i²) H_ii. Assumes Gaussian mini-batch gradients whose coordinates are
-    independent, which real ones are not: see `sign_descent_correlated`. Each coordinate needs σ_i > 0 or μ_i ≠ 0;
-    one with neither counts as all noise, the limit σ_i -> 0 at μ_i = 0.
+    a = Σ 𝓔_i μ_i,  q = 𝓔ᵀH𝓔 + Σ (1 − 𝓔_i²) H_ii. Assumes Gaussian mini-batch gradients whose
+    coordinates are independent, which real ones are not: see `sign_descent_correlated`. Each
+    coordinate needs σ_i > 0 or μ_i ≠ 0; one with neither counts as all noise, the limit σ_i -> 0 at
+      μ_i = 0.
 
     Args:
       batch_size: B, any shape [...], the shape of drift and curvature.
@@ -143,20 +161,25 @@ def sign_descent_correlated(
 ) -> OneStep:
     """Sign descent with correlated coordinates, exact for Gaussian mini-batch gradients.
 
-    With h = √B μ/σ, cov(sign_i, sign_j) = (2/π) ∫₀^{arcsin ρ_ij} exp(−(h_i² − 2h_i h_j sin t + h_j²)/(2cos² t)) dt
-    by quadrature: the derivative of a bivariate normal probability in ρ is its density (Plackett 1954, Biometrika
-    41). For μ = 0 it is (2/π) arcsin ρ_ij. Each coordinate needs σ_i > 0 or μ_i ≠ 0, as in `sign_descent`.
+    With h = √B μ/σ, cov(sign_i, sign_j) = (2/π) ∫₀^{arcsin ρ_ij} exp(−(h_i² − 2h_i h_j sin t +
+    h_j²)/(2cos² t)) dt by quadrature: the derivative of a bivariate normal probability in ρ is its
+    density (Plackett 1954, Biometrika 41). For μ = 0 it is (2/π) arcsin ρ_ij. Each coordinate needs
+    σ_i > 0 or μ_i ≠ 0, as in `sign_descent`.
 
     Args:
       batch_size: B, any shape [...], the shape of drift and curvature.
       mu, sigma: true gradient and per-example standard deviation [P].
       matrix: Hessian [P, P].
-      correlation: ρ [P, P] of the per-example gradients, unit diagonal; its gradient is 0 where |ρ_ij| = 1.
+      correlation: ρ [P, P] of the per-example gradients, unit diagonal; its gradient is 0 where
+        |ρ_ij| = 1.
     """
-    # arcsin has no finite slope at ±1, so those keep out of it; the diagonal has its variance without it.
+    # arcsin has no finite slope at ±1, so those keep out of it; the diagonal has its variance
+    # without it.
     pairs = jnp.where(jnp.eye(len(mu), dtype=bool), 0.0, correlation)
     inside = jnp.abs(pairs) < 1
-    angle = jnp.where(inside, jnp.arcsin(jnp.where(inside, pairs, 0.0)), jnp.pi / 2 * jnp.sign(pairs))
+    angle = jnp.where(
+        inside, jnp.arcsin(jnp.where(inside, pairs, 0.0)), jnp.pi / 2 * jnp.sign(pairs)
+    )
     side = jnp.where(angle < 0, -1.0, 1.0)
 
     def at(size: jax.Array) -> OneStep:
@@ -165,11 +188,16 @@ def sign_descent_correlated(
 
         def add(total: jax.Array, node: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             place, weight = node
-            sine, cosine = jnp.sin(jnp.abs(angle) * (1 + place) / 2), jnp.cos(angle * (1 + place) / 2)
+            sine, cosine = (
+                jnp.sin(jnp.abs(angle) * (1 + place) / 2),
+                jnp.cos(angle * (1 + place) / 2),
+            )
             # The exponent of the density, arranged so that nothing cancels as ρ -> ±1.
             return total + weight * jnp.exp(-gap / (2 * cosine**2) - product / (1 + sine)), None
 
-        covariance = jax.lax.scan(add, jnp.zeros_like(gap), _legendre(gap.dtype))[0] * angle / jnp.pi
+        covariance = (
+            jax.lax.scan(add, jnp.zeros_like(gap), _legendre(gap.dtype))[0] * angle / jnp.pi
+        )
         noise = (matrix * covariance).sum() + ((1 - means**2) * jnp.diagonal(matrix)).sum()
         return OneStep(means @ mu, means @ matrix @ means + noise)
 
@@ -177,15 +205,18 @@ def sign_descent_correlated(
 
 
 def sgd(batch_size: Any, mu: jax.Array, hessian: Hessian, trace_h_sigma: Any) -> OneStep:
-    """SGD: a = |μ|², q = μᵀHμ + tr(HΣ)/B, so ε_opt = ε_max/(1 + B_noise/B) (McCandlish et al., equation 2.6).
+    """SGD: a = |μ|², q = μᵀHμ + tr(HΣ)/B, so ε_opt = ε_max/(1 + B_noise/B) (McCandlish et al.,
+    equation 2.6).
 
-    Exact for any noise with covariance Σ/B, Gaussian or not; |μ|² must be representable: 1e-18 to 1e18 in float32.
+    Exact for any noise with covariance Σ/B, Gaussian or not; |μ|² must be representable: 1e-18 to
+    1e18 in float32.
 
     Args:
       batch_size: B, any shape [...], the shape of drift and curvature.
       mu: true gradient [P].
       hessian: of the loss.
-      trace_h_sigma: tr(HΣ) of the per-example covariance Σ; Σ_i H_ii σ_i² if coordinates are independent.
+      trace_h_sigma: tr(HΣ) of the per-example covariance Σ; Σ_i H_ii σ_i² if coordinates are
+        independent.
     """
     batch_size = jnp.asarray(batch_size)
     drift = jnp.broadcast_to(mu @ mu, batch_size.shape)
@@ -201,13 +232,15 @@ def adam_mean_field(
     eps: Any = 0.0,
     reading: str = "instantaneous",
 ) -> OneStep:
-    """Adam at constant μ, 1−β2 ≪ 1−β1, independent coordinates: √v̂ sits at its mean, root = √(μ² + σ²/B).
+    """Adam at constant μ, 1−β2 ≪ 1−β1, independent coordinates: √v̂ sits at its mean, root = √(μ² +
+    σ²/B).
 
-    Re-derived. Drift per coordinate d = μ/(root + eps); q = dᵀHd + k·Σ H_ii σ_i²/(B(root_i + eps)²). "instantaneous",
-    one step: k = (1−β1)/(1+β1). "long_run", the noise that adds up over a run: the average of m has the noise of
-    the average of g, so k = 1 where |μ| ≪ σ/√B. Elsewhere v, over more than 1/(1−β2) steps, averages the same
-    gradients and takes part of that noise away: k = (1 − dμ/root)² + d²σ²/(2B root²) if they are Gaussian, to first
-    order. With β1 = 0, one step at a held v is a softened sign.
+    Re-derived. Drift per coordinate d = μ/(root + eps); q = dᵀHd + k·Σ H_ii σ_i²/(B(root_i +
+    eps)²). "instantaneous", one step: k = (1−β1)/(1+β1). "long_run", the noise that adds up over a
+    run: the average of m has the noise of the average of g, so k = 1 where |μ| ≪ σ/√B. Elsewhere v,
+      over more than 1/(1−β2) steps, averages the same
+    gradients and takes part of that noise away: k = (1 − dμ/root)² + d²σ²/(2B root²) if they are
+    Gaussian, to first order. With β1 = 0, one step at a held v is a softened sign.
 
     Args:
       batch_size: B, any shape [...], the shape of drift and curvature.
@@ -235,14 +268,17 @@ def adam_mean_field(
 
 
 def softened_sign_mean(batch_size: Any, mu: Any, sigma: Any, eps: Any) -> jax.Array:
-    """E[G/(|G| + eps)] of a Gaussian mini-batch gradient: Adam with β1 = β2 = 0 and its eps; broadcasts.
+    """E[G/(|G| + eps)] of a Gaussian mini-batch gradient: Adam with β1 = β2 = 0 and its eps;
+    broadcasts.
 
     Re-derived: with h = √B μ/σ and φ the normal density, the values ±x of G/(σ/√B) together give
-    ∫₀^∞ f(x) tanh(xh) (φ(x−h) + φ(x+h)) dx, f the softened sign of x: smooth, with the sign of μ, no cancellation.
-    Gauss-Legendre quadrature over x within 8 of |h|.
+    ∫₀^∞ f(x) tanh(xh) (φ(x−h) + φ(x+h)) dx, f the softened sign of x: smooth, with the sign of μ,
+    no cancellation. Gauss-Legendre quadrature over x within 8 of |h|.
     """
     spread = jnp.asarray(sigma) / jnp.sqrt(jnp.asarray(batch_size))
-    spread = jnp.maximum(spread, 1e-30)  # the slope at μ = σ = 0 is then 1/eps, as it is at every σ > 0 far below eps
+    spread = jnp.maximum(
+        spread, 1e-30
+    )  # the slope at μ = σ = 0 is then 1/eps, as it is at every σ > 0 far below eps
     mu, spread, eps = (each[..., None] for each in jnp.broadcast_arrays(mu, spread, eps))
     height = _height(1.0, mu, spread)
     distance = jnp.abs(height)
@@ -269,8 +305,8 @@ def _over(function: Callable[[jax.Array], OneStep], batch_size: Any) -> OneStep:
 def momentum_batch(batch_size: Any, decay: Any) -> Any:
     """B(1+β)/(1−β), the batch with the noise of an exponential average of gradients; β in [0, 1).
 
-    For one step at constant μ and independent batches: white noise averaged so keeps (1−β)/(1+β) of its variance
-    (re-derived). No gain over a run: see `momentum_gain`.
+    For one step at constant μ and independent batches: white noise averaged so keeps (1−β)/(1+β) of
+    its variance (re-derived). No gain over a run: see `momentum_gain`.
     """
     return batch_size * (1 + decay) / (1 - decay)
 
@@ -278,7 +314,8 @@ def momentum_batch(batch_size: Any, decay: Any) -> Any:
 def lion_batch(batch_size: Any, b1: Any = 0.9, b2: Any = 0.99) -> Any:
     """Lion's one-step effective batch B / [(1−β1)² + β1²(1−β2)/(1+β2)]; 71 B at (0.9, 0.99).
 
-    The same of β1·m + (1−β1)·g, the direction of Chen et al. 2302.06675, where m does not contain g (re-derived).
+    The same of β1·m + (1−β1)·g, the direction of Chen et al. 2302.06675, where m does not contain g
+    (re-derived).
     """
     return batch_size / ((1 - b1) ** 2 + b1**2 * (1 - b2) / (1 + b2))
 
@@ -290,11 +327,13 @@ def _is_instantaneous(reading: str) -> bool:
 
 
 def momentum_gain(decay: Any, reading: str = "instantaneous") -> Any:
-    """How many times larger a batch the average of momentum is worth to sign(m), in drift²/noise; broadcasts.
+    """How many times larger a batch the average of momentum is worth to sign(m), in drift²/noise;
+    broadcasts.
 
-    "instantaneous": (1+β)/(1−β), right for a single step. "long_run": successive signs are correlated like
-    (2/π)arcsin(βᵏ) (Sheppard 1899), so the noise that adds up over a run is larger by 1 + 2Σ_k (2/π)arcsin(βᵏ): 1.43
-    at β = 0.9, 1/ln 2 = 1.44 as β -> 1 (re-derived). Assumes constant μ, |μ| ≪ σ/√B, and β in [0, 1).
+    "instantaneous": (1+β)/(1−β), right for a single step. "long_run": successive signs are
+    correlated like (2/π)arcsin(βᵏ) (Sheppard 1899), so the noise that adds up over a run is larger
+    by 1 + 2Σ_k (2/π)arcsin(βᵏ): 1.43 at β = 0.9, 1/ln 2 = 1.44 as β -> 1 (re-derived). Assumes
+      constant μ, |μ| ≪ σ/√B, and β in [0, 1).
 
     Raises:
       ValueError: another reading.
@@ -303,19 +342,27 @@ def momentum_gain(decay: Any, reading: str = "instantaneous") -> Any:
     instantaneous = (1 + decay) / (1 - decay)
     if _is_instantaneous(reading):
         return instantaneous
-    # The first lags one by one, the rest by Euler-Maclaurin; its integral is that of z/tan z up to arcsin(βⁿ).
+    # The first lags one by one, the rest by Euler-Maclaurin; its integral is that of z/tan z up to
+    # arcsin(βⁿ).
     points, weights = _legendre(decay.dtype)
     end = jnp.arcsin(decay**lags)
     angle = end[..., None] * (1 + points) / 2
-    wide = jnp.where(angle > 1e-3, angle, 1.0)  # z/tan z is 0/0 at 0, and its slope already far above it
-    integral = (jnp.where(angle > 1e-3, wide / jnp.tan(wide), 1 - angle**2 / 3) * weights).sum(-1) * end / 2
+    wide = jnp.where(
+        angle > 1e-3, angle, 1.0
+    )  # z/tan z is 0/0 at 0, and its slope already far above it
+    integral = (
+        (jnp.where(angle > 1e-3, wide / jnp.tan(wide), 1 - angle**2 / 3) * weights).sum(-1)
+        * end
+        / 2
+    )
     first = jnp.arcsin(decay[..., None] ** jnp.arange(1, lags)).sum(-1)
     total = first + end / 2 - integral / jnp.log(jnp.where(decay > 0, decay, 0.5))
     return instantaneous / (1 + 4 / jnp.pi * total)
 
 
 class SurgeCoefficients(NamedTuple):
-    """The small-batch law of sign descent: b_noise = B_peak (inf where it has no peak), max_lr, max_gain ΔL_max."""
+    """The small-batch law of sign descent: b_noise = B_peak (inf where it has no peak), max_lr,
+    max_gain ΔL_max."""
 
     b_noise: jax.Array
     max_lr: jax.Array
@@ -325,22 +372,25 @@ class SurgeCoefficients(NamedTuple):
 def surge_coefficients(mu: jax.Array, sigma: jax.Array, hessian: Hessian) -> SurgeCoefficients:
     """B_noise = πT/2K, ε_max = A/2√(TK), ΔL_max = A²/2K (the paper, Theorem 2).
 
-    A = Σμ²/σ, T = tr H, K = Σ_{i≠j} r_i r_j H_ij, r = μ/σ. Holds for B far below `validity` of the coordinates
-    that matter, independent coordinates, every σ_i > 0 and T > 0: nan without the last two. K <= 0 gives inf: the
-    optimum only rises.
+    A = Σμ²/σ, T = tr H, K = Σ_{i≠j} r_i r_j H_ij, r = μ/σ. Holds for B far below `validity` of the
+    coordinates that matter, independent coordinates, every σ_i > 0 and T > 0: nan without the last
+    two. K <= 0 gives inf: the optimum only rises.
     """
     ratio = _ratio(mu, sigma)
     unit = jax.lax.stop_gradient(_nonzero(jnp.abs(ratio).max()))
     ratio = ratio / unit  # cancels from ε_max and ΔL_max, which are then finite where r² is not
     aligned, trace = (mu * ratio).sum(), hessian.diagonal.sum()
     off = ratio @ (hessian.product(ratio) - hessian.diagonal * ratio)
-    # A sum that cancels to rounding is not a coupling: it would give a peak at an enormous, meaningless B.
+    # A sum that cancels to rounding is not a coupling: it would give a peak at an enormous,
+    # meaningless B.
     off = jnp.where(off > 1e-6 * (ratio**2 * jnp.abs(hessian.diagonal)).sum(), off, 0.0)
     defined = (sigma > 0).all() & (trace > 0)
     peaked = defined & (off > 0)
     missing = jnp.where(defined, jnp.inf, jnp.nan)
     trace, off = jnp.where(peaked, trace, 1.0), jnp.where(peaked, off, 1.0)
-    shown = peaked & (unit**2 >= jnp.finfo(unit.dtype).tiny)  # else B_noise is beyond the largest number
+    shown = peaked & (
+        unit**2 >= jnp.finfo(unit.dtype).tiny
+    )  # else B_noise is beyond the largest number
     return SurgeCoefficients(
         jnp.where(shown, jnp.pi * trace / (2 * off) / jnp.where(shown, unit**2, 1.0), missing),
         jnp.where(peaked, aligned / (2 * jnp.sqrt(trace * off)), missing),
@@ -349,7 +399,8 @@ def surge_coefficients(mu: jax.Array, sigma: jax.Array, hessian: Hessian) -> Sur
 
 
 def validity(mu: jax.Array, sigma: jax.Array) -> jax.Array:
-    """πσ²/2μ² [P]: the small-batch form holds for B far below it, where erf x ≈ 2x/√π (the paper, Theorem 2).
+    """πσ²/2μ² [P]: the small-batch form holds for B far below it, where erf x ≈ 2x/√π (the paper,
+    Theorem 2).
 
     Gaussian gradients, σ_i > 0. inf where μ = 0, or where it is beyond the largest number.
     """
@@ -357,34 +408,41 @@ def validity(mu: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def large_batch_limit(mu: jax.Array, hessian: Hessian) -> OneStep:
-    """Sign descent as B -> ∞: a = Σ|μ_i|, q = s'Hs', s' = sign μ, every μ_i ≠ 0 (limit of the paper's Theorem 1).
+    """Sign descent as B -> ∞: a = Σ|μ_i|, q = s'Hs', s' = sign μ, every μ_i ≠ 0 (limit of the
+    paper's Theorem 1).
 
-    A coordinate with μ_i = 0 stands still here; in `sign_descent` it keeps adding H_ii of noise at every B.
+    A coordinate with μ_i = 0 stands still here; in `sign_descent` it keeps adding H_ii of noise at
+    every B.
     """
     signs = jnp.sign(mu)
     return OneStep(jnp.abs(mu).sum(), signs @ hessian.product(signs))
 
 
 def gain(batch_size: Any, max_gain: Any, b_noise: Any) -> Any:
-    """ΔL(B) = ΔL_max / (1 + B_noise/B), the fall of the loss in one step at the best rate; finite B_noise.
+    """ΔL(B) = ΔL_max / (1 + B_noise/B), the fall of the loss in one step at the best rate; finite
+    B_noise.
 
-    Of SGD at every B (McCandlish et al., equation 2.7), of sign descent while B is far below `validity` (the paper).
+    Of SGD at every B (McCandlish et al., equation 2.7), of sign descent while B is far below
+    `validity` (the paper).
     """
     return max_gain / (1 + b_noise / batch_size)
 
 
 def steps_to_target(batch_size: Any, s_min: Any, b_noise: Any) -> Any:
-    """S(B) = S_min (1 + B_noise/B), at the best rate of each B (McCandlish et al., equation 2.11)."""
+    """S(B) = S_min (1 + B_noise/B), at the best rate of each B (McCandlish et al., equation
+    2.11)."""
     return s_min * (1 + b_noise / batch_size)
 
 
 def examples_to_target(batch_size: Any, e_min: Any, b_noise: Any) -> Any:
-    """E(B) = E_min (1 + B/B_noise) with E_min = S_min B_noise, so that (S/S_min − 1)(E/E_min − 1) = 1."""
+    """E(B) = E_min (1 + B/B_noise) with E_min = S_min B_noise, so that (S/S_min − 1)(E/E_min − 1) =
+    1."""
     return e_min * (1 + batch_size / b_noise)
 
 
 def critical_batch_size(b_noise: Any, overhead: Any = 0.2) -> Any:
-    """Largest B whose examples exceed E_min by at most `overhead` (Zhang et al. 2410.21676, 20%): overhead·B_noise."""
+    """Largest B whose examples exceed E_min by at most `overhead` (Zhang et al. 2410.21676, 20%):
+    overhead·B_noise."""
     return overhead * b_noise
 
 
@@ -394,9 +452,11 @@ class Law(NamedTuple):
     Attributes:
       name: key in LAWS.
       parameters: names; the first is a scale that the law is proportional to.
-      bounds: name -> (low, high) of the shape parameters; batch sizes are in units of the data's own range.
+      bounds: name -> (low, high) of the shape parameters; batch sizes are in units of the data's
+        own range.
       function: (batch_size, **parameters) -> ε.
-      peak: (parameters in order or by name) -> (batch size of the maximum, why there is none where it is inf or nan).
+      peak: (parameters in order or by name) -> (batch size of the maximum, why there is none where
+        it is inf or nan).
       generalises: names of the laws that are special or limiting cases of it.
     """
 
@@ -409,19 +469,23 @@ class Law(NamedTuple):
 
 
 def surge(batch_size: Any, max_lr: Any, b_noise: Any) -> jax.Array:
-    """ε_max · 2/(√(B_noise/B) + √(B/B_noise)) (the paper, equation 14): rises as √B, peaks at B_noise, falls.
+    """ε_max · 2/(√(B_noise/B) + √(B/B_noise)) (the paper, equation 14): rises as √B, peaks at
+    B_noise, falls.
 
-    Sign descent, independent Gaussian coordinates, B far below `validity`; see `surge_coefficients`.
+    Sign descent, independent Gaussian coordinates, B far below `validity`; see
+    `surge_coefficients`.
     """
     root = jnp.sqrt(jnp.asarray(batch_size) / b_noise)
     return max_lr * 2 / (root + 1 / root)
 
 
 def saturating_surge(batch_size: Any, max_lr: Any, b_scale: Any, r: Any) -> jax.Array:
-    """Exact law for one signal-to-noise ratio s = |μ_i|/σ_i: (2·max_lr/√r) · E/(1 + E²/r), E = erf(√(B/b_scale)).
+    """Exact law for one signal-to-noise ratio s = |μ_i|/σ_i: (2·max_lr/√r) · E/(1 + E²/r), E =
+    erf(√(B/b_scale)).
 
-    b_scale = 2/s², r = D/O of `homogeneous`, with its assumptions (re-derived). For r < 1 max_lr is the height of the
-    peak at b_scale·erfinv(√r)² and the plateau is 2√r/(1+r) of it; for r >= 1 the law only rises. As r -> 0 it goes
+    b_scale = 2/s², r = D/O of `homogeneous`, with its assumptions (re-derived). For r < 1 max_lr is
+    the height of the peak at b_scale·erfinv(√r)² and the plateau is 2√r/(1+r) of it; for r >= 1 the
+      law only rises. As r -> 0 it goes
     to 0 at every B > 0; nan for r < 0, where `homogeneous` holds.
     """
     mean = erf(jnp.sqrt(jnp.asarray(batch_size) / b_scale))
@@ -429,10 +493,11 @@ def saturating_surge(batch_size: Any, max_lr: Any, b_scale: Any, r: Any) -> jax.
 
 
 def homogeneous(batch_size: Any, mu_sum: Any, trace: Any, off_diagonal: Any, snr: Any) -> jax.Array:
-    """(Σ|μ|/D) · E/(1 + E²O/D), E = erf(s√(B/2)): `saturating_surge` in gradient terms; O may be 0 or negative.
+    """(Σ|μ|/D) · E/(1 + E²O/D), E = erf(s√(B/2)): `saturating_surge` in gradient terms; O may be 0
+    or negative.
 
-    `sign_descent` where |μ_i|/σ_i is the same s for all (re-derived): independent Gaussian coordinates, every
-    μ_i ≠ 0, and a positive denominator.
+    `sign_descent` where |μ_i|/σ_i is the same s for all (re-derived): independent Gaussian
+    coordinates, every μ_i ≠ 0, and a positive denominator.
 
     Args:
       batch_size: B.
@@ -449,7 +514,8 @@ def homogeneous(batch_size: Any, mu_sum: Any, trace: Any, off_diagonal: Any, snr
 
 
 def mccandlish(batch_size: Any, max_lr: Any, b_noise: Any, alpha: Any) -> jax.Array:
-    """ε_max / (1 + B_noise/B)^α (McCandlish et al., equation 2.6 and appendix): α = 1 SGD, 0.5 to 1 for Adam."""
+    """ε_max / (1 + B_noise/B)^α (McCandlish et al., equation 2.6 and appendix): α = 1 SGD, 0.5 to 1
+    for Adam."""
     return max_lr / (1 + b_noise / jnp.asarray(batch_size)) ** alpha
 
 
@@ -471,7 +537,11 @@ def saturating_peak_size(b_scale: Any, r: Any) -> jax.Array:
 
 def _saturating_peak(max_lr: Any, b_scale: Any, r: Any) -> tuple[float, str]:
     del max_lr
-    why = "r = D/O is at least 1: the law rises to a plateau and never falls" if r >= 1 else "r = D/O is not positive"
+    why = (
+        "r = D/O is at least 1: the law rises to a plateau and never falls"
+        if r >= 1
+        else "r = D/O is not positive"
+    )
     return float(saturating_peak_size(b_scale, r)), "" if 0 < r < 1 else why
 
 

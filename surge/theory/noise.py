@@ -1,4 +1,5 @@
-"""Noise scales from gradient moments: unbiased numerators and denominators, with 95% intervals over examples."""
+"""Noise scales from gradient moments: unbiased numerators and denominators, with 95% intervals over
+examples."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ CONFIDENCE = 0.95
 
 
 class Estimate(NamedTuple):
-    """A number with its 95% interval, the n examples it came from, its two parts, and why it is undefined."""
+    """A number with its 95% interval, the n examples it came from, its two parts, and why it is
+    undefined."""
 
     value: float
     low: float
@@ -27,11 +29,12 @@ def undefined(n: int, numerator: float, denominator: float, why: str) -> Estimat
 
 
 def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm: float) -> Estimate:
-    """tr Σ/|μ|², the batch size at which noise and signal of the gradient are equal (McCandlish et al., eq. 2.9).
+    """tr Σ/|μ|², the batch size at which noise and signal of the gradient are equal (McCandlish et
+    al., eq. 2.9).
 
-    Both parts are unbiased; their covariance comes from the jackknife, exactly, since leaving example i out
-    changes |ḡ|² by a function of |g_i|² and ⟨g_i, ḡ⟩ alone. The interval is Fieller's: open above where
-    |μ|² is not significantly positive.
+    Both parts are unbiased; their covariance comes from the jackknife, exactly, since leaving
+    example i out changes |ḡ|² by a function of |g_i|² and ⟨g_i, ḡ⟩ alone. The interval is
+    Fieller's: open above where |μ|² is not significantly positive.
 
     Args:
       square_norms: |g_i|² of each example [n].
@@ -39,14 +42,16 @@ def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm:
       mean_square_norm: |ḡ|².
 
     Returns:
-      Estimate with numerator tr Σ and denominator |μ|²; nan with a reason where |μ|² reads as not positive, where
-      a gradient is not finite (named by index), and for n < 3.
+      Estimate with numerator tr Σ and denominator |μ|²; nan with a reason where |μ|² reads as not
+      positive, where a gradient is not finite (named by index), and for n < 3.
     """
     square_norms, alignments = np.asarray(square_norms, float), np.asarray(alignments, float)
     n = len(square_norms)
     broken = np.flatnonzero(~np.isfinite(square_norms))
     if len(broken):
-        return undefined(n, math.nan, math.nan, f"the gradient of example {broken[0]} is not finite")
+        return undefined(
+            n, math.nan, math.nan, f"the gradient of example {broken[0]} is not finite"
+        )
     if n < 3:
         return undefined(n, math.nan, math.nan, f"{n} examples are too few: at least 3")
     total = square_norms.sum()
@@ -66,11 +71,16 @@ def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) 
     """numerator/denominator with Fieller's interval from their covariance [2, 2].
 
     Returns:
-      Estimate; nan with a reason for a denominator that is not positive; the upper end is inf where the
-      denominator is not significantly positive.
+      Estimate; nan with a reason for a denominator that is not positive; the upper end is inf where
+      the denominator is not significantly positive.
     """
     if not denominator > 0:
-        return undefined(n, numerator, denominator, f"the denominator reads {denominator:.3g}: take more examples")
+        return undefined(
+            n,
+            numerator,
+            denominator,
+            f"the denominator reads {denominator:.3g}: take more examples",
+        )
     quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
     v11, v12, v22 = covariance[0, 0], covariance[0, 1], covariance[1, 1]
     a = denominator**2 - quantile**2 * v22
@@ -85,7 +95,8 @@ def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) 
 
 
 def two_batch(small: np.ndarray, big: np.ndarray, small_size: int, big_size: int) -> Estimate:
-    """McCandlish et al., appendix A.1: tr Σ/|μ|² from squared norms of gradients at two batch sizes.
+    """McCandlish et al., appendix A.1: tr Σ/|μ|² from squared norms of gradients at two batch
+    sizes.
 
     Args:
       small: |G|² of independent batches of small_size [k].
@@ -113,9 +124,10 @@ def two_batch(small: np.ndarray, big: np.ndarray, small_size: int, big_size: int
 def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n: int) -> Estimate:
     """(‖σ‖₁/‖μ‖₁)², the noise scale in the dual norm of sign descent (Naganuma et al. 2602.03001).
 
-    ‖μ‖₁ by plug-in is biased up by noise; two disjoint halves give Σ sign(μ_a)·μ_b <= ‖μ‖₁, unbiased for
-    what sign descent on one half gains on the other. The interval is from the two halves' exchange and
-    the noise of the sum, treating coordinates as independent (as the law does).
+    ‖μ‖₁ by plug-in is biased up by noise; two disjoint halves give Σ sign(μ_a)·μ_b <= ‖μ‖₁,
+    unbiased for what sign descent on one half gains on the other. The interval is from the two
+    halves' exchange and the noise of the sum, treating coordinates as independent (as the law
+    does).
 
     Args:
       mean_a: mean gradient of one half [P].
@@ -128,18 +140,27 @@ def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n:
     noise = math.sqrt(float((std**2).sum()) / n)
     quantile = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
     if signal <= 0:
-        return undefined(n, spread, signal, "the l1 norm of the mean gradient reads as not positive: more examples")
+        return undefined(
+            n,
+            spread,
+            signal,
+            "the l1 norm of the mean gradient reads as not positive: more examples",
+        )
     low, high = (spread / (signal + quantile * noise)) ** 2, math.inf
     if signal > quantile * noise:
         high = (spread / (signal - quantile * noise)) ** 2
     return Estimate((spread / signal) ** 2, low, high, n, spread, signal)
 
 
-def validity_quantiles(mean: np.ndarray, std: np.ndarray, n: int, quantiles: np.ndarray) -> np.ndarray:
-    """Quantiles over parameters of πσ²/2μ², far below which the small-batch law holds (the paper, section 2).
+def validity_quantiles(
+    mean: np.ndarray, std: np.ndarray, n: int, quantiles: np.ndarray
+) -> np.ndarray:
+    """Quantiles over parameters of πσ²/2μ², far below which the small-batch law holds (the paper,
+    section 2).
 
-    The plug-in μ of n examples puts a ceiling of about πn/2 on the bound of a parameter whose mean is all noise. The
-    interval takes every parameter at an end of its own 95% interval, so that it holds the quantile more often.
+    The plug-in μ of n examples puts a ceiling of about πn/2 on the bound of a parameter whose mean
+    is all noise. The interval takes every parameter at an end of its own 95% interval, so that it
+    holds the quantile more often.
 
     Args:
       mean: μ [P] over n examples.
@@ -148,14 +169,19 @@ def validity_quantiles(mean: np.ndarray, std: np.ndarray, n: int, quantiles: np.
       quantiles: [q], in [0, 1].
 
     Returns:
-      [q, 3]: value, low and high, which is inf where the means may be zero; nan where no parameter has noise.
+      [q, 3]: value, low and high, which is inf where the means may be zero; nan where no parameter
+      has noise.
     """
     snr = _snr(mean, std)
     if not len(snr):
         return np.full((len(quantiles), 3), math.nan)
     reach = stats.norm.ppf(0.5 + CONFIDENCE / 2) / math.sqrt(n)
-    # The bound falls as the signal-to-noise ratio rises: its q quantile belongs to that ratio's 1 - q quantile.
-    ends = (np.quantile(each, 1 - np.asarray(quantiles)) for each in (snr, snr + reach, np.maximum(snr - reach, 0)))
+    # The bound falls as the signal-to-noise ratio rises: its q quantile belongs to that ratio's 1 -
+    # q quantile.
+    ends = (
+        np.quantile(each, 1 - np.asarray(quantiles))
+        for each in (snr, snr + reach, np.maximum(snr - reach, 0))
+    )
     with np.errstate(divide="ignore"):
         return np.stack([np.pi / (2 * each**2) for each in ends], -1)
 
@@ -166,10 +192,16 @@ def _snr(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def validity_histogram(mean: np.ndarray, std: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Share of parameters whose πσ²/2μ² lies between neighbouring edges [e] -> [e - 1]; see `validity_quantiles`.
+    """Share of parameters whose πσ²/2μ² lies between neighbouring edges [e] -> [e - 1]; see
+    `validity_quantiles`.
 
-    What lies beyond the outermost edges counts in the outermost bins; all nan where no parameter has noise.
+    What lies beyond the outermost edges counts in the outermost bins; all nan where no parameter
+    has noise.
     """
     with np.errstate(divide="ignore"):
         bound = np.clip(np.pi / (2 * _snr(mean, std) ** 2), edges[0], edges[-1])
-    return np.histogram(bound, edges)[0] / len(bound) if len(bound) else np.full(len(edges) - 1, math.nan)
+    return (
+        np.histogram(bound, edges)[0] / len(bound)
+        if len(bound)
+        else np.full(len(edges) - 1, math.nan)
+    )

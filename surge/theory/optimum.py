@@ -7,8 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 MANY_SEEDS = 8  # runs at each rate, from which on they are resampled
-POWERS = (0.0, 0.5, 1.0)  # the parabola is in a power of ε between its logarithm (0) and ε itself (1)
-WINDOW = math.log(2)  # in log ε, on each side of the best rate: the rates that the parabola is put through
+POWERS = (
+    0.0,
+    0.5,
+    1.0,
+)  # the parabola is in a power of ε between its logarithm (0) and ε itself (1)
+WINDOW = math.log(
+    2
+)  # in log ε, on each side of the best rate: the rates that the parabola is put through
 FEWEST = 5  # of them, where the grid is coarse or ends
 
 
@@ -18,8 +24,10 @@ class OptimalLR(NamedTuple):
     Attributes:
       lr: vertex of the parabola; nan if undefined.
       low, high: 95% interval; nan if undefined.
-      at_edge: the best rate is the lowest or highest that was tried, so the optimum may lie beyond it.
-      basins: number of separate minima that the noise does not explain; above 1 the vertex is of the deepest.
+      at_edge: the best rate is the lowest or highest that was tried, so the optimum may lie beyond
+        it.
+      basins: number of separate minima that the noise does not explain; above 1 the vertex is of
+        the deepest.
       value: the objective at the vertex (log steps, or loss).
       n: runs that the parabola was put through.
       why: reason for what is undefined or doubtful, else "".
@@ -36,30 +44,38 @@ class OptimalLR(NamedTuple):
 
 
 def optimal_lr(
-    learning_rate: np.ndarray, value: np.ndarray, seed: np.ndarray, *, resamples: int = 400, rng_seed: int = 0
+    learning_rate: np.ndarray,
+    value: np.ndarray,
+    seed: np.ndarray,
+    *,
+    resamples: int = 400,
+    rng_seed: int = 0,
 ) -> OptimalLR:
     """Vertex of a weighted parabola through the replicated cells around the best rate.
 
-    The parabola is in log ε, √ε or ε, whichever fits best: the loss after one step is a parabola in ε, and one in
-    log ε through five rates of ratio √2 would place its vertex 15% too low.
+    The parabola is in log ε, √ε or ε, whichever fits best: the loss after one step is a parabola in
+    ε, and one in log ε through five rates of ratio √2 would place its vertex 15% too low.
 
-    It goes through the rates within WINDOW of the best smoothed mean, and through FEWEST where those are fewer.
+    It goes through the rates within WINDOW of the best smoothed mean, and through FEWEST where
+    those are fewer.
 
-    The interval holds 95% of its vertices when the cell means are drawn anew, and the window and the power
-    are chosen anew each time. How they are drawn depends on the runs:
+    The interval holds 95% of its vertices when the cell means are drawn anew, and the window and
+    the power are chosen anew each time. How they are drawn depends on the runs:
 
-    * at least MANY_SEEDS at every rate: a bootstrap over seeds. Where the same seeds were run at every rate whole
-      seeds are resampled, which keeps what the runs of a seed have in common; else the runs within each cell.
-    * fewer: no bootstrap but a parametric draw, for the means of two or three resampled runs say nothing of their
-      tails. Each mean moves by Student's t times its standard error, from the noise pooled over the window (about
-      the effects of rate and seed, where seeds are the same at every rate) with the freedom that leaves.
-    * one run a cell: the same, with the residuals of a parabola in log ε for the noise; the misfit of the parabola
-      counts as noise.
+    * at least MANY_SEEDS at every rate: a bootstrap over seeds. Where the same seeds were run at
+      every rate whole seeds are resampled, which keeps what the runs of a seed have in common; else
+      the runs within each cell.
+    * fewer: no bootstrap but a parametric draw, for the means of two or three resampled runs say
+      nothing of their tails. Each mean moves by Student's t times its standard error, from the
+      noise pooled over the window (about the effects of rate and seed, where seeds are the same at
+      every rate) with the freedom that leaves.
+    * one run a cell: the same, with the residuals of a parabola in log ε for the noise; the misfit
+      of the parabola counts as noise.
 
     Args:
       learning_rate: of each run [n], > 0.
-      value: of each run [n], lower is better; nan or inf where a run diverged or did not get there. A rate
-        at which any run did so is not a candidate.
+      value: of each run [n], lower is better; nan or inf where a run diverged or did not get there.
+        A rate at which any run did so is not a candidate.
       seed: of each run [n]; runs of one seed share their data.
       resamples: draws for the interval.
       rng_seed: of the draws.
@@ -72,9 +88,20 @@ def optimal_lr(
     seeds = [seed[learning_rate == rate] for rate in rates]
     usable = np.array([bool(np.isfinite(cell).all()) for cell in cells])
     if usable.sum() < 1:
-        return OptimalLR(math.nan, math.nan, math.nan, False, 0, math.nan, 0, "no learning rate reached the target")
+        return OptimalLR(
+            math.nan,
+            math.nan,
+            math.nan,
+            False,
+            0,
+            math.nan,
+            0,
+            "no learning rate reached the target",
+        )
     x = np.log(rates[usable])
-    kept = [cell[np.argsort(each)] for cell, each, use in zip(cells, seeds, usable, strict=True) if use]
+    kept = [
+        cell[np.argsort(each)] for cell, each, use in zip(cells, seeds, usable, strict=True) if use
+    ]
     mean = np.array([cell.mean() for cell in kept])
     count = np.array([len(cell) for cell in kept], float)
     best = int(mean.argmin())
@@ -82,16 +109,22 @@ def optimal_lr(
     at_edge = position in (0, len(rates) - 1)
     if len(x) < 3:
         only = "fewer than three learning rates reached the target: refine the grid"
-        return OptimalLR(math.exp(x[best]), math.nan, math.nan, at_edge, 1, mean[best], int(count.sum()), only)
+        return OptimalLR(
+            math.exp(x[best]), math.nan, math.nan, at_edge, 1, mean[best], int(count.sum()), only
+        )
     vertex, height, inside = _vertex(x, mean[None], count)
     window = np.flatnonzero(inside[0])
-    paired = len({tuple(np.sort(each)) for each in seeds}) == 1 and len(np.unique(seeds[0])) == len(seeds[0])
+    paired = len({tuple(np.sort(each)) for each in seeds}) == 1 and len(np.unique(seeds[0])) == len(
+        seeds[0]
+    )
     spread, freedom = _spread(x[window], [kept[index] for index in window], paired)
     rng = np.random.default_rng(rng_seed)
     if count.min() >= MANY_SEEDS:
         resampled = _bootstrap(kept, paired, resamples, rng)
     else:
-        resampled = mean + rng.standard_t(max(freedom, 1), (resamples, len(x))) * spread / np.sqrt(count)
+        resampled = mean + rng.standard_t(max(freedom, 1), (resamples, len(x))) * spread / np.sqrt(
+            count
+        )
     draws = _vertex(x, resampled, count)[0]
     low, high = np.exp(np.quantile(draws, (0.025, 0.975)))
     why = "the best rate is at the edge of the grid: extend it" if at_edge else ""
@@ -103,12 +136,27 @@ def optimal_lr(
         why = why or f"{basins} separate basins: the deepest is reported"
     lr = math.exp(vertex[0])
     # The interval holds the estimate even where resampling skews it.
-    return OptimalLR(lr, min(low, lr), max(high, lr), at_edge, basins, float(height[0]), int(count[window].sum()), why)
+    return OptimalLR(
+        lr,
+        min(low, lr),
+        max(high, lr),
+        at_edge,
+        basins,
+        float(height[0]),
+        int(count[window].sum()),
+        why,
+    )
 
 
-def _bootstrap(cells: list[np.ndarray], paired: bool, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means of resampled cells [resamples, rates]; the same seeds in every cell where they are paired."""
-    draws = [rng.integers(0, len(cell), (resamples, len(cell))) for cell in (cells[:1] if paired else cells)]
+def _bootstrap(
+    cells: list[np.ndarray], paired: bool, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Means of resampled cells [resamples, rates]; the same seeds in every cell where they are
+    paired."""
+    draws = [
+        rng.integers(0, len(cell), (resamples, len(cell)))
+        for cell in (cells[:1] if paired else cells)
+    ]
     means = [
         # the mean of n resampled runs varies by (n - 1)/n of what that of n new ones does
         cell.mean() + (cell[draw].mean(1) - cell.mean()) * math.sqrt(len(cell) / (len(cell) - 1))
@@ -124,19 +172,26 @@ def _windows(x: np.ndarray) -> np.ndarray:
     return distance <= np.maximum(nearest, WINDOW)[:, None] * (1 + 1e-6)
 
 
-def _vertex(x: np.ndarray, mean: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertex, height [rows] and window [rows, rates] of a parabola around the smallest smoothed mean of each row."""
+def _vertex(
+    x: np.ndarray, mean: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertex, height [rows] and window [rows, rates] of a parabola around the smallest smoothed
+    mean of each row."""
     padded = np.pad(mean, ((0, 0), (1, 1)), mode="edge")
     smooth = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
     inside = _windows(x)[smooth.argmin(1)]
     centre = inside @ x / inside.sum(1)
-    # Of each row only the columns of its window, for speed; a narrower window than others has zeros beside it.
+    # Of each row only the columns of its window, for speed; a narrower window than others has zeros
+    # beside it.
     width = inside.sum(1).max()
     columns = np.minimum(inside.argmax(1), len(x) - width)[:, None] + np.arange(width)
     used = np.take_along_axis(inside, columns, 1)
     y, weight = np.take_along_axis(mean, columns, 1), count[columns] * used
     shift = np.where(used, x[columns] - centre[:, None], 0.0)
-    options = [_parabola(shift if power == 0 else np.expm1(power * shift) / power, y, weight) for power in POWERS]
+    options = [
+        _parabola(shift if power == 0 else np.expm1(power * shift) / power, y, weight)
+        for power in POWERS
+    ]
     chosen = np.stack([misfit for _, _, misfit in options]).argmin(0)
     at = np.arange(len(mean))
     offset = np.stack(
@@ -149,10 +204,14 @@ def _vertex(x: np.ndarray, mean: np.ndarray, count: np.ndarray) -> tuple[np.ndar
     return centre + np.clip(offset, 1.5 * shift.min(1), 1.5 * shift.max(1)), height, inside
 
 
-def _parabola(t: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertex, height and misfit of a parabola through each row of t and y with weights, all [rows, k].
+def _parabola(
+    t: np.ndarray, y: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertex, height and misfit of a parabola through each row of t and y with weights, all [rows,
+    k].
 
-    In polynomials orthogonal on the row's own points (Forsythe 1957): stable however uneven they lie.
+    In polynomials orthogonal on the row's own points (Forsythe 1957): stable however uneven they
+    lie.
     """
     share = weight / weight.sum(1, keepdims=True)
     mean = lambda values: np.einsum("rk,rk->r", share, values)[:, None]  # noqa: E731
@@ -167,15 +226,20 @@ def _parabola(t: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndar
     lowest = np.take_along_axis(line, np.where(weight > 0, y, np.inf).argmin(1, keepdims=True), 1)
     vertex = np.where(bend > 0, skew / 2 - slope / (2 * np.where(bend > 0, bend, 1.0)), lowest)
     held = np.where(weight > 0, t, 0.0)
-    vertex = np.clip(vertex + middle, 1.5 * held.min(1, keepdims=True), 1.5 * held.max(1, keepdims=True)) - middle
+    vertex = (
+        np.clip(vertex + middle, 1.5 * held.min(1, keepdims=True), 1.5 * held.max(1, keepdims=True))
+        - middle
+    )
     height = constant + slope * vertex + bend * (vertex**2 - skew * vertex - variance)
     return (vertex + middle)[:, 0], height[:, 0], misfit[:, 0]
 
 
 def _spread(x: np.ndarray, cells: list[np.ndarray], paired: bool) -> tuple[float, int]:
-    """Standard deviation of one run in the window, and its degrees of freedom; nan and 0 if it cannot be told.
+    """Standard deviation of one run in the window, and its degrees of freedom; nan and 0 if it
+    cannot be told.
 
-    Where the same seeds were run at every rate, what a seed has in common does not move the vertex and is taken out.
+    Where the same seeds were run at every rate, what a seed has in common does not move the vertex
+    and is taken out.
     """
     if paired and len(cells[0]) > 1:
         table = np.stack(cells)
@@ -184,7 +248,9 @@ def _spread(x: np.ndarray, cells: list[np.ndarray], paired: bool) -> tuple[float
         return math.sqrt((table**2).sum() / freedom), freedom
     freedom = sum(len(cell) - 1 for cell in cells)
     if freedom > 0:
-        return math.sqrt(sum(((cell - cell.mean()) ** 2).sum() for cell in cells) / freedom), freedom
+        return math.sqrt(
+            sum(((cell - cell.mean()) ** 2).sum() for cell in cells) / freedom
+        ), freedom
     freedom = len(cells) - 3
     if freedom <= 0:
         return math.nan, 0

@@ -2,12 +2,13 @@
 
 With κ = new batch size / old batch size:
 
-    sde        1 − β ∝ κ, eps ∝ 1/√κ, weight decay ∝ κ/√κ   (Malladi et al. 2205.10287, with lr ∝ √κ)
-    half_life  β^κ: decay rates keep their half-life in tokens    (Marek et al. 2507.07101)
-    timescale  weight decay ∝ κ: B/(lr · decay · D) stays fixed at a fixed rate (Wang & Aitchison 2405.13698)
+    sde        1 − β ∝ κ, eps ∝ 1/√κ, weight decay ∝ κ/√κ   (Malladi et al. 2205.10287, with lr ∝
+    √κ) half_life  β^κ: decay rates keep their half-life in tokens    (Marek et al. 2507.07101)
+    timescale  weight decay ∝ κ: B/(lr · decay · D) stays fixed at a fixed rate (Wang & Aitchison
+    2405.13698)
 
-Under every rule warmup keeps its length in examples: steps ∝ 1/κ. A warmup that is a share of the run keeps it
-without a rule where runs are equally long in examples.
+Under every rule warmup keeps its length in examples: steps ∝ 1/κ. A warmup that is a share of the
+run keeps it without a rule where runs are equally long in examples.
 """
 
 from typing import Any
@@ -25,9 +26,9 @@ def co_scale(rule: str, kappa: Any, **hyperparameters: Any) -> dict[str, Any]:
     Args:
       rule: one of RULES.
       kappa: new batch size / old batch size, above 0; may be traced.
-      **hyperparameters: values at the old batch size; b1, b2, decay, beta, eps, weight_decay and warmup_steps
-        follow the rule, every other is returned as it is. Decay rates are clipped to [0, 1) where a rule leaves
-        that range, and a warmup to at least one step.
+      **hyperparameters: values at the old batch size; b1, b2, decay, beta, eps, weight_decay and
+        warmup_steps follow the rule, every other is returned as it is. Decay rates are clipped to
+        [0, 1) where a rule leaves that range, and a warmup to at least one step.
 
     Returns:
       The same names with their new values.

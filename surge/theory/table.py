@@ -16,10 +16,11 @@ def fit_table(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
     """Everything that fit.json says of one group of runs.
 
     Args:
-      rows: columns of equal length: batch_size > 0, learning_rate > 0, seed, and value (log of the steps to a
-        target, or a loss; lower is better; nan where a run diverged or did not get there).
-      judged_by: "steps" if the value is log(steps to a target), "loss" if it is a loss at a run's end; steps
-        tell a noise scale, a loss does not.
+      rows: columns of equal length: batch_size > 0, learning_rate > 0, seed, and value (log of the
+        steps to a target, or a loss; lower is better; nan where a run diverged or did not get
+        there).
+      judged_by: "steps" if the value is log(steps to a target), "loss" if it is a loss at a run's
+        end; steps tell a noise scale, a loss does not.
       **labels: put first into the entry, such as optimizer and target_loss.
 
     Returns:
@@ -29,9 +30,13 @@ def fit_table(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
     for size in np.unique(rows["batch_size"]).tolist():
         chosen = rows["batch_size"] == size
         key = int(size) if float(size).is_integer() else size
-        optima[key] = optimal_lr(*(rows[name][chosen] for name in ("learning_rate", "value", "seed")))
+        optima[key] = optimal_lr(
+            *(rows[name][chosen] for name in ("learning_rate", "value", "seed"))
+        )
     steps_known = judged_by == "steps"
-    inside = {size: each for size, each in optima.items() if math.isfinite(each.lr) and not each.at_edge}
+    inside = {
+        size: each for size, each in optima.items() if math.isfinite(each.lr) and not each.at_edge
+    }
     size, lr = np.array(list(inside), float), np.array([each.lr for each in inside.values()])
     error = _log_errors(inside.values())
     comparison = compare_laws(size, lr, error)
@@ -57,8 +62,8 @@ def _joined(*reasons: str) -> str:
 def _log_errors(optima: Iterable[OptimalLR]) -> np.ndarray:
     """Standard errors of log ε; a factor √2 where the table has too few runs to tell.
 
-    Three seeds tell an error to a third, and an error that came out small by chance would rule the fit: half of its
-    square is that of the median error (a moderated variance, Smyth 2004).
+    Three seeds tell an error to a third, and an error that came out small by chance would rule the
+    fit: half of its square is that of the median error (a moderated variance, Smyth 2004).
     """
     lr, low, high = np.log([(each.lr, each.low, each.high) for each in optima]).reshape(-1, 3).T
     # About the estimate, which a skewed interval may have at one of its ends.
@@ -92,7 +97,9 @@ def _noise_scale(optima: Mapping[float, OptimalLR], note: str) -> dict[str, Any]
 
 def _no_noise_scale() -> dict[str, Any]:
     nothing = fit_noise_scale(np.zeros(0), np.zeros(0))
-    return nothing._asdict() | {"why": "judged by loss: only the steps to one target tell a noise scale"}
+    return nothing._asdict() | {
+        "why": "judged by loss: only the steps to one target tell a noise scale"
+    }
 
 
 def _law(fit: Fit, comparison: Comparison) -> dict[str, Any]:

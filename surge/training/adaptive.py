@@ -1,4 +1,5 @@
-"""Coarse to fine: the optimal learning rate of each batch size for a fraction of the dense grid's examples.
+"""Coarse to fine: the optimal learning rate of each batch size for a fraction of the dense grid's
+examples.
 
 Every rate is a power of one ratio, so results are cells of the dense grid, with the same batches.
 """
@@ -15,20 +16,24 @@ from surge.training.hardware import fastest_form
 from surge.training.sweep import Engine, whole_block
 
 FIRST_RATIO = 4.0  # between the first rates, about
-# A refining run ends at this many times the steps of the best so far. At half the best rate a run takes twice the
-# steps, an unlucky seed as long again, and a rate of which one seed is missing is lost to the fit.
+# A refining run ends at this many times the steps of the best so far. At half the best rate a run
+# takes twice the steps, an unlucky seed as long again, and a rate of which one seed is missing is
+# lost to the fit.
 PATIENCE = 4.0
 FEW = 4  # learning rates at once, at most
 EXTENSION = 8  # powers beyond the given bounds that the search may follow an optimum to
 
 
 def steps_to(loss: np.ndarray, eval_steps: Sequence[int], target: float) -> np.ndarray:
-    """log steps at which loss [..., eval] first is at most target, linear between evals; inf where never."""
+    """log steps at which loss [..., eval] first is at most target, linear between evals; inf where
+    never."""
     logs = np.log(eval_steps)
     reached = loss <= target
     first = reached.argmax(-1)
     before = np.maximum(first - 1, 0)
-    high, low = (np.take_along_axis(loss, index[..., None], -1)[..., 0] for index in (before, first))
+    high, low = (
+        np.take_along_axis(loss, index[..., None], -1)[..., 0] for index in (before, first)
+    )
     share = np.where(first > 0, (high - target) / np.where(high > low, high - low, 1.0), 1.0)
     return np.where(reached.any(-1), logs[before] + share * (logs[first] - logs[before]), np.inf)
 
@@ -40,14 +45,21 @@ def last_loss(loss: np.ndarray, diverged: np.ndarray) -> np.ndarray:
 
 
 def _best(
-    runs: Mapping[int, tuple[np.ndarray, np.ndarray]], piece: Piece, ratio: float, targets: Sequence[float | None]
+    runs: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    piece: Piece,
+    ratio: float,
+    targets: Sequence[float | None],
 ) -> list[tuple[int, float]]:
     """(power, value) of the optimum of each target that a run reached, as the fit will place it."""
     power, seed = (each.ravel() for each in np.meshgrid(sorted(runs), piece.seeds, indexing="ij"))
     loss, diverged = _table(runs)
     found = []
     for target in targets:
-        value = last_loss(loss, diverged) if target is None else steps_to(loss, piece.eval_steps, target)
+        value = (
+            last_loss(loss, diverged)
+            if target is None
+            else steps_to(loss, piece.eval_steps, target)
+        )
         optimum = optimal_lr(ratio ** power.astype(float), value.ravel(), seed, resamples=1)
         if np.isfinite(optimum.lr):
             found.append((round(np.log(optimum.lr) / np.log(ratio)), optimum.value))
@@ -58,24 +70,36 @@ def _powers(piece: Piece, ratio: float) -> list[int]:
     return [round(np.log(rate) / np.log(ratio)) for rate in piece.learning_rates]
 
 
-def _runs(piece: Piece, result: PieceResult, ratio: float) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _runs(
+    piece: Piece, result: PieceResult, ratio: float
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Power -> (loss [seed, eval], diverged [seed])."""
     return dict(zip(_powers(piece, ratio), zip(*result, strict=True), strict=True))
 
 
 def _table(runs: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> PieceResult:
-    return PieceResult(*(np.stack(each) for each in zip(*(runs[power] for power in sorted(runs)), strict=True)))
+    return PieceResult(
+        *(np.stack(each) for each in zip(*(runs[power] for power in sorted(runs)), strict=True))
+    )
 
 
 def _search(
-    engine: Engine, piece: Piece, ratio: float, targets: Sequence[float | None], before: Sequence[tuple[int, float]]
+    engine: Engine,
+    piece: Piece,
+    ratio: float,
+    targets: Sequence[float | None],
+    before: Sequence[tuple[int, float]],
 ) -> tuple[Piece, PieceResult]:
     """Refines around the optimum of each target until its neighbours at every stride are known.
 
-    `before` is the (power, log steps) of the next smaller batch's optima: where to start, and an upper bound of the
-    steps, which do not grow with the batch size. Empty starts wide.
+    `before` is the (power, log steps) of the next smaller batch's optima: where to start, and an
+    upper bound of the steps, which do not grow with the batch size. Empty starts wide.
     """
-    given, full, width = _powers(piece, ratio), len(piece.eval_steps), engine.block[0] * engine.devices
+    given, full, width = (
+        _powers(piece, ratio),
+        len(piece.eval_steps),
+        engine.block[0] * engine.devices,
+    )
     least, most = given[0] - EXTENSION, given[-1] + EXTENSION
     if before:
         centre = sorted(power for power, _ in before)[len(before) // 2]
@@ -85,7 +109,9 @@ def _search(
         wanted = {*given[::stride], given[-1]}
     runs, best, tried, strides = {}, before, False, (stride, 2, 1)
     while wanted := {power for power in wanted if least <= power <= most} - runs.keys():
-        if spare := -len(wanted) % width:  # the program runs this many lanes anyway: fill them with neighbours
+        if (
+            spare := -len(wanted) % width
+        ):  # the program runs this many lanes anyway: fill them with neighbours
             near = {power + step for power in wanted for step in (-1, 1)} - wanted - runs.keys()
             middle = np.mean([power for power, _ in best] or list(wanted))
             wanted |= set(sorted(near, key=lambda power: (abs(power - middle), power))[:spare])
@@ -105,7 +131,9 @@ def _search(
                 wanted -= set(range(min(runs), max(runs)))
             if {power for power in wanted if least <= power <= most} - runs.keys():
                 break
-    return piece._replace(learning_rates=tuple(ratio**power for power in sorted(runs))), _table(runs)
+    return piece._replace(learning_rates=tuple(ratio**power for power in sorted(runs))), _table(
+        runs
+    )
 
 
 def run_adaptive(
@@ -121,19 +149,22 @@ def run_adaptive(
 ) -> Iterator[tuple[Piece, PieceResult]]:
     """Runs of each piece near its optimal learning rates only.
 
-    The smallest batch of an optimizer starts wide: its runs cost the fewest examples. Larger ones start around the
-    optimum of the one before. The optimum of every target is refined to its neighbours on the lattice, beyond the
-    piece's bounds if it sits on them; runs that have taken PATIENCE times the best steps end.
+    The smallest batch of an optimizer starts wide: its runs cost the fewest examples. Larger ones
+    start around the optimum of the one before. The optimum of every target is refined to its
+    neighbours on the lattice, beyond the piece's bounds if it sits on them; runs that have taken
+    PATIENCE times the best steps end.
 
     Args:
       task, key, stop_loss, form: as for `run_pieces`.
       pieces: the dense grid, whose learning rates give the bounds.
       ratio: of the lattice, as for `plan`.
       targets: losses whose steps to reach are minimised; None for the lowest last loss.
-      done: what an earlier call yielded for some of the pieces: they guide the others and are not run again.
+      done: what an earlier call yielded for some of the pieces: they guide the others and are not
+        run again.
 
     Returns:
-      Iterator of (piece with the rates that were run, its result), for each piece not done, smallest batch first.
+      Iterator of (piece with the rates that were run, its result), for each piece not done,
+      smallest batch first.
     """
     pieces = sorted(pieces, key=lambda piece: (piece.optimizer, piece.batch_size))
     todo = [piece for piece in pieces if piece not in done]
@@ -148,7 +179,9 @@ def run_adaptive(
     def each() -> Iterator[tuple[Piece, PieceResult]]:
         best: dict[str, list[tuple[int, float]]] = {}
         for piece in pieces:
-            found = done.get(piece) or _search(engine, piece, ratio, targets, best.get(piece.optimizer, ()))
+            found = done.get(piece) or _search(
+                engine, piece, ratio, targets, best.get(piece.optimizer, ())
+            )
             best[piece.optimizer] = _best(_runs(*found, ratio), piece, ratio, targets)
             if piece not in done:
                 yield found

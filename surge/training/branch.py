@@ -1,4 +1,5 @@
-"""The truth beyond one step: runs branch from a checkpoint, and the learning rate that got lowest is the answer."""
+"""The truth beyond one step: runs branch from a checkpoint, and the learning rate that got lowest
+is the answer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,14 +30,15 @@ class Branch(NamedTuple):
 class BranchOracle:
     """ε_opt(B; K): the learning rate whose loss is lowest K steps after a checkpoint.
 
-    All learning rates of a batch size share their batches, seed by seed, and batches are nested across batch sizes.
-    Where the optimizer has a state, it settles at rate 0 first, on batches of the size that is asked about.
+    All learning rates of a batch size share their batches, seed by seed, and batches are nested
+    across batch sizes. Where the optimizer has a state, it settles at rate 0 first, on batches of
+    the size that is asked about.
 
     Args:
       task: what is trained.
       key: of the batches.
-      budget: examples that one batch size may cost; more seeds as far as it goes, and horizons that it has no room
-        for are left out.
+      budget: examples that one batch size may cost; more seeds as far as it goes, and horizons that
+        it has no room for are left out.
     """
 
     def __init__(self, task: Task, key: jax.Array, budget: int):
@@ -44,7 +46,9 @@ class BranchOracle:
         block = -(-len(POWERS) // jax.local_device_count()), SEEDS[0]
         self._engine = Engine(task, key, stop_loss=-np.inf, block=block)
 
-    def __call__(self, spec: str, params: Any, batch_size: int, centre: float, horizons: Sequence[int]) -> Branch:
+    def __call__(
+        self, spec: str, params: Any, batch_size: int, centre: float, horizons: Sequence[int]
+    ) -> Branch:
         """Branches from params with one optimizer and batch size.
 
         Args:
@@ -57,7 +61,9 @@ class BranchOracle:
         transform = make_optimizer(spec)(1.0, batch_size, None)
         state = transform.init(params)
         hold = max(SETTLE, len(gradient_weights(spec, batch_size))) if jax.tree.leaves(state) else 0
-        cost = {horizon: len(POWERS) * (hold + horizon) * batch_size for horizon in sorted(horizons)}
+        cost = {
+            horizon: len(POWERS) * (hold + horizon) * batch_size for horizon in sorted(horizons)
+        }
         fitting = [horizon for horizon in cost if SEEDS[0] * cost[horizon] <= self.budget]
         if not fitting or not np.isfinite(centre):
             return Branch({}, 0)
@@ -71,5 +77,7 @@ class BranchOracle:
         result = self._engine.run(piece)
         rate, seed = (each.ravel() for each in np.meshgrid(rates, piece.seeds, indexing="ij"))
         loss = np.where(np.isfinite(result.loss), result.loss, np.nan).reshape(-1, len(steps))
-        optima = {horizon: optimal_lr(rate, loss[:, index], seed) for index, horizon in enumerate(fitting)}
+        optima = {
+            horizon: optimal_lr(rate, loss[:, index], seed) for index, horizon in enumerate(fitting)
+        }
         return Branch(optima, piece.examples)

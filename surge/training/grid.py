@@ -1,4 +1,5 @@
-"""The grid of runs: optimizer x batch size x learning rate x seed, in pieces that can be finished one by one."""
+"""The grid of runs: optimizer x batch size x learning rate x seed, in pieces that can be finished
+one by one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ import numpy as np
 
 
 class Piece(NamedTuple):
-    """All runs of one optimizer at one batch size, from start_step to the last of eval_steps (both absolute)."""
+    """All runs of one optimizer at one batch size, from start_step to the last of eval_steps (both
+    absolute)."""
 
     optimizer: str
     spec: str
@@ -59,8 +61,9 @@ def plan(
 ) -> list[Piece]:
     """The pieces of a grid, largest batch size first within an optimizer.
 
-    A run ends at max_steps or max_examples, whichever comes first: for a horizon in examples set max_steps to
-    max_examples, for one in steps set max_examples to max_steps times the largest batch size.
+    A run ends at max_steps or max_examples, whichever comes first: for a horizon in examples set
+    max_steps to max_examples, for one in steps set max_examples to max_steps times the largest
+    batch size.
 
     Args:
       optimizers: label -> (spec, (lowest, highest learning rate)).
@@ -73,17 +76,24 @@ def plan(
       start_step: step of the State that all runs branch from.
 
     Raises:
-      ValueError: no power of learning_rate_ratio lies between the bounds, or max_examples is below a batch size.
+      ValueError: no power of learning_rate_ratio lies between the bounds, or max_examples is below
+        a batch size.
     """
     pieces = []
     for label, (spec, (low, high)) in optimizers.items():
         rates = lattice(low, high, learning_rate_ratio)
         if not rates:
-            raise ValueError(f"{label}: no power of {learning_rate_ratio:g} lies in [{low:g}, {high:g}]: widen it")
+            raise ValueError(
+                f"{label}: no power of {learning_rate_ratio:g} lies in [{low:g}, {high:g}]: widen it"
+            )
         for batch_size in sorted(batch_sizes, reverse=True):
             steps = min(max_steps, max_examples // batch_size)
             if steps < 1:
-                raise ValueError(f"max_examples ({max_examples}) allows no step at batch size {batch_size}: raise it")
+                raise ValueError(
+                    f"max_examples ({max_examples}) allows no step at batch size {batch_size}: raise it"
+                )
             ends = tuple(start_step + step for step in geometric_steps(steps, evals))
-            pieces.append(Piece(label, spec, batch_size, rates, tuple(range(seeds)), ends, start_step))
+            pieces.append(
+                Piece(label, spec, batch_size, rates, tuple(range(seeds)), ends, start_step)
+            )
     return pieces

@@ -1,4 +1,5 @@
-"""What the devices want: how many, how much memory, micro-batches of which sizes, lanes side by side or in turns."""
+"""What the devices want: how many, how much memory, micro-batches of which sizes, lanes side by
+side or in turns."""
 
 import os
 from collections.abc import Sequence
@@ -8,22 +9,24 @@ import jax
 
 from surge.tasks import Task
 
-# Size classes: one compiled program for each optimizer and class serves every batch size. On two cores an example of
-# the MNIST-1D MLP costs half as much at 32 as at 8, a quarter less at 128 than at 32, and a twentieth less at 256.
+# Size classes: one compiled program for each optimizer and class serves every batch size. On two
+# cores an example of the MNIST-1D MLP costs half as much at 32 as at 8, a quarter less at 128 than
+# at 32, and a twentieth less at 256.
 MICROBATCHES = (8, 32, 128)
-# On CPU the smallest class alone, where an example is many rows of a product with the same weights (a convolution's
-# positions, a text's tokens): 8 fill the product, more leave the cache. That takes a fifth to a third off a step.
+# On CPU the smallest class alone, where an example is many rows of a product with the same weights
+# (a convolution's positions, a text's tokens): 8 fill the product, more leave the cache. That takes
+# a fifth to a third off a step.
 ROWS, FLOPS = 10, 5e5  # of an example's gradient, at least
-# On CPU a run of more parameters than this fills a core. Runs then take turns (lax.map), as fast as side by side
-# (vmap), and each ends by itself.
+# On CPU a run of more parameters than this fills a core. Runs then take turns (lax.map), as fast as
+# side by side (vmap), and each ends by itself.
 VMAP_PARAMETERS = 3_000
 MEMORY_SHARE = 0.8  # of a device's memory, for the arguments and temporaries of one program
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs between processes, in the user's cache directory; a cache that JAX has been given (by
-    JAX_COMPILATION_CACHE_DIR, say) stays as it is."""
+    """Keeps compiled programs between processes, in the user's cache directory; a cache that JAX
+    has been given (by JAX_COMPILATION_CACHE_DIR, say) stays as it is."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "surge" / "programs"))
@@ -31,8 +34,8 @@ def enable_compilation_cache() -> None:
 
 
 def one_device_per_core() -> None:
-    """Splits the host into a device for each core; call before JAX first computes. Other backends are unmoved,
-    and so is a count that the user has set."""
+    """Splits the host into a device for each core; call before JAX first computes. Other backends
+    are unmoved, and so is a count that the user has set."""
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
@@ -42,14 +45,19 @@ def _parameters(task: Task) -> int:
 
 
 def size_classes(task: Task) -> tuple[int, ...]:
-    """Micro-batch sizes, increasing: those that are fastest here, or the ghost batch where a batch loss couples it."""
+    """Micro-batch sizes, increasing: those that are fastest here, or the ghost batch where a batch
+    loss couples it."""
     if task.batch_loss is not None:
         return (task.ghost,)
     if jax.default_backend() == "cpu":
         key = jax.random.key(0)
         shapes = jax.eval_shape(task.init, key), jax.eval_shape(task.draw, task.data, key)
-        flops = (jax.jit(jax.grad(task.loss)).lower(*shapes).cost_analysis() or {}).get("flops", 0.0)
-        if flops > max(FLOPS, ROWS * 6 * _parameters(task)):  # two for a product, forward once and backward twice
+        flops = (jax.jit(jax.grad(task.loss)).lower(*shapes).cost_analysis() or {}).get(
+            "flops", 0.0
+        )
+        if flops > max(
+            FLOPS, ROWS * 6 * _parameters(task)
+        ):  # two for a product, forward once and backward twice
             return MICROBATCHES[:1]
     return MICROBATCHES
 
@@ -61,17 +69,22 @@ def microbatch(task: Task, classes: Sequence[int], batch_size: int) -> int:
       ValueError: the task couples ghost batches, and the batch is not a whole number of them.
     """
     if task.batch_loss is not None and batch_size % task.ghost:
-        raise ValueError(f"batch size {batch_size} is no multiple of the {task.ghost} examples of a ghost batch")
+        raise ValueError(
+            f"batch size {batch_size} is no multiple of the {task.ghost} examples of a ghost batch"
+        )
     return max((size for size in classes if size <= batch_size), default=classes[0])
 
 
 def fastest_form(task: Task) -> str:
     """ "vmap" or "map": how lanes share a device."""
-    return "map" if jax.default_backend() == "cpu" and _parameters(task) > VMAP_PARAMETERS else "vmap"
+    return (
+        "map" if jax.default_backend() == "cpu" and _parameters(task) > VMAP_PARAMETERS else "vmap"
+    )
 
 
 def device_bytes() -> float:
-    """Memory of one device, all of it: by what is free at the moment, blocks would be a matter of timing."""
+    """Memory of one device, all of it: by what is free at the moment, blocks would be a matter of
+    timing."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]

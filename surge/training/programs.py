@@ -13,10 +13,12 @@ from surge.training.run import Run, make_advance, make_begin
 
 
 class Programs(NamedTuple):
-    """begin and advance of a run, compiled for a block of R learning rates and S seeds on each device.
+    """begin and advance of a run, compiled for a block of R learning rates and S seeds on each
+    device.
 
     begin(None, rates, keys, batch_size, eval_steps, evaluation, start) -> runs
-    advance(runs, rates, keys, batch_size, eval_steps, stop_loss, data, evaluation, since, until) -> runs: of rates
+    advance(runs, rates, keys, batch_size, eval_steps, stop_loss, data, evaluation, since, until) ->
+      runs: of rates
     [device, R], keys [S] and runs [device, R, S], which it takes the memory of.
     """
 
@@ -29,7 +31,9 @@ class Programs(NamedTuple):
         return max(each.temp_size_in_bytes + each.argument_size_in_bytes for each in sizes if each)
 
 
-def compile_begin(task: Task, spec: str, own: tuple, evaluation: Any, start: Any, *, form: str) -> Compiled:
+def compile_begin(
+    task: Task, spec: str, own: tuple, evaluation: Any, start: Any, *, form: str
+) -> Compiled:
     """`Programs.begin` for arguments like these.
 
     Args:
@@ -38,8 +42,8 @@ def compile_begin(task: Task, spec: str, own: tuple, evaluation: Any, start: Any
       own: rates, keys, batch_size, eval_steps of a block.
       evaluation: of the task, as it lies on the devices.
       start: a State, or None.
-      form: how the lanes of a device share it: "vmap" or "map", or "alone" for one lane that equals a plain loop bit
-        for bit.
+      form: how the lanes of a device share it: "vmap" or "map", or "alone" for one lane that equals
+        a plain loop bit for bit.
     """
     begin = make_begin(task, make_optimizer(spec))
     lanes = _lanes(lambda _, *arguments: begin(*arguments), form)
@@ -48,7 +52,15 @@ def compile_begin(task: Task, spec: str, own: tuple, evaluation: Any, start: Any
 
 
 def compile_advance(
-    task: Task, spec: str, begin: Compiled, own: tuple, shared: tuple, steps: tuple, *, microbatch_size: int, form: str
+    task: Task,
+    spec: str,
+    begin: Compiled,
+    own: tuple,
+    shared: tuple,
+    steps: tuple,
+    *,
+    microbatch_size: int,
+    form: str,
 ) -> Compiled:
     """`Programs.advance` for arguments like these.
 
@@ -59,7 +71,9 @@ def compile_advance(
       microbatch_size: examples per gradient.
     """
     names = ("learning_rate", "seed") if form == "vmap" else ()
-    advance = make_advance(task, make_optimizer(spec), microbatch_size=microbatch_size, axis_name=names)
+    advance = make_advance(
+        task, make_optimizer(spec), microbatch_size=microbatch_size, axis_name=names
+    )
     lanes = _lanes(advance, form)
     lanes = rewritten(lanes) if _fast(form) else lanes
     runs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), begin.out_info)
@@ -73,7 +87,8 @@ def _fast(form: str) -> bool:
 
 
 def _options(form: str) -> dict[str, Any] | None:
-    """Level 1 compiles these programs twice as fast, and their matrix products are library calls either way."""
+    """Level 1 compiles these programs twice as fast, and their matrix products are library calls
+    either way."""
     return {"xla_backend_optimization_level": 1} if _fast(form) else None
 
 
@@ -82,7 +97,9 @@ def _lanes(one: Callable[..., Run], form: str) -> Callable[..., Run]:
 
     def lanes(runs: Run | None, rates: jax.Array, keys: jax.Array, *shared: Any) -> Run:
         def side_by_side(runs: Run | None, rate: jax.Array) -> Run:
-            return jax.vmap(lambda run, key: one(run, rate, key, *shared), axis_name="seed")(runs, keys)
+            return jax.vmap(lambda run, key: one(run, rate, key, *shared), axis_name="seed")(
+                runs, keys
+            )
 
         def in_turns(row: tuple[Run | None, jax.Array]) -> Run:
             runs, rate = row

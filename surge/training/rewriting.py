@@ -1,8 +1,9 @@
 """Programs in the form that XLA's CPU backend runs fastest.
 
-Its fast library takes a product of matrices only where the left one is summed over its last axis. A weight's gradient
-xᵀδ and attention's by keys and values sum over the first, and fall to one that packs matrices at half the speed. An
-array is divided by one number element by element, as Adam's two corrections of bias ask.
+Its fast library takes a product of matrices only where the left one is summed over its last axis. A
+weight's gradient xᵀδ and attention's by keys and values sum over the first, and fall to one that
+packs matrices at half the speed. An array is divided by one number element by element, as Adam's
+two corrections of bias ask.
 """
 
 import math
@@ -17,11 +18,11 @@ from surge.gradients.products import evaluate_equation
 
 
 def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function to rounding, with products that sum over a long leading axis as products of a transpose, and
-    with reciprocals for divisions of an array by one number.
+    """The same function to rounding, with products that sum over a long leading axis as products of
+    a transpose, and with reciprocals for divisions of an array by one number.
 
-    All that the function calls is rewritten, also inside loops and branches. Products of few rows stay as they are:
-    a transpose would cost what it saves.
+    All that the function calls is rewritten, also inside loops and branches. Products of few rows
+    stay as they are: a transpose would cost what it saves.
 
     Args:
       function: of pytrees of arrays, traceable.
@@ -58,7 +59,11 @@ def _inside(parameter: Any) -> Any:
     """A parameter of an equation, with the programs in it rewritten: a loop's body, a branch."""
     if isinstance(parameter, ClosedJaxpr):
         return jax.make_jaxpr(lambda *args: _run(parameter, args))(*parameter.in_avals)
-    if isinstance(parameter, tuple) and parameter and all(isinstance(each, ClosedJaxpr) for each in parameter):
+    if (
+        isinstance(parameter, tuple)
+        and parameter
+        and all(isinstance(each, ClosedJaxpr) for each in parameter)
+    ):
         return tuple(_inside(each) for each in parameter)
     return parameter
 
@@ -70,7 +75,8 @@ def _product(equation: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         for each, summed, batched in ((x, summed_x, batched_x), (y, summed_y, batched_y))
     )
     batch, kept_x, kept_y, over = (
-        [each.shape[axis] for axis in axes] for each, axes in ((x, batched_x), (x, free_x), (y, free_y), (x, summed_x))
+        [each.shape[axis] for axis in axes]
+        for each, axes in ((x, batched_x), (x, free_x), (y, free_y), (x, summed_x))
     )
     length, rows, columns = math.prod(over), math.prod(kept_x), math.prod(kept_y)
     last = tuple(summed_x) == tuple(range(x.ndim - len(summed_x), x.ndim))
@@ -91,4 +97,6 @@ def _product(equation: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _by_one_number(dividend: Any, divisor: Any) -> bool:
-    return jnp.ndim(divisor) == 0 < jnp.ndim(dividend) and jnp.issubdtype(jnp.result_type(divisor), jnp.floating)
+    return jnp.ndim(divisor) == 0 < jnp.ndim(dividend) and jnp.issubdtype(
+        jnp.result_type(divisor), jnp.floating
+    )

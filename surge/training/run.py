@@ -24,8 +24,9 @@ class State(NamedTuple):
 class Run(NamedTuple):
     """A run so far.
 
-    state, after the last step before the run's end; start_loss; loss [evals] on the evaluation subset, nan where not
-    reached or after the end; ended, at the loss that was sought or diverged; diverged.
+    state, after the last step before the run's end; start_loss; loss [evals] on the evaluation
+    subset, nan where not reached or after the end; ended, at the loss that was sought or diverged;
+    diverged.
     """
 
     state: State
@@ -46,12 +47,18 @@ def evaluate(task: Task, params: Any, evaluation: Any) -> jax.Array:
 
 
 def batch_gradient(
-    task: Task, params: Any, data: Any, key: jax.Array, batch_size: jax.Array | int, microbatch_size: int
+    task: Task,
+    params: Any,
+    data: Any,
+    key: jax.Array,
+    batch_size: jax.Array | int,
+    microbatch_size: int,
 ) -> Any:
     """Gradient of the mean loss of one batch of a task, drawn by key; see `mean_gradient`.
 
     Args:
-      task: whose `draw` and `loss` are used; with `batch_loss`, batch_size must be a multiple of microbatch_size.
+      task: whose `draw` and `loss` are used; with `batch_loss`, batch_size must be a multiple of
+        microbatch_size.
       params, data, key, batch_size, microbatch_size: as for `mean_gradient`.
     """
     coupled = task.batch_loss
@@ -72,8 +79,10 @@ def make_begin(task: Task, optimizer: Optimizer) -> Callable[..., Run]:
       optimizer: (learning_rate, batch_size, total_steps) -> optax transformation.
 
     Returns:
-      begin(learning_rate, key, batch_size, eval_steps, evaluation, start=None) -> Run: start is a State, from
-      initialisation if None. A run branches from it with the batches that the whole run would have seen.
+      begin(learning_rate, key, batch_size, eval_steps, evaluation, start=None) -> Run: start is a
+        State, from
+      initialisation if None. A run branches from it with the batches that the whole run would have
+      seen.
     """
 
     def begin(
@@ -102,14 +111,17 @@ def make_advance(
     Args:
       task, optimizer: those that it began with.
       microbatch_size: static number of examples per gradient; one program serves every batch size.
-      axis_name: axes that the run will be mapped over by vmap. A run then goes on until every lane on these axes
-        has ended, which keeps step counters and data draws common to all learning rates.
+      axis_name: axes that the run will be mapped over by vmap. A run then goes on until every lane
+        on these axes has ended, which keeps step counters and data draws common to all learning
+        rates.
 
     Returns:
-      advance(run, learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, since, until) -> Run: from
-      step `since`, where the run has got to, to step `until`; records the loss at those of eval_steps [evals]
-      (absolute, increasing, all after start's) that it passes; ends early at a loss of at most stop_loss, or diverged.
-      How a run is cut into advances does not change a bit of it.
+      advance(run, learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, since,
+        until) -> Run: from
+      step `since`, where the run has got to, to step `until`; records the loss at those of
+      eval_steps [evals] (absolute, increasing, all after start's) that it passes; ends early at a
+      loss of at most stop_loss, or diverged. How a run is cut into advances does not change a bit
+      of it.
     """
 
     def advance(
@@ -144,10 +156,18 @@ def make_advance(
             now, run = carry
             index = (eval_steps <= now).sum()
             end = jnp.minimum(eval_steps[index], until)
-            params, opt_state = jax.lax.fori_loop(now, end, step, (run.state.params, run.state.opt_state))
+            params, opt_state = jax.lax.fori_loop(
+                now, end, step, (run.state.params, run.state.opt_state)
+            )
             after = State(params, opt_state, end)
-            run = run._replace(state=jax.tree.map(lambda old, new: jnp.where(run.ended, old, new), run.state, after))
-            return end, jax.lax.cond(end == eval_steps[index], record, lambda run, _: run, run, index)
+            run = run._replace(
+                state=jax.tree.map(
+                    lambda old, new: jnp.where(run.ended, old, new), run.state, after
+                )
+            )
+            return end, jax.lax.cond(
+                end == eval_steps[index], record, lambda run, _: run, run, index
+            )
 
         def record(run: Run, index: jax.Array) -> Run:
             loss = evaluate(task, run.state.params, evaluation)
@@ -169,10 +189,14 @@ def make_train(task: Task, optimizer: Optimizer, *, microbatch_size: int) -> Cal
     Args: those of `make_advance`.
 
     Returns:
-      train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None) -> Run, to the last
+      train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None) ->
+        Run, to the last
       of eval_steps.
     """
-    begin, advance = make_begin(task, optimizer), make_advance(task, optimizer, microbatch_size=microbatch_size)
+    begin, advance = (
+        make_begin(task, optimizer),
+        make_advance(task, optimizer, microbatch_size=microbatch_size),
+    )
 
     def train(
         learning_rate: jax.Array,
