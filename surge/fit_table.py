@@ -19,8 +19,8 @@ from absl import app, flags
 
 from surge import results
 from surge.cli import fail, parsed
+from surge.entries import fit_entry
 from surge.report import page, summary
-from surge.theory.table import fit_table
 
 _BATCH_SIZE = flags.DEFINE_string("batch_size", "batch_size", "Column of the batch size.")
 _LEARNING_RATE = flags.DEFINE_string(
@@ -148,7 +148,7 @@ def fits(
     """The entries of fit.json for a table of runs; arguments name columns as the flags do.
 
     Returns:
-      What `surge.theory.table.fit_table` says of each group, with the numbers of its `runs` and of
+      What `surge.entries.fit_entry` says of each group, with the numbers of its `runs` and of
       those `failed`.
 
     Raises:
@@ -186,7 +186,7 @@ def fits(
             "failed": int(np.isnan(value[chosen]).sum()),
         }
         part = {name: column[chosen] for name, column in rows.items()}
-        entries.append(fit_table(part, "loss" if loss else "steps", **labels))
+        entries.append(fit_entry(part, "loss" if loss else "steps", **labels))
     return entries
 
 

@@ -20,7 +20,8 @@ from surge.optimizers import bends, gradient_weights, make_optimizer
 from surge.tasks import Task, count_rows, ghost_batches
 from surge.theory import noise
 from surge.theory.drift import power_law
-from surge.theory.fit import compare_laws, find_peak
+from surge.theory.fit import compare_laws
+from surge.theory.peak import find_peak
 from surge.training import checkpoint
 from surge.training.branch import BranchOracle
 from surge.training.grid import geometric_steps

@@ -17,12 +17,12 @@ import tqdm
 from absl import logging
 
 from surge import measurement, results
+from surge.entries import fit_entry
 from surge.gradients import one_step
 from surge.optimizers import make_optimizer
 from surge.report import page, summary
 from surge.results import ResultError
 from surge.tasks import Task, count_rows, draw_from_arrays, make_task
-from surge.theory.table import fit_table
 from surge.training import grid, hardware, sweep
 from surge.training.adaptive import run_adaptive
 
@@ -300,7 +300,7 @@ def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
         for target in _targets(config):
             rows = results.rows(dataset, str(optimizer), target)
             fits.append(
-                fit_table(rows, config.fit.objective, optimizer=str(optimizer), target_loss=target)
+                fit_entry(rows, config.fit.objective, optimizer=str(optimizer), target_loss=target)
             )
     results.write_json(workdir / "fit.json", {"fits": fits})
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")

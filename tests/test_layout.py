@@ -15,6 +15,7 @@ ALLOWED = {  # a part may import itself and these
     "tasks": set(),
     "training": {"optimizers", "tasks", "gradients", "theory"},
     "results": set(),
+    "entries": {"theory"},
     "report": {"results", "theory"},
 }
 

@@ -20,7 +20,7 @@ from surge.measurement import gradient_noise
 from surge.tasks import by_ghosts
 from surge.tasks.quadratic import problem, quadratic
 from surge.theory import noise
-from surge.theory.laws import saturating_surge
+from surge.theory.rivals import saturating_surge
 
 
 class Normed(nn.Module):

@@ -12,8 +12,8 @@ from surge.gradients.directions import GROUPS, PoolSource, Stepper, directions
 from surge.gradients.moments import per_example_moments
 from surge.optimizers import bends, gradient_weights, make_optimizer
 from surge.tasks.quadratic import problem, quadratic
-from surge.theory import laws
-from surge.theory.laws import Hessian
+from surge.theory import derivations
+from surge.theory.derivations import Hessian
 
 SIZES = (1, 8, 64, 512, 4096)
 
@@ -31,15 +31,17 @@ def exact(kind, correlation, sizes=SIZES):
     trace = float(np.trace(known.hessian @ covariance))
     batch = np.array(sizes, float)
     sign = lambda size: np.asarray(
-        laws.sign_descent_correlated(size, mu, sigma, matrix, rho).optimal_lr
+        derivations.sign_descent_correlated(size, mu, sigma, matrix, rho).optimal_lr
     )
-    plain = lambda size: np.asarray(laws.sgd(size, mu, Hessian.dense(matrix), trace).optimal_lr)  # noqa: E731
+    plain = lambda size: np.asarray(
+        derivations.sgd(size, mu, Hessian.dense(matrix), trace).optimal_lr
+    )  # noqa: E731
     return {
         "sign_sgd": sign(batch),
         "sgd": plain(batch),
-        "momentum": 0.1 * plain(laws.momentum_batch(batch, 0.9)),
+        "momentum": 0.1 * plain(derivations.momentum_batch(batch, 0.9)),
         "adam": np.array([_adam(known, covariance, size) for size in sizes]),
-        "lion": sign(laws.lion_batch(batch)),
+        "lion": sign(derivations.lion_batch(batch)),
     }
 
 
@@ -104,7 +106,7 @@ def test_adam_directions_match_the_mean_field():
     samples = sample(task, "adam", jax.random.key(1), count=512, sizes=(16, 1024))
     mu, sigma = jnp.asarray(known.mu, jnp.float32), jnp.asarray(known.sigma, jnp.float32)
     hessian = Hessian.dense(jnp.asarray(known.hessian, jnp.float32))
-    law = laws.adam_mean_field(jnp.asarray([16.0, 1024.0]), mu, sigma, hessian)
+    law = derivations.adam_mean_field(jnp.asarray([16.0, 1024.0]), mu, sigma, hessian)
     for each, drift, curvature in zip(samples, law.drift, law.curvature, strict=True):
         for values, expected in ((each.drift, drift), (each.curvature, curvature)):
             assert abs(values.mean() - float(expected)) < 4 * values.std() / np.sqrt(
@@ -142,7 +144,7 @@ def test_sign_summary_holds_the_known_coefficients():
         independent.flat_hessian(task.loss, params, task.evaluation, jax.random.key(6)), groups
     )
     mu, sigma = jnp.asarray(known.mu), jnp.asarray(known.sigma)
-    exact = laws.surge_coefficients(mu, sigma, Hessian.dense(jnp.asarray(known.hessian)))
+    exact = derivations.surge_coefficients(mu, sigma, Hessian.dense(jnp.asarray(known.hessian)))
     assert summary.mu_l1 == pytest.approx(np.abs(known.mu).sum(), rel=0.05)
     assert summary.r == pytest.approx(
         known.hessian.trace() / (known.hessian.sum() - known.hessian.trace()), rel=0.1
@@ -187,7 +189,7 @@ def test_measured_surge_on_correlated_noise_is_that_of_the_exact_law_at_small_ba
     small = jnp.array([1.0, 33.0])
     first, second = (
         float(each)
-        for each in laws.sign_descent_correlated(small, mu, sigma, matrix, rho).curvature
+        for each in derivations.sign_descent_correlated(small, mu, sigma, matrix, rho).curvature
     )
     truth = first / (
         (second - first) / 32

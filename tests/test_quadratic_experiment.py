@@ -10,8 +10,9 @@ import pytest
 
 from surge import pipeline, results
 from surge.tasks.quadratic import problem
-from surge.theory import laws
-from surge.theory.laws import Hessian
+from surge.theory import derivations
+from surge.theory.derivations import Hessian
+from surge.theory.rivals import LAWS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -32,7 +33,7 @@ def test_swept_optimum_agrees_with_the_exact_sign_law(variant, tmp_path, caplog)
     mu, sigma, matrix = (
         jnp.asarray(each, jnp.float32) for each in (known.mu, known.sigma, known.hessian)
     )
-    exact = laws.sign_descent(
+    exact = derivations.sign_descent(
         np.array(config.batch_sizes, float), mu, sigma, Hessian.dense(matrix)
     ).optimal_lr
     fits = {entry["optimizer"]: entry for entry in results.read_json(tmp_path / "fit.json")["fits"]}
@@ -46,6 +47,6 @@ def test_swept_optimum_agrees_with_the_exact_sign_law(variant, tmp_path, caplog)
         assert peak["high"] is None and "sign_sgd: no peak" in page
     else:
         r = known.hessian.trace() / (known.hessian.sum() - known.hessian.trace())
-        truth = laws.LAWS["saturating_surge"].peak(1.0, 2 * known.sigma[0] ** 2, r)[0]
+        truth = LAWS["saturating_surge"].peak(1.0, 2 * known.sigma[0] ** 2, r)[0]
         assert peak["low"] <= truth <= peak["high"] and "sign_sgd: B_peak" in page
     assert fits["sgd"]["b_peak"]["high"] is None  # the control does not fall

@@ -11,8 +11,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from surge import results
+from surge.entries import fit_entry
 from surge.report import figures, page
-from surge.theory.table import fit_table
 
 SIZES = (4, 16, 64, 256)
 RATES = tuple(2.0**power for power in range(-8, 1))
@@ -47,7 +47,7 @@ def store_sweep(workdir, optimizer="adam", rates=RATES, broken=()):
 def store_fits(workdir, optimizer="adam", targets=(2.0, 1.5)):
     sweep = results.open_sweep(workdir)
     entries = [
-        fit_table(
+        fit_entry(
             results.rows(sweep, optimizer, target),
             "loss" if target is None else "steps",
             optimizer=optimizer,

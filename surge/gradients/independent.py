@@ -15,7 +15,7 @@ from scipy import stats
 from surge.gradients.curvature import LossFn, hutchinson, hvp
 from surge.gradients.moments import GradientMoments, merge
 from surge.gradients.one_step import OneStepLR
-from surge.theory.laws import Hessian, sign_mean
+from surge.theory.derivations import Hessian, sign_mean
 
 _hutchinson = jax.jit(hutchinson, static_argnames=("loss_fn", "samples"))
 

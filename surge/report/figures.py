@@ -11,7 +11,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patheffects import withStroke
 
 from surge.report.summary import goal
-from surge.theory.laws import LAWS, homogeneous, saturating_surge, surge
+from surge.theory.derivations import homogeneous
+from surge.theory.rivals import LAWS, saturating_surge, surge
 
 LAW_COLORS = {
     "constant": "#7f7f7f",

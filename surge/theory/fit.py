@@ -1,4 +1,4 @@
-"""Laws fitted to optima and steps, with intervals, and the comparison of rival laws.
+"""Laws fitted to optima, with intervals, and the comparison of rival laws.
 
 Every law is a scale times a shape with at most two parameters, so a fit is a search over a grid of
 shapes, all at once, with the scale solved for. Intervals are profile likelihood with a Student
@@ -12,12 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from surge.theory.laws import LAWS, Law, saturating_peak_size
+from surge.theory.rivals import LAWS, Law
 
 CONFIDENCE = 0.95
 GRID = {1: 401, 2: 81}  # points along each shape parameter, by their number
 RULED_OUT = 6.0  # in AICc: twenty times less likely
-CLEAR = 3.5  # standard errors between two optima that pass for a rise or a fall of a curve
 WORSE = 0.99  # confidence that a law predicts worse than the one that predicts best
 EQUIVALENT = math.log(
     1.2
@@ -101,7 +100,7 @@ def fit_law(
     logs = _log_shapes(law, shapes, batch_size)
     robust = np.ones(len(y))
     for _ in range(4):
-        best, scale, misfit, residual = _profile(y, logs, weight * robust)
+        best, scale, misfit, residual = profile(y, logs, weight * robust)
         scatter = max(np.median(np.abs(residual)) * 1.4826, ERROR_FLOOR)
         robust = np.minimum(1.0, 2.5 * scatter / np.maximum(np.abs(residual), 1e-12))
     freedom = len(y) - len(law.parameters)
@@ -124,14 +123,14 @@ def fit_law(
     for index, each in enumerate(law.bounds):
         column = shapes[:, index]
         parameters[each] = float(column[best])
-        intervals[each] = _open_ended(column[inside], column, each)
+        intervals[each] = open_ended(column[inside], column, each)
     full = weight @ residual**2  # points that the robust fit plays down still speak against the law
     return Fit(
         name, parameters, intervals, residual, float(full), shapes, logs + scale[:, None], excess
     )
 
 
-def _profile(
+def profile(
     y: np.ndarray, logs: np.ndarray, weight: np.ndarray
 ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """Best shape, the log scale [g] and misfit [g] of every shape, and the best one's residuals
@@ -144,7 +143,7 @@ def _profile(
     return best, scale, misfit, gap[best] - scale[best]
 
 
-def _open_ended(inside: np.ndarray, grid: np.ndarray, name: str) -> tuple[float, float]:
+def open_ended(inside: np.ndarray, grid: np.ndarray, name: str) -> tuple[float, float]:
     """Ends of an interval, rounded outwards to the grid; an end on the edge of what was considered
     is open."""
     points = np.unique(grid)
@@ -318,133 +317,3 @@ def _doubt(winner: str | None, remaining: list[Fit]) -> str:
         name = list(LAWS[winner].bounds)[opened.argmax()]
         return f"the data cannot tell {winner} from a limiting case of it: {name} has no closed interval"
     return ""
-
-
-PAIR_FREEDOM = 10  # of a typical optimum's error: five cells of three seeds
-
-
-class Peak(NamedTuple):
-    """Batch size at which ε_opt is highest: value nan or inf with the reason; the 95% interval may
-    be open."""
-
-    value: float
-    low: float
-    high: float
-    why: str
-
-
-def find_peak(
-    batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray, comparison: Comparison
-) -> Peak:
-    """The peak of ε_opt(B) and whether the data can see it at all.
-
-    An upper bound is given only where the optimum at some larger batch size lies significantly
-    below the highest one: at 1% after Bonferroni over all pairs, or by CLEAR standard errors where
-    another at a smaller batch size does too and the best law with a peak beats every law without
-    one in AICc. A lower bound, likewise, only where one at a smaller batch size does so. The
-    interval is the union of those of both peaked laws, where the data do not tell them apart.
-    """
-    if len(batch_size) < 4:
-        return Peak(
-            math.nan, math.nan, math.nan, "fewer than four batch sizes have a known optimum"
-        )
-    order = np.argsort(batch_size)
-    size, y = np.asarray(batch_size, float)[order], np.log(np.asarray(lr, float)[order])
-    noise = np.maximum(np.asarray(error, float)[order], ERROR_FLOOR)
-    top = int((y - noise).argmax())
-    drop = (y[top] - y) / np.hypot(noise, noise[top])
-    aicc = {True: math.inf, False: math.inf}
-    for name, fit in comparison.fits.items():
-        peaked = math.isfinite(LAWS[name].peak(**fit.parameters)[0])
-        aicc[peaked] = min(aicc[peaked], comparison.aicc[name])
-    quantile = stats.t.ppf(1 - 0.01 / math.comb(len(y), 2), PAIR_FREEDOM)
-    if (
-        aicc[True] <= aicc[False] - RULED_OUT
-        and min(drop[:top].max(initial=0), drop[top:].max()) > CLEAR
-    ):
-        quantile = CLEAR
-    rises, falls = bool((drop[:top] > quantile).any()), bool((drop[top:] > quantile).any())
-    if not falls:
-        reach = (
-            f"the data reach {size[-1] / size[top]:.3g} times the batch size of the highest optimum"
-        )
-        return Peak(
-            math.inf, float(size[0]) if rises else 0.0, math.inf, f"no significant fall: {reach}"
-        )
-    if not rises:
-        value = f"the optimum falls from the smallest batch size on, {size[0]:g}"
-        return Peak(
-            math.nan, 0.0, float(size[min(top + 1, len(size) - 1)]), f"no significant rise: {value}"
-        )
-    surge, saturating = comparison.fits["surge"], comparison.fits["saturating_surge"]
-    better = min(surge, saturating, key=lambda fit: comparison.aicc[fit.law])
-    plateau = np.asarray(saturating_peak_size(*saturating.shapes[saturating.excess <= 1].T))
-    ends = {
-        "surge": surge.intervals["b_noise"],
-        "saturating_surge": (float(plateau.min()), float(plateau.max())),
-    }
-    near = [ends[name] for name in ends if comparison.aicc[name] <= comparison.aicc[better.law] + 4]
-    value = LAWS[better.law].peak(**better.parameters)[0]
-    low, high = min(low for low, _ in near), max(high for _, high in near)
-    why = "" if size[-1] >= 10 * value else "the data end within a decade of the peak"
-    why = why if math.isfinite(high) else "a rise to a plateau is not ruled out"
-    return Peak(float(value), low, high, why)
-
-
-class NoiseScale(NamedTuple):
-    """B_noise of S(B) = s_min (1 + B_noise/B), its 95% interval, s_min in steps, e_min in examples,
-    n, reason."""
-
-    method: str
-    b_noise: float
-    low: float
-    high: float
-    s_min: float
-    e_min: float
-    n: int
-    why: str
-
-
-def fit_noise_scale(batch_size: np.ndarray, steps: np.ndarray, method: str = "log") -> NoiseScale:
-    """B_noise from the steps to a target at the best rate of each batch size.
-
-    Args:
-      batch_size: B [n].
-      steps: S [n].
-      method: "log": least squares of log S = log s_min + log(1 + B_noise/B), with a profile
-        interval. "paper": the regression of 1/S on 1/E, biased low because the noise of S sits on
-        both axes; without an interval.
-
-    Raises:
-      ValueError: another method.
-    """
-    if method not in ("log", "paper"):
-        raise ValueError(f"method must be log or paper, got {method!r}")
-    size, steps = np.asarray(batch_size, float), np.asarray(steps, float)
-    n = len(size)
-    if n < 3:
-        few = "fewer than three batch sizes reached the target"
-        return NoiseScale(method, math.nan, math.nan, math.nan, math.nan, math.nan, n, few)
-    if method == "paper":
-        slope, intercept = np.polyfit(1 / (size * steps), 1 / steps, 1)
-        if intercept <= 0 or slope >= 0:
-            why = "1/S does not fall with 1/E to a positive intercept"
-            return NoiseScale(method, math.nan, math.nan, math.nan, math.nan, math.nan, n, why)
-        return NoiseScale(
-            method, -slope, math.nan, math.nan, 1 / intercept, -slope / intercept, n, ""
-        )
-    grid = np.geomspace(1e-3 * size.min(), 1e3 * size.max(), 4001)
-    logs = np.log1p(grid[:, None] / size)
-    best, scale, misfit, _ = _profile(np.log(steps), logs, np.ones(n))
-    critical = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 2) ** 2 * misfit[best] / (n - 2)
-    low, high = _open_ended(grid[misfit <= misfit[best] + critical], grid, "b_noise")
-    b_noise, s_min = float(grid[best]), math.exp(scale[best])
-    why = ""
-    if best in (0, len(grid) - 1):
-        why = (
-            "S falls as 1/B over the whole range"
-            if best
-            else "S does not depend on B over the whole range"
-        )
-        b_noise = s_min = math.nan
-    return NoiseScale(method, b_noise, low, high, s_min, s_min * b_noise, n, why)

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from surge.theory.fit import Comparison, Fit, compare_laws, find_peak, fit_noise_scale
+from surge.theory.fit import Comparison, Fit, compare_laws
+from surge.theory.noise_scale import fit_noise_scale
 from surge.theory.optimum import OptimalLR, optimal_lr
+from surge.theory.peak import find_peak
 
 HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
 
 
-def fit_table(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> dict[str, Any]:
+def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> dict[str, Any]:
     """Everything that fit.json says of one group of runs.
 
     Args:

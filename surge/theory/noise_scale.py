@@ -1,0 +1,68 @@
+"""The noise scale B_noise of the steps S(B) to a target."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from surge.theory.fit import CONFIDENCE, open_ended, profile
+
+
+class NoiseScale(NamedTuple):
+    """B_noise of S(B) = s_min (1 + B_noise/B), its 95% interval, s_min in steps, e_min in examples,
+    n, reason."""
+
+    method: str
+    b_noise: float
+    low: float
+    high: float
+    s_min: float
+    e_min: float
+    n: int
+    why: str
+
+
+def fit_noise_scale(batch_size: np.ndarray, steps: np.ndarray, method: str = "log") -> NoiseScale:
+    """B_noise from the steps to a target at the best rate of each batch size.
+
+    Args:
+      batch_size: B [n].
+      steps: S [n].
+      method: "log": least squares of log S = log s_min + log(1 + B_noise/B), with a profile
+        interval. "paper": the regression of 1/S on 1/E, biased low because the noise of S sits on
+        both axes; without an interval.
+
+    Raises:
+      ValueError: another method.
+    """
+    if method not in ("log", "paper"):
+        raise ValueError(f"method must be log or paper, got {method!r}")
+    size, steps = np.asarray(batch_size, float), np.asarray(steps, float)
+    n = len(size)
+    if n < 3:
+        few = "fewer than three batch sizes reached the target"
+        return NoiseScale(method, math.nan, math.nan, math.nan, math.nan, math.nan, n, few)
+    if method == "paper":
+        slope, intercept = np.polyfit(1 / (size * steps), 1 / steps, 1)
+        if intercept <= 0 or slope >= 0:
+            why = "1/S does not fall with 1/E to a positive intercept"
+            return NoiseScale(method, math.nan, math.nan, math.nan, math.nan, math.nan, n, why)
+        return NoiseScale(
+            method, -slope, math.nan, math.nan, 1 / intercept, -slope / intercept, n, ""
+        )
+    grid = np.geomspace(1e-3 * size.min(), 1e3 * size.max(), 4001)
+    logs = np.log1p(grid[:, None] / size)
+    best, scale, misfit, _ = profile(np.log(steps), logs, np.ones(n))
+    critical = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 2) ** 2 * misfit[best] / (n - 2)
+    low, high = open_ended(grid[misfit <= misfit[best] + critical], grid, "b_noise")
+    b_noise, s_min = float(grid[best]), math.exp(scale[best])
+    why = ""
+    if best in (0, len(grid) - 1):
+        why = (
+            "S falls as 1/B over the whole range"
+            if best
+            else "S does not depend on B over the whole range"
+        )
+        b_noise = s_min = math.nan
+    return NoiseScale(method, b_noise, low, high, s_min, s_min * b_noise, n, why)
