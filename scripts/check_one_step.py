@@ -20,7 +20,8 @@ import numpy as np
 import xarray as xr
 from absl import app, flags
 
-from surge import pipeline, results
+from surge import pipeline
+from surge.workdir import files
 
 BRIEF = ("--config.measure.horizons=(1,)", "--config.measure.directions=32")
 MNIST1D = ("--config=configs/mnist1d.py", *BRIEF, "--config.measure.losses=(1.8,1.5,1.2)")
@@ -190,12 +191,12 @@ def main(_: list[str]) -> None:
             "--stages=measure",
         ]
         subprocess.run(command, check=True)
-        measured[name] = results.read_dataset(workdir / "measure.nc")
+        measured[name] = files.read_dataset(workdir / "measure.nc")
         print(*table(name, measured[name]), sep="\n", flush=True)
     text = page(measured)
     print(text)
     if len(measured) == len(EXPERIMENTS):
-        results.write_bytes(Path(_RESULTS.value), text.encode())
+        files.write_bytes(Path(_RESULTS.value), text.encode())
 
 
 if __name__ == "__main__":

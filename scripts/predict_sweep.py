@@ -31,7 +31,7 @@ import numpy as np
 import xarray as xr
 from absl import app, flags
 
-from surge import results
+from surge.workdir import files, sweeps
 
 MEASURE = ("--config.measure.horizons=(1,10,100)", "--config.measure.directions=32")
 EXPERIMENTS = {  # name -> flags of surge.main; far from an optimum only a dense grid says what a rule comes to
@@ -121,7 +121,7 @@ def regret(
     1.
 
     Args:
-      rows: as `surge.results.rows` gives them.
+      rows: as `surge.workdir.sweeps.rows` gives them.
       batch_size: B.
       rate: learning rate.
       best: log steps at the optimum.
@@ -156,13 +156,13 @@ def loss_regret(losses: xr.DataArray, batch_size: int, rate: float, target: floa
 
 def judge(name: str, workdir: Path) -> list[dict[str, Any]]:
     """One row for each optimizer, rule and batch size whose swept optimum lies inside the grid."""
-    stored = results.read_json(workdir / "predictions.json")
-    sweep, fits = results.open_sweep(workdir), results.read_json(workdir / "fit.json")["fits"]
+    stored = files.read_json(workdir / "predictions.json")
+    sweep, fits = sweeps.open_sweep(workdir), files.read_json(workdir / "fit.json")["fits"]
     table = []
     for optimizer, rules in stored["ratios"].items():
         entry = middle_target(fits, optimizer)
-        rows = results.rows(sweep, optimizer, entry["target_loss"])
-        losses = results.loss_when_first_arrives(sweep, optimizer, entry["target_loss"])
+        rows = sweeps.rows(sweep, optimizer, entry["target_loss"])
+        losses = sweeps.loss_when_first_arrives(sweep, optimizer, entry["target_loss"])
         optima = {
             point["batch_size"]: point
             for point in entry["optimal_lr"]
@@ -306,8 +306,8 @@ def found(table: list[dict[str, Any]]) -> list[str]:
 def peaks(name: str, workdir: Path) -> list[str]:
     """Markdown rows: what the middle checkpoint says of the peak, and what the sweep says."""
     measured, fits = (
-        results.read_dataset(workdir / "measure.nc"),
-        results.read_json(workdir / "fit.json")["fits"],
+        files.read_dataset(workdir / "measure.nc"),
+        files.read_json(workdir / "fit.json")["fits"],
     )
     middle = after_start(measured)[1]
     rows = []
@@ -329,10 +329,10 @@ def peaks(name: str, workdir: Path) -> list[str]:
 
 def costs(name: str, workdir: Path) -> list[str]:
     """Markdown rows: examples differentiated for one checkpoint, as shares of the sweep's."""
-    stored, sweep = results.read_json(workdir / "predictions.json"), results.open_sweep(workdir)
+    stored, sweep = files.read_json(workdir / "predictions.json"), sweeps.open_sweep(workdir)
     rows = []
     for optimizer in stored["ratios"]:
-        whole = results.examples_trained(sweep.sel(optimizer=optimizer))
+        whole = sweeps.examples_trained(sweep.sel(optimizer=optimizer))
         shares = " | ".join(
             f"{stored[cost][optimizer] / whole:.1%}"
             for cost in ("moment_examples", "measured_examples", "branch_examples")
@@ -362,11 +362,11 @@ def experiment(arguments: Iterable[str], workdir: Path) -> None:
     path = workdir / "predictions.json"
     if not path.exists():
         if (workdir / "sweep").exists():
-            raise results.ResultError(
+            raise files.ResultError(
                 f"{workdir} holds a sweep but no predictions: give another --workdir"
             )
         stages("measure")
-        measured = results.read_dataset(workdir / "measure.nc")
+        measured = files.read_dataset(workdir / "measure.nc")
         config = json.loads(measured.attrs["config"])
         base = config["measure"]["batch_size"]
         spent = {
@@ -379,7 +379,7 @@ def experiment(arguments: Iterable[str], workdir: Path) -> None:
         spent["moment_examples"] = dict.fromkeys(
             spent["measured_examples"], config["measure"]["examples"]
         )
-        results.write_json(
+        files.write_json(
             path, {"base": base, "config": config, "ratios": predictions(measured, base)} | spent
         )
     stages("sweep,fit")
@@ -437,12 +437,12 @@ def main(_: list[str]) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     for name in chosen:
         for stored in ("predictions", "fit"):
-            results.write_json(
-                kept / f"{name}-{stored}.json", results.read_json(root / name / f"{stored}.json")
+            files.write_json(
+                kept / f"{name}-{stored}.json", files.read_json(root / name / f"{stored}.json")
             )
-    results.write_json(kept / "judgement.json", table)
+    files.write_json(kept / "judgement.json", table)
     text = "\n".join(page(root, chosen, table)) + "\n"
-    results.write_bytes(kept / "README.md", text.encode())
+    files.write_bytes(kept / "README.md", text.encode())
     print(text)
 
 

@@ -22,10 +22,10 @@ import xarray as xr
 from absl import app, flags
 from scipy import stats
 
-from surge import results
 from surge.cli import parsed
 from surge.report import figures
 from surge.theory.fit import RULED_OUT
+from surge.workdir import files, sweeps
 
 _RESULTS = flags.DEFINE_string("results", "docs/results", "where the stored results are")
 _STORE = flags.DEFINE_list(
@@ -242,7 +242,7 @@ def judge(root: Path) -> list[tuple[str, str, str, Verdict]]:
             verdict = test(_validity(path)) if path.exists() else verdict
         elif path.exists():
             entries = [
-                each for each in results.read_json(path)["fits"] if each["optimizer"] == optimizer
+                each for each in files.read_json(path)["fits"] if each["optimizer"] == optimizer
             ]
             entries.sort(key=lambda entry: -entry["target_loss"])
             verdict = test(entries) if entries else verdict
@@ -293,28 +293,28 @@ def _peak(peak: dict[str, Any]) -> str:
 def _validity(path: Path) -> xr.Dataset:
     """What `store` took of measure.nc; an end of an interval that JSON has no number for is
     infinite."""
-    measured = xr.Dataset.from_dict(results.read_json(path))
+    measured = xr.Dataset.from_dict(files.read_json(path))
     return measured.assign(validity=measured.validity.astype(float).fillna(math.inf))
 
 
 def store(name: str, workdir: Path, root: Path) -> None:
     """Takes fit.json, steps to every target as steps.csv, the validity bound, and figures from a
     workdir."""
-    fits = results.read_json(workdir / "fit.json")["fits"]
-    results.write_json(root / name / "fit.json", {"fits": fits})
+    fits = files.read_json(workdir / "fit.json")["fits"]
+    files.write_json(root / name / "fit.json", {"fits": fits})
     if (workdir / "measure.nc").exists():
-        measured = results.read_dataset(workdir / "measure.nc")[
+        measured = files.read_dataset(workdir / "measure.nc")[
             ["loss", "step", "validity", "validity_share"]
         ]
-        results.write_json(root / name / "validity.json", measured.drop_attrs().to_dict())
-    sweep = results.open_sweep(workdir)
+        files.write_json(root / name / "validity.json", measured.drop_attrs().to_dict())
+    sweep = sweeps.open_sweep(workdir)
     with open(root / name / "steps.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["optimizer", "target_loss", "batch_size", "learning_rate", "seed", "steps"]
         )
         for entry in fits:
-            rows = results.rows(sweep, entry["optimizer"], entry["target_loss"])
+            rows = sweeps.rows(sweep, entry["optimizer"], entry["target_loss"])
             columns = (rows[each] for each in ("batch_size", "learning_rate", "seed", "steps"))
             for size, rate, seed, steps in zip(*columns, strict=True):
                 writer.writerow(
@@ -352,7 +352,7 @@ def main(_: list[str]) -> None:
         name, _, workdir = each.partition("=")
         store(name, Path(workdir), root)
     page = table(root)
-    results.write_bytes(root / "README.md", page.encode())
+    files.write_bytes(root / "README.md", page.encode())
     print(page)
 
 

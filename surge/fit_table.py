@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from absl import app, flags
 
-from surge import results
 from surge.cli import fail, parsed
 from surge.entries import fit_entry
 from surge.report import page, summary
+from surge.workdir import files
 
 _BATCH_SIZE = flags.DEFINE_string("batch_size", "batch_size", "Column of the batch size.")
 _LEARNING_RATE = flags.DEFINE_string(
@@ -53,32 +53,32 @@ def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         or has twice.
     """
     if not path.exists():
-        raise results.ResultError(
+        raise files.ResultError(
             f"{path} does not exist: give the table of runs as the first argument"
         )
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
     except ImportError:
-        raise results.ResultError(
+        raise files.ResultError(
             f"{path}: to read Parquet, pip install pyarrow, or export it as CSV"
         ) from None
     except UnicodeDecodeError:
-        raise results.ResultError(
+        raise files.ResultError(
             f"{path} is not text in UTF-8: export it again as CSV in UTF-8"
         ) from None
     except (ValueError, OSError) as error:
-        raise results.ResultError(
+        raise files.ResultError(
             f"{path} is not a table of comma or tab separated columns: {error}"
         ) from None
     table.columns = [str(column).strip() for column in table.columns]
     for column in columns:
         if (count := list(table.columns).count(column)) != 1:
             has = f"{count} columns" if count else "no column"
-            raise results.ResultError(
+            raise files.ResultError(
                 f"{path} has {has} {column!r}: it has {', '.join(table.columns)}"
             )
     if table.empty:
-        raise results.ResultError(f"{path} has no rows")
+        raise files.ResultError(f"{path} has no rows")
     return table
 
 
@@ -107,7 +107,7 @@ def _above_zero(table: pd.DataFrame, column: str) -> np.ndarray:
     if not (values > 0).all():
         row = int(np.flatnonzero(~(values > 0))[0])
         cell = str(table[column].iloc[row])
-        raise results.ResultError(
+        raise files.ResultError(
             f"column {column!r} must be above 0 in every row: row {row + 1} holds {cell!r}"
         )
     unique, inverse = np.unique(values, return_inverse=True)
@@ -119,15 +119,15 @@ def _check(columns: Mapping[str, str | None], group: Sequence[str]) -> None:
     """Raises ResultError where the flags, by name, do not say what a run is judged by, or
     contradict each other."""
     if not any(columns[name] for name in ("loss", "steps", "tokens")):
-        raise results.ResultError("give --loss, --steps or --tokens: what a run is judged by")
+        raise files.ResultError("give --loss, --steps or --tokens: what a run is judged by")
     if columns["steps"] and columns["tokens"]:
-        raise results.ResultError(
+        raise files.ResultError(
             "give --steps or --tokens, not both: a run is judged by one of them"
         )
     taken: dict[str, str] = {}
     for name, column in (*columns.items(), *(("group", each) for each in group)):
         if column in taken:
-            raise results.ResultError(
+            raise files.ResultError(
                 f"column {column!r} is given twice: for --{taken[column]} and for --{name}"
             )
         if column:
@@ -164,7 +164,7 @@ def fits(
         value = np.where(value > 0, value, np.nan)
         value = np.log(value / size if tokens else value)
     if np.isnan(value).all():
-        raise results.ResultError(
+        raise files.ResultError(
             f"column {judged!r} holds no number{'' if loss else ' above 0'}: nothing to fit"
         )
     keys = (
@@ -219,9 +219,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         table = read(Path(argv[1]), [*filter(None, columns.values()), *_GROUP.value])
         entries = fits(table, **columns, group=_GROUP.value)
-        results.write_json(workdir / "fit.json", {"fits": entries})
+        files.write_json(workdir / "fit.json", {"fits": entries})
         page.write(workdir)
-    except (results.ResultError, OSError) as error:
+    except (files.ResultError, OSError) as error:
         fail(error)
     print("\n".join(_remarks(entries, columns) + summary.lines(workdir)))
 

@@ -16,15 +16,16 @@ import ml_collections
 import tqdm
 from absl import logging
 
-from surge import measurement, results
+from surge import measurement
 from surge.entries import fit_entry
 from surge.gradients import one_step
 from surge.optimizers import make_optimizer
 from surge.report import page, summary
-from surge.results import ResultError
 from surge.tasks import Task, count_rows, draw_from_arrays, make_task
 from surge.training import grid, hardware, sweep
 from surge.training.adaptive import run_adaptive
+from surge.workdir import claim, files, sweeps
+from surge.workdir.files import ResultError
 
 NUMBERS = {  # field -> (least, what it is a multiple of)
     "seed": (0, 1),
@@ -167,8 +168,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stages: Sequence[str])
     """
     check(config)
     started = time.monotonic()
-    with results.lock_workdir(workdir):
-        results.claim_workdir(workdir, json.loads(config.to_json()))
+    with claim.lock_workdir(workdir):
+        claim.claim_workdir(workdir, json.loads(config.to_json()))
         _run(config, workdir, stages)
     logging.info("done in %.0f s", time.monotonic() - started)
 
@@ -219,12 +220,12 @@ def _task(config: ml_collections.ConfigDict) -> Task:
 def _measure(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
     path = workdir / "measure.nc"
     if path.exists():
-        results.read_dataset(path)
+        files.read_dataset(path)
         logging.info("measure: done before, kept (%s)", path)
         return
     dataset = measurement.run(config, task, workdir / "checkpoints")
     dataset.attrs |= _attributes(config)
-    results.write_dataset(path, dataset)
+    files.write_dataset(path, dataset)
 
 
 def plan(config: ml_collections.ConfigDict) -> list[grid.Piece]:
@@ -249,26 +250,26 @@ def _targets(config: ml_collections.ConfigDict) -> tuple[float | None, ...]:
 
 
 def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
-    files = {
-        results.sweep_path(workdir, piece.optimizer, piece.batch_size): piece
+    pieces = {
+        sweeps.sweep_path(workdir, piece.optimizer, piece.batch_size): piece
         for piece in plan(config)
     }
-    done = {piece: _finished(piece, path) for path, piece in files.items() if path.exists()}
-    todo = [piece for piece in files.values() if piece not in done]
+    done = {piece: _finished(piece, path) for path, piece in pieces.items() if path.exists()}
+    todo = [piece for piece in pieces.values() if piece not in done]
     if done:
-        logging.info("sweep: %d of %d pieces done before, kept", len(done), len(files))
+        logging.info("sweep: %d of %d pieces done before, kept", len(done), len(pieces))
     if not todo:
         return
     attributes, key, stop_loss = _attributes(config), jax.random.key(config.seed), config.stop_loss
     if config.grid == "dense":
         # The block of the whole grid, also for its rest: a resumed sweep is then the same to the
         # last bit.
-        block = sweep.whole_block(list(files.values()), hardware.fastest_form(task))
+        block = sweep.whole_block(list(pieces.values()), hardware.fastest_form(task))
         found = sweep.run_pieces(task, todo, key, stop_loss=stop_loss, block=block)
     else:
         judged = {"ratio": config.learning_rate_ratio, "targets": _targets(config)}
         found = run_adaptive(
-            task, list(files.values()), key, **judged, stop_loss=stop_loss, done=done
+            task, list(pieces.values()), key, **judged, stop_loss=stop_loss, done=done
         )
     total, cells, ran = sum(piece.examples for piece in todo), sum(piece.cells for piece in todo), 0
     with tqdm.tqdm(
@@ -276,33 +277,33 @@ def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None
     ) as progress:
         progress.set_postfix_str(f"0 of {cells} cells")
         for piece, result in found:
-            path = results.sweep_path(workdir, piece.optimizer, piece.batch_size)
+            path = sweeps.sweep_path(workdir, piece.optimizer, piece.batch_size)
             axes = piece.learning_rates, piece.seeds, piece.eval_steps
-            dataset = results.piece_dataset(
+            dataset = sweeps.piece_dataset(
                 piece.optimizer, piece.batch_size, *axes, *result, attributes
             )
-            results.write_dataset(path, dataset)
-            ran += files[path].cells
+            files.write_dataset(path, dataset)
+            ran += pieces[path].cells
             progress.set_postfix_str(f"{ran} of {cells} cells", refresh=False)
-            progress.update(files[path].examples)
+            progress.update(pieces[path].examples)
 
 
 def _finished(piece: grid.Piece, path: Path) -> tuple[grid.Piece, grid.PieceResult]:
-    stored = results.read_piece(path)
+    stored = sweeps.read_piece(path)
     ran = piece._replace(learning_rates=tuple(stored.learning_rate.values.tolist()))
     return ran, grid.PieceResult(stored.loss.values[0, 0], stored.diverged.values[0, 0])
 
 
 def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    dataset = results.open_sweep(workdir)
+    dataset = sweeps.open_sweep(workdir)
     fits = []
     for optimizer in dataset.optimizer.values:
         for target in _targets(config):
-            rows = results.rows(dataset, str(optimizer), target)
+            rows = sweeps.rows(dataset, str(optimizer), target)
             fits.append(
                 fit_entry(rows, config.fit.objective, optimizer=str(optimizer), target_loss=target)
             )
-    results.write_json(workdir / "fit.json", {"fits": fits})
+    files.write_json(workdir / "fit.json", {"fits": fits})
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
 
 

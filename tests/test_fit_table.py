@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from surge import fit_table, results
+from surge import fit_table
 from surge.fit_table import fits, read
 from surge.report import summary
+from surge.workdir import files
 
 COLUMNS = {"batch_size": "bs", "learning_rate": "lr", "loss": "loss"}
 
@@ -54,7 +55,7 @@ def test_a_ragged_table_is_fitted_for_each_group(tmp_path):
     assert done.returncode == 0, done.stderr
     entries = {
         entry["optimizer"]: entry
-        for entry in results.read_json(tmp_path / "out" / "fit.json")["fits"]
+        for entry in files.read_json(tmp_path / "out" / "fit.json")["fits"]
     }
     for name, peak in (("opt=adam", 64), ("opt=lion", 256)):
         assert entries[name]["b_peak"]["low"] <= peak <= entries[name]["b_peak"]["high"]
@@ -109,7 +110,7 @@ def test_steps_and_tokens_give_the_noise_scale(tmp_path):
         f"--workdir={tmp_path / 'out'}",
     )
     assert done.returncode == 0, done.stderr
-    (by_steps,) = results.read_json(tmp_path / "out" / "fit.json")["fits"]
+    (by_steps,) = files.read_json(tmp_path / "out" / "fit.json")["fits"]
     noise = by_steps["noise_scale"]
     assert noise["b_noise"] == pytest.approx(90, rel=0.15) and noise["low"] < 90 < noise["high"]
     (by_tokens,) = fits(runs(), batch_size="bs", learning_rate="lr", tokens="tokens")
@@ -146,7 +147,7 @@ def test_a_group_that_all_diverged_is_undefined():
 
 def test_the_closing_summary_has_a_dash_for_what_is_undefined(tmp_path):
     table = pd.concat([runs().assign(opt="adam"), runs().assign(opt="sgd", loss="nan")])
-    results.write_json(tmp_path / "fit.json", {"fits": fits(table, **COLUMNS, group=["opt"])})
+    files.write_json(tmp_path / "fit.json", {"fits": fits(table, **COLUMNS, group=["opt"])})
     header, first = summary.lines(tmp_path)[1:3]
     assert header.split() == ["B", "opt=adam", "opt=sgd"]
     assert first.split()[:2] == ["8", "0.0142"] and first.endswith("]  –")
@@ -219,7 +220,7 @@ def test_separators_blanks_and_a_byte_order_mark(tmp_path, separator, encoding):
 
 def test_one_column_is_one_column(tmp_path):
     (tmp_path / "runs.csv").write_text("losses\n1\n2\n")
-    with pytest.raises(results.ResultError, match="has no column 'lr': it has losses"):
+    with pytest.raises(files.ResultError, match="has no column 'lr': it has losses"):
         read(tmp_path / "runs.csv", ["lr"])
 
 
@@ -233,7 +234,7 @@ def test_parquet_is_read_where_its_engine_is_installed(tmp_path, monkeypatch):
         raise ImportError("Unable to find a usable engine")
 
     monkeypatch.setattr(pd, "read_parquet", missing)
-    with pytest.raises(results.ResultError, match="pip install pyarrow"):
+    with pytest.raises(files.ResultError, match="pip install pyarrow"):
         read(path, ["bs"])
 
 
@@ -254,7 +255,7 @@ def test_what_is_not_a_table_is_refused(tmp_path, content, words):
     path = tmp_path / "runs.csv"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(results.ResultError, match=words):
+    with pytest.raises(files.ResultError, match=words):
         read(path, ["bs", "lr", "loss"])
 
 
@@ -281,7 +282,7 @@ def test_what_is_not_a_table_is_refused(tmp_path, content, words):
     ],
 )
 def test_flags_that_do_not_fit_the_table_are_refused(columns, words):
-    with pytest.raises(results.ResultError, match=re.escape(words)):
+    with pytest.raises(files.ResultError, match=re.escape(words)):
         fits(runs().assign(word="fast", zero=0), **COLUMNS | columns)
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from surge import pipeline, results
+from surge import pipeline
 from surge.optimizers import make_optimizer
 from surge.tasks import gpt, text
 from surge.tasks.data import load_rows
 from surge.training.grid import plan
 from surge.training.run import make_train
 from surge.training.sweep import run_pieces
+from surge.workdir import files
 
 SIZE = gpt.Size(vocabulary=97, context=16, width=24, depth=3, heads=4)
 
@@ -323,12 +324,12 @@ def test_the_config_runs_from_text_to_report(tmp_path):
     config.measure.update(max_steps=24, losses=(), examples=64, horizons=(1,), branch_examples=1)
     config.fit.target_losses = (4.0,)
     pipeline.run(config, tmp_path / "run", ("measure", "sweep", "fit", "report"))
-    measured = results.read_dataset(tmp_path / "run" / "measure.nc")
+    measured = files.read_dataset(tmp_path / "run" / "measure.nc")
     assert (
         measured.loss == pytest.approx(np.log(256), rel=0.02)
         and measured.noise_scale.sel(bound="value").min() > 0
     )
-    (fit,) = results.read_json(tmp_path / "run" / "fit.json")["fits"]
+    (fit,) = files.read_json(tmp_path / "run" / "fit.json")["fits"]
     assert all(4e-3 <= point["lr"] <= 2e-2 for point in fit["optimal_lr"])
     assert "From single checkpoints" in (tmp_path / "run" / "report.html").read_text()
 

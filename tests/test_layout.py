@@ -14,9 +14,9 @@ ALLOWED = {  # a part may import itself and these
     "optimizers": {"theory"},
     "tasks": set(),
     "training": {"optimizers", "tasks", "gradients", "theory"},
-    "results": set(),
     "entries": {"theory"},
-    "report": {"results", "theory"},
+    "workdir": {"theory"},
+    "report": {"workdir", "theory"},
 }
 
 

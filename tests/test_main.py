@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from surge import pipeline, results
+from surge import pipeline
+from surge.workdir import files, sweeps
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -62,7 +63,7 @@ def test_report_is_self_contained(finished):
 
 
 def test_sweep_is_one_labelled_array(finished):
-    sweep = results.open_sweep(finished[0])
+    sweep = sweeps.open_sweep(finished[0])
     assert set(sweep.sizes) == {"optimizer", "batch_size", "learning_rate", "seed", "eval"}
     assert {"loss", "steps", "examples", "diverged"} <= set(sweep.data_vars)
     assert (
@@ -100,7 +101,7 @@ def test_killed_twice_and_resumed_is_bit_identical(finished, tmp_path):
         process.wait()
     assert len(list((tmp_path / "sweep").glob("*.nc"))) < 6
     assert surge(*arguments).returncode == 0
-    xr.testing.assert_identical(results.open_sweep(tmp_path), results.open_sweep(finished[0]))
+    xr.testing.assert_identical(sweeps.open_sweep(tmp_path), sweeps.open_sweep(finished[0]))
 
 
 def test_second_process_on_a_workdir_is_refused(finished, tmp_path):
@@ -114,7 +115,7 @@ def test_second_process_on_a_workdir_is_refused(finished, tmp_path):
     assert second.returncode != 0 and f"in use by process {first.pid}" in second.stderr
     assert "Traceback" not in second.stderr
     assert first.wait() == 0
-    xr.testing.assert_identical(results.open_sweep(tmp_path), results.open_sweep(finished[0]))
+    xr.testing.assert_identical(sweeps.open_sweep(tmp_path), sweeps.open_sweep(finished[0]))
 
 
 def test_adaptive_grid_finds_the_dense_optima_and_resumes(finished, tmp_path):
@@ -122,17 +123,17 @@ def test_adaptive_grid_finds_the_dense_optima_and_resumes(finished, tmp_path):
     done = surge(*arguments, "--stages=sweep,fit")
     assert done.returncode == 0, done.stderr
     assert "examples, " in done.stderr
-    fits = [results.read_json(workdir / "fit.json")["fits"] for workdir in (finished[0], tmp_path)]
+    fits = [files.read_json(workdir / "fit.json")["fits"] for workdir in (finished[0], tmp_path)]
     for dense, adaptive in zip(*fits, strict=True):
         for one, other in zip(dense["optimal_lr"], adaptive["optimal_lr"], strict=True):
             if one["low"] and other["low"] and not one["at_edge"]:
                 assert max(one["low"], other["low"]) <= min(one["high"], other["high"])
-    sweep = results.open_sweep(tmp_path)
+    sweep = sweeps.open_sweep(tmp_path)
     assert sweep.diverged.isnull().any()  # rates that only another batch size was run at
     for path in sorted((tmp_path / "sweep").glob("*.nc"))[::2]:
         path.unlink()
     assert surge(*arguments, "--stages=sweep").returncode == 0
-    xr.testing.assert_identical(results.open_sweep(tmp_path), sweep)
+    xr.testing.assert_identical(sweeps.open_sweep(tmp_path), sweep)
 
 
 def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
@@ -147,7 +148,7 @@ def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
     )
     broken.unlink()
     assert surge(*SMALL, f"--workdir={copy}", "--stages=sweep").returncode == 0
-    xr.testing.assert_identical(results.open_sweep(copy), results.open_sweep(workdir))
+    xr.testing.assert_identical(sweeps.open_sweep(copy), sweeps.open_sweep(workdir))
 
 
 @pytest.mark.parametrize(
@@ -267,4 +268,4 @@ def test_full_disk_is_one_sentence_and_loses_nothing(finished, tmp_path):
     )
     assert failed.returncode != 0 and "Traceback" not in failed.stderr and "kept" in failed.stderr
     assert not (copy / "report.html").exists()
-    xr.testing.assert_identical(results.open_sweep(copy), results.open_sweep(workdir))
+    xr.testing.assert_identical(sweeps.open_sweep(copy), sweeps.open_sweep(workdir))

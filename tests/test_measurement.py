@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy.special import erf, erfinv
 
-from surge import measurement, results
+from surge import measurement
 from surge.gradients.moments import per_example_moments
 from surge.gradients.one_step import StepSample
 from surge.measurement import gradient_noise
@@ -21,6 +21,7 @@ from surge.tasks import by_ghosts
 from surge.tasks.quadratic import problem, quadratic
 from surge.theory import noise
 from surge.theory.rivals import saturating_surge
+from surge.workdir import files
 
 
 class Normed(nn.Module):
@@ -133,10 +134,10 @@ def measured(directory, task, **changes):
     config.optimizers.sgd.learning_rates = (1e-4, 1.0)
     config.measure.update(directions=128, examples=32_768, branch_examples=1)
     config.measure.update(changes)
-    results.write_dataset(
+    files.write_dataset(
         directory / "measure.nc", measurement.run(config, task, directory / "checkpoints")
     )
-    return results.read_dataset(directory / "measure.nc")
+    return files.read_dataset(directory / "measure.nc")
 
 
 @pytest.fixture(scope="module")

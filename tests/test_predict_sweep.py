@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from surge import results
+from surge.workdir import files
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "predict_sweep.py"
 spec = importlib.util.spec_from_file_location("predict_sweep", SCRIPT)
@@ -81,7 +81,7 @@ def test_loss_regret_is_read_off_the_losses_when_the_best_arrives():
 
 def test_a_sweep_without_predictions_is_not_predicted(tmp_path):
     (tmp_path / "sweep").mkdir()
-    with pytest.raises(results.ResultError, match="no predictions"):
+    with pytest.raises(files.ResultError, match="no predictions"):
         predict_sweep.experiment((), tmp_path)
 
 
@@ -110,5 +110,5 @@ def test_summary_counts_answers_and_failures():
 
 def test_the_stored_page_says_what_the_stored_judgement_holds():
     page = (STORED / "README.md").read_text()
-    for line in predict_sweep.found(results.read_json(STORED / "judgement.json")):
+    for line in predict_sweep.found(files.read_json(STORED / "judgement.json")):
         assert line in page

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from surge import pipeline, results
+from surge import pipeline
 from surge.tasks.quadratic import problem
 from surge.theory import derivations
 from surge.theory.derivations import Hessian
 from surge.theory.rivals import LAWS
+from surge.workdir import files
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -36,7 +37,7 @@ def test_swept_optimum_agrees_with_the_exact_sign_law(variant, tmp_path, caplog)
     exact = derivations.sign_descent(
         np.array(config.batch_sizes, float), mu, sigma, Hessian.dense(matrix)
     ).optimal_lr
-    fits = {entry["optimizer"]: entry for entry in results.read_json(tmp_path / "fit.json")["fits"]}
+    fits = {entry["optimizer"]: entry for entry in files.read_json(tmp_path / "fit.json")["fits"]}
     swept = [point["lr"] for point in fits["sign_sgd"]["optimal_lr"]]
     np.testing.assert_array_less(
         np.abs(np.log(np.array(swept) / exact)), np.log(config.learning_rate_ratio)

@@ -10,9 +10,9 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from surge import results
 from surge.entries import fit_entry
 from surge.report import figures, page
+from surge.workdir import files, sweeps
 
 SIZES = (4, 16, 64, 256)
 RATES = tuple(2.0**power for power in range(-8, 1))
@@ -38,24 +38,24 @@ def store_sweep(workdir, optimizer="adam", rates=RATES, broken=()):
         loss = 1 + 2 * np.exp(-steps / (10 * slowness * noise * (1 + 60 / size)))
         diverged = np.full(loss.shape[:2], size in broken)
         loss = np.where(diverged[..., None], np.nan, loss)
-        dataset = results.piece_dataset(
+        dataset = sweeps.piece_dataset(
             optimizer, size, rates, SEEDS, steps, loss, diverged, ATTRIBUTES
         )
-        results.write_dataset(results.sweep_path(workdir, optimizer, size), dataset)
+        files.write_dataset(sweeps.sweep_path(workdir, optimizer, size), dataset)
 
 
 def store_fits(workdir, optimizer="adam", targets=(2.0, 1.5)):
-    sweep = results.open_sweep(workdir)
+    sweep = sweeps.open_sweep(workdir)
     entries = [
         fit_entry(
-            results.rows(sweep, optimizer, target),
+            sweeps.rows(sweep, optimizer, target),
             "loss" if target is None else "steps",
             optimizer=optimizer,
             target_loss=target,
         )
         for target in targets
     ]
-    results.write_json(workdir / "fit.json", {"fits": entries})
+    files.write_json(workdir / "fit.json", {"fits": entries})
     return entries
 
 
@@ -173,7 +173,7 @@ def reported(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("reported")
     store_sweep(workdir)
     store_fits(workdir)
-    results.write_dataset(workdir / "measure.nc", measurement())
+    files.write_dataset(workdir / "measure.nc", measurement())
     page.write(workdir)
     return workdir
 
@@ -212,10 +212,10 @@ def test_undefined_numbers_have_their_reason(reported):
 
 def test_the_map_of_the_loss_shows_what_the_nearest_checkpoint_predicts(reported):
     assert "from the checkpoint at loss 1.6" in text(reported)  # the targets are 2 and 1.5
-    sweep, checkpoint = results.open_sweep(reported), measurement().isel(checkpoint=1)
+    sweep, checkpoint = sweeps.open_sweep(reported), measurement().isel(checkpoint=1)
     loss, entry = (
-        results.loss_when_first_arrives(sweep, "adam", 1.5),
-        results.read_fits(reported)[1],
+        sweeps.loss_when_first_arrives(sweep, "adam", 1.5),
+        files.read_fits(reported)[1],
     )
     predicted = {"adam": 2, "sgd": 1}  # no independent law for SGD
     for optimizer, count in predicted.items():
@@ -229,7 +229,7 @@ def test_the_map_of_the_loss_shows_what_the_nearest_checkpoint_predicts(reported
 def test_where_no_law_is_named_the_map_shows_the_one_that_predicts_best(tmp_path):
     store_sweep(tmp_path)
     [entry] = store_fits(tmp_path, targets=(None,))
-    loss = results.loss_when_first_arrives(results.open_sweep(tmp_path), "adam", None)
+    loss = sweeps.loss_when_first_arrives(sweeps.open_sweep(tmp_path), "adam", None)
     errors = dict.fromkeys(entry["laws"], 0.5) | {"power": 0.2}
     for error, law in ((0.1, "constant"), (0.9, "power"), (None, "power")):
         errors["constant"] = error
@@ -243,7 +243,7 @@ def test_where_no_law_is_named_the_map_shows_the_one_that_predicts_best(tmp_path
 def test_one_learning_rate_is_a_row_of_cells(tmp_path):
     store_sweep(tmp_path, rates=(0.1,))
     [entry] = store_fits(tmp_path, targets=(None,))
-    loss = results.loss_when_first_arrives(results.open_sweep(tmp_path), "adam", None)
+    loss = sweeps.loss_when_first_arrives(sweeps.open_sweep(tmp_path), "adam", None)
     figures.heat_map(drawn := axes(), loss, entry)
     assert drawn.get_ylim()[0] < 0.1 < drawn.get_ylim()[1]
     page.write(tmp_path)
@@ -311,15 +311,15 @@ def test_closed_forms_of_any_summary(changed, left_out):
 
 
 def test_a_measurement_alone_makes_a_page(tmp_path):
-    results.write_dataset(tmp_path / "measure.nc", measurement(losses=(3.0,)))
+    files.write_dataset(tmp_path / "measure.nc", measurement(losses=(3.0,)))
     page.write(tmp_path)
     assert "measured is right" in text(tmp_path) and "surge 0.1; 2 x cpu" in text(tmp_path)
 
 
 def test_pieces_made_unlike_are_said_so(tmp_path):
     store_sweep(tmp_path)
-    path = results.sweep_path(tmp_path, "adam", 4)
-    results.write_dataset(path, results.read_piece(path).assign_attrs(devices="8 x TPU v4"))
+    path = sweeps.sweep_path(tmp_path, "adam", 4)
+    files.write_dataset(path, sweeps.read_piece(path).assign_attrs(devices="8 x TPU v4"))
     store_fits(tmp_path)
     page.write(tmp_path)
     assert "not all pieces of the sweep were made alike; devices: 2 x cpu and 8 x TPU v4" in text(
@@ -332,7 +332,7 @@ def test_pieces_made_unlike_are_said_so(tmp_path):
 )
 def test_a_damaged_fit_is_named(tmp_path, content):
     (tmp_path / "fit.json").write_text(content)
-    with pytest.raises(results.ResultError, match=r"fit\.json cannot be read .*: delete that file"):
+    with pytest.raises(files.ResultError, match=r"fit\.json cannot be read .*: delete that file"):
         page.write(tmp_path)
 
 
@@ -340,8 +340,8 @@ def test_a_damaged_fit_is_named(tmp_path, content):
 def test_a_foreign_file_is_named(reported, tmp_path, name):
     for each in ("fit.json", "measure.nc"):
         (tmp_path / each).write_bytes((reported / each).read_bytes())
-    results.write_dataset(tmp_path / name, xr.Dataset({"temperature": ("day", [1.0, 2.0])}))
+    files.write_dataset(tmp_path / name, xr.Dataset({"temperature": ("day", [1.0, 2.0])}))
     with pytest.raises(
-        results.ResultError, match=rf"{name} cannot be read \(it is of another kind, without .*loss"
+        files.ResultError, match=rf"{name} cannot be read \(it is of another kind, without .*loss"
     ):
         page.write(tmp_path)

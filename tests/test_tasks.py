@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from surge import pipeline, results
+from surge import pipeline
 from surge.gradients.moments import per_example_moments
 from surge.tasks import linear, make_task, mlp, moe
 from surge.tasks.quadratic import problem, quadratic
 from surge.training.run import evaluate, make_train
+from surge.workdir import files
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -148,7 +149,7 @@ def test_experts_balanced_over_a_batch_are_measured_in_ghost_batches(prose, tmp_
     config.batch_sizes = (4, 8)
     config.measure.update(losses=(), examples=64, branch_examples=1)
     pipeline.run(config, tmp_path / "run", ("measure",))
-    found = results.read_dataset(tmp_path / "run" / "measure.nc")
+    found = files.read_dataset(tmp_path / "run" / "measure.nc")
     assert (found.noise_scale.sel(scale="b_simple") > 0).all() and found.measured_lr.sizes[
         "batch_size"
     ] == 2

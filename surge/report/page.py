@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from surge import results
 from surge.report import figures
 from surge.report.summary import goal, interval, number, representative, verdict
+from surge.workdir import files, sweeps
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -62,7 +62,7 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def _estimate(bounds: Iterable[float], undefined: str = "–") -> str:
     """A value with its interval."""
-    value, low, high = (results.finite_or_none(float(each)) for each in bounds)
+    value, low, high = (files.finite_or_none(float(each)) for each in bounds)
     return undefined if value is None else f"{number(value)} {interval(low, high)}"
 
 
@@ -97,7 +97,7 @@ class _Page:
         buffer = io.BytesIO()
         canvas.savefig(buffer, format="png", dpi=130)
         file = "".join(each if each.isalnum() or each in "._-" else "_" for each in name)
-        results.write_bytes(self.workdir / "figures" / f"{file}.png", buffer.getvalue())
+        files.write_bytes(self.workdir / "figures" / f"{file}.png", buffer.getvalue())
         data = base64.b64encode(buffer.getvalue()).decode()
         self.add(
             f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
@@ -113,15 +113,15 @@ def write(workdir: Path | str) -> None:
       ResultError: neither fit.json nor measure.nc is there, or a file is damaged.
     """
     workdir = Path(workdir)
-    entries = results.read_fits(workdir)
+    entries = files.read_fits(workdir)
     measured = (
-        results.read_dataset(workdir / "measure.nc", SHOWN)
+        files.read_dataset(workdir / "measure.nc", SHOWN)
         if (workdir / "measure.nc").exists()
         else None
     )
-    sweep = results.open_sweep(workdir) if (workdir / "sweep").exists() else None
+    sweep = sweeps.open_sweep(workdir) if (workdir / "sweep").exists() else None
     if not entries and measured is None:
-        raise results.ResultError(
+        raise files.ResultError(
             f"{workdir} holds nothing to report: run the stages measure, sweep, fit first"
         )
     page = _Page(workdir)
@@ -134,7 +134,7 @@ def write(workdir: Path | str) -> None:
     if (computed := measured if sweep is None else sweep) is not None:
         _provenance(page, computed.attrs)
     body = "\n".join(page.parts)
-    results.write_bytes(
+    files.write_bytes(
         workdir / "report.html",
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>surge: {html.escape(page.name)}</title><style>{STYLE}</style>{body}</html>\n".encode(),
@@ -193,7 +193,7 @@ def _loss_map(
     """Loss [batch_size, learning_rate], unless none is finite."""
     if sweep is None or optimizer not in sweep.optimizer:
         return None
-    loss = results.loss_when_first_arrives(sweep, optimizer, target)
+    loss = sweeps.loss_when_first_arrives(sweep, optimizer, target)
     return loss if loss.size else None
 
 
@@ -444,7 +444,7 @@ def _cost_table(measured: xr.Dataset, sweep: xr.Dataset | None) -> str:
         costs = [float(each[f"{name}_examples"].mean()) for name in ("measured", "branch")]
         if sweep is None or optimizer not in sweep.optimizer:
             return optimizer, *(number(cost) for cost in costs), "not run", "–"
-        whole = results.examples_trained(sweep.sel(optimizer=optimizer))
+        whole = sweeps.examples_trained(sweep.sel(optimizer=optimizer))
         return (
             optimizer,
             *(number(cost) for cost in costs),

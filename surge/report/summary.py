@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from surge import results
+from surge.workdir import files
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -52,7 +52,7 @@ def representative(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def lines(workdir: Path) -> list[str]:
     """A closing summary: a table of B and ε_opt with interval, a sentence for each optimizer, where
     the report is."""
-    chosen = representative(results.read_fits(workdir))
+    chosen = representative(files.read_fits(workdir))
     if not chosen:
         return []
     optima = {

@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from surge import results
-from surge.results import ResultError
+from surge.workdir import claim, files, sweeps
+from surge.workdir.files import ResultError
 
 
 def store(workdir, optimizer, batch_size, rates, loss, steps, **attrs):
     loss = np.asarray(loss, float)  # [learning_rate, seed, eval]
     diverged = np.zeros(loss.shape[:2], bool)
-    dataset = results.piece_dataset(
+    dataset = sweeps.piece_dataset(
         optimizer, batch_size, rates, range(loss.shape[1]), steps, loss, diverged, attrs
     )
-    results.write_dataset(results.sweep_path(workdir, optimizer, batch_size), dataset)
+    files.write_dataset(sweeps.sweep_path(workdir, optimizer, batch_size), dataset)
 
 
 @pytest.fixture
 def sweep(tmp_path):
     store(tmp_path, "adam", 8, [0.1, 0.2], [[[3, 2, 1]], [[3, 3, 3]]], [1, 10, 100])
     store(tmp_path, "sgd", 16, [0.2, 0.4], [[[1, np.nan]], [[4, 2]]], [1, 4])
-    return results.open_sweep(tmp_path)
+    return sweeps.open_sweep(tmp_path)
 
 
 def test_pieces_of_unlike_grids_make_one_array(sweep):
@@ -41,14 +41,14 @@ def test_pieces_of_unlike_grids_make_one_array(sweep):
 
 def test_units_survive_joining(sweep):
     for name in ("learning_rate", "batch_size", "loss", "steps", "examples", "diverged"):
-        assert sweep[name].attrs["units"] == results.UNITS[name]
+        assert sweep[name].attrs["units"] == files.UNITS[name]
 
 
 def test_pieces_made_unlike_are_said_so(tmp_path):
     alike = {"versions": "1", "devices": "2 x cpu"}
     for size, attrs in ((4, alike), (8, alike), (16, alike | {"devices": "1 x gpu"})):
         store(tmp_path, "adam", size, [0.1], [[[3, 2, 1]]], [1, 10, 100], **attrs)
-        mixed = results.open_sweep(tmp_path).attrs.get("mixed")
+        mixed = sweeps.open_sweep(tmp_path).attrs.get("mixed")
         assert mixed == (None if size < 16 else "devices: 1 x gpu and 2 x cpu")
 
 
@@ -59,11 +59,11 @@ def test_a_file_of_another_kind_is_named(sweep, tmp_path):
     with pytest.raises(
         ResultError, match=r"notes\.nc cannot be read .*without optimizer, .*: delete that file"
     ):
-        results.open_sweep(tmp_path)
+        sweeps.open_sweep(tmp_path)
 
 
 def test_steps_to_target_interpolates_log_steps_in_the_loss(sweep):
-    cells = results.steps_to_target(sweep, 1.5).sel(seed=0)
+    cells = sweeps.steps_to_target(sweep, 1.5).sel(seed=0)
     assert cells.sel(optimizer="adam", batch_size=8, learning_rate=0.1) == pytest.approx(10**1.5)
     assert np.isnan(cells.sel(optimizer="adam", batch_size=8, learning_rate=0.2))  # never reached
     assert (
@@ -72,24 +72,24 @@ def test_steps_to_target_interpolates_log_steps_in_the_loss(sweep):
 
 
 def test_rows_hold_the_cells_that_were_run(sweep):
-    rows = results.rows(sweep, "sgd", 3.0)
+    rows = sweeps.rows(sweep, "sgd", 3.0)
     assert rows["batch_size"].tolist() == [16, 16]
     assert rows["steps"] == pytest.approx([1, 2])  # loss falls from 4 to 2 between steps 1 and 4
     assert rows["value"] == pytest.approx(np.log(rows["steps"]))
-    assert results.rows(sweep, "sgd", None)["value"].tolist() == [
+    assert sweeps.rows(sweep, "sgd", None)["value"].tolist() == [
         1,
         2,
     ]  # an early end keeps its last loss
 
 
 def test_losses_are_compared_when_the_first_rate_arrives(sweep):
-    loss = results.loss_when_first_arrives(sweep, "adam", 2.0)
+    loss = sweeps.loss_when_first_arrives(sweep, "adam", 2.0)
     assert loss.sel(batch_size=8).values.tolist() == [2, 3]
 
 
 def test_json_has_no_nan(tmp_path):
-    results.write_json(tmp_path / "a.json", {"x": [np.float32("nan"), np.inf, np.int64(2)]})
-    assert results.read_json(tmp_path / "a.json") == {"x": [None, None, 2]}
+    files.write_json(tmp_path / "a.json", {"x": [np.float32("nan"), np.inf, np.int64(2)]})
+    assert files.read_json(tmp_path / "a.json") == {"x": [None, None, 2]}
 
 
 def full(*_):
@@ -98,12 +98,12 @@ def full(*_):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    results.write_json(path, {"old": 1})
-    monkeypatch.setattr(results.os, "replace", full)
+    files.write_json(path, {"old": 1})
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="disk") as caught:
-        results.write_json(path, {"new": 1})
+        files.write_json(path, {"new": 1})
     assert caught.value.filename == str(path)
-    assert results.read_json(path) == {"old": 1}
+    assert files.read_json(path) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -111,7 +111,7 @@ def test_files_are_as_readable_as_the_umask_lets_them(tmp_path):
     for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
         before = os.umask(mask)
         try:
-            results.write_json(tmp_path / "a.json", {})
+            files.write_json(tmp_path / "a.json", {})
         finally:
             os.umask(before)
         assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode
@@ -119,21 +119,21 @@ def test_files_are_as_readable_as_the_umask_lets_them(tmp_path):
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     program = (
-        "import os, sys; from surge import results\n"
-        "results.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
-        "results.write_json(sys.argv[1], {})"
+        "import os, sys; from surge.workdir import files\n"
+        "files.os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+        "files.write_json(sys.argv[1], {})"
     )
     for path in (tmp_path / "a.json", tmp_path / "sweep" / "b.nc"):
         subprocess.run([sys.executable, "-c", program, str(path)], check=False)
     assert len(list(tmp_path.rglob(".*"))) == 2
-    with results.lock_workdir(tmp_path):
+    with claim.lock_workdir(tmp_path):
         assert [path.name for path in tmp_path.rglob(".*")] == [".lock"]
 
 
 @pytest.mark.parametrize("name", ["broken.nc", "broken.json"])
 def test_a_truncated_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b'{"half')
-    read = results.read_dataset if name.endswith("nc") else results.read_json
+    read = files.read_dataset if name.endswith("nc") else files.read_json
     with pytest.raises(ResultError, match=f"{name} cannot be read"):
         read(tmp_path / name)
     with pytest.raises(ResultError, match="run the stage"):
@@ -145,43 +145,43 @@ CONFIG = {"a": {"b": (1, 2)}, "grid": "dense", "fit": 1}
 
 def computed(workdir, config):
     """A workdir with a result of `config`."""
-    results.claim_workdir(workdir, config)
+    claim.claim_workdir(workdir, config)
     store(workdir, "adam", 8, [0.1], [[[3, 2, 1]]], [1, 10, 100], config=json.dumps(config))
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
     computed(tmp_path, CONFIG)
-    results.claim_workdir(tmp_path, CONFIG)
-    results.claim_workdir(tmp_path, CONFIG | {"fit": 2})  # what only the fit reads may change
+    claim.claim_workdir(tmp_path, CONFIG)
+    claim.claim_workdir(tmp_path, CONFIG | {"fit": 2})  # what only the fit reads may change
     with pytest.raises(ResultError, match=r"a\.b was \[1, 2\] and is now \[1, 3\]"):
-        results.claim_workdir(tmp_path, CONFIG | {"a": {"b": (1, 3)}})
+        claim.claim_workdir(tmp_path, CONFIG | {"a": {"b": (1, 3)}})
 
 
 def test_the_targets_of_an_adaptive_grid_are_bound_too(tmp_path):
     computed(tmp_path, {"grid": "adaptive", "fit": {"target_losses": (1,)}})
     with pytest.raises(ResultError, match=r"fit\.target_losses was \[1\] and is now \[2\]"):
-        results.claim_workdir(tmp_path, {"grid": "adaptive", "fit": {"target_losses": (2,)}})
+        claim.claim_workdir(tmp_path, {"grid": "adaptive", "fit": {"target_losses": (2,)}})
 
 
 def test_a_first_run_that_computed_nothing_binds_nothing(tmp_path):
-    results.claim_workdir(tmp_path, CONFIG)
+    claim.claim_workdir(tmp_path, CONFIG)
     computed(tmp_path, CONFIG | {"a": 3})
-    assert results.read_json(tmp_path / "config.json") == {"a": 3, "grid": "dense"}
+    assert files.read_json(tmp_path / "config.json") == {"a": 3, "grid": "dense"}
 
 
 def test_results_know_their_config_without_its_file(tmp_path):
     computed(tmp_path, CONFIG)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ResultError, match=r"a was .* and is now 3"):
-        results.claim_workdir(tmp_path, CONFIG | {"a": 3})
-    results.claim_workdir(tmp_path, CONFIG | {"fit": 2})
+        claim.claim_workdir(tmp_path, CONFIG | {"a": 3})
+    claim.claim_workdir(tmp_path, CONFIG | {"fit": 2})
     assert (tmp_path / "config.json").exists()
 
 
 def test_a_result_of_no_config_is_named(tmp_path):
     store(tmp_path, "adam", 8, [0.1], [[[3, 2, 1]]], [1, 10, 100])
     with pytest.raises(ResultError, match=r"adam-b8\.nc cannot be read .*which config"):
-        results.claim_workdir(tmp_path, CONFIG)
+        claim.claim_workdir(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '{"a'])
@@ -189,22 +189,22 @@ def test_a_damaged_config_is_named(tmp_path, content):
     computed(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ResultError, match=r"config\.json cannot be read"):
-        results.claim_workdir(tmp_path, CONFIG)
+        claim.claim_workdir(tmp_path, CONFIG)
 
 
 def test_a_workdir_is_a_folder(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(ResultError, match="file is a file: give a folder"),
-        results.lock_workdir(tmp_path / "file"),
+        claim.lock_workdir(tmp_path / "file"),
     ):
         pass
 
 
 def test_a_workdir_is_locked_while_a_process_lives(tmp_path):
     program = (
-        "import pathlib, sys, time; from surge import results\n"
-        "with results.lock_workdir(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+        "import pathlib, sys, time; from surge.workdir import claim\n"
+        "with claim.lock_workdir(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
@@ -213,10 +213,10 @@ def test_a_workdir_is_locked_while_a_process_lives(tmp_path):
     for _ in range(2):  # being refused leaves the owner's name in place
         with (
             pytest.raises(ResultError, match=f"in use by process {holder.pid} on"),
-            results.lock_workdir(tmp_path),
+            claim.lock_workdir(tmp_path),
         ):
             pass
     holder.kill()
     holder.communicate()
-    with results.lock_workdir(tmp_path):
+    with claim.lock_workdir(tmp_path):
         pass

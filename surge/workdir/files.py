@@ -1,0 +1,139 @@
+"""Files of a workdir: bytes, JSON and NetCDF, written whole or not at all."""
+
+import json
+import math
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+UNITS = {
+    "loss": "mean training loss on the fixed evaluation subset",
+    "steps": "optimizer steps",
+    "examples": "training examples",
+    "diverged": "1 if the run's loss stopped being finite or far exceeded its start, 0 if not, nan if not run",
+    "learning_rate": "update per step in units of the optimizer's direction",
+    "batch_size": "examples per optimizer step",
+}
+FIT = {
+    "optimizer",
+    "target_loss",
+    "judged_by",
+    "optimal_lr",
+    "noise_scale",
+    "laws",
+    "best_law",
+    "b_peak",
+}
+PARTIAL = ".part"  # ends the names of files that are being written
+
+
+class ResultError(Exception):
+    """A workdir that cannot be used as asked; the message is one sentence for the user."""
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it, so that a killed process leaves no half
+    file.
+
+    Raises:
+      OSError: it cannot be written; `filename` is `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}{PARTIAL}"
+    )  # unlike mkstemp's, its mode obeys the umask
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            error.errno, error.strerror or str(error), str(path)
+        ) from None  # a full disk names no file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no nan and no infinity: they become null, in nested lists and dicts too."""
+    if isinstance(value, dict):
+        return {str(key): finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Writes JSON atomically; nan and infinities become null."""
+    write_bytes(
+        path, (json.dumps(finite_or_none(content), indent=1, allow_nan=False) + "\n").encode()
+    )
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads JSON.
+
+    Raises:
+      ResultError: the file is missing or is not JSON (cut short, say).
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultError(f"{path} does not exist: run the stage that writes it first") from None
+    except ValueError:
+        raise unreadable(path) from None
+
+
+def write_dataset(path: Path | str, dataset: xr.Dataset) -> None:
+    """Writes a NetCDF-4 file atomically, with the units of every variable it knows."""
+    for name in dataset.variables:
+        if name in UNITS:
+            dataset[name].attrs["units"] = UNITS[name]
+    write_bytes(path, bytes(dataset.to_netcdf(engine="h5netcdf")))  # pyrefly: ignore
+
+
+def read_dataset(path: Path | str, variables: Collection[str] = ()) -> xr.Dataset:
+    """Reads a NetCDF-4 file into memory.
+
+    Raises:
+      ResultError: the file is missing, truncated, or lacks one of `variables`.
+    """
+    if not Path(path).exists():
+        raise ResultError(f"{path} does not exist: run the stage that writes it first")
+    try:
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+    except Exception:  # h5py, h5netcdf and xarray each raise their own kinds for a broken file
+        raise unreadable(path) from None
+    if missing := [name for name in variables if name not in dataset.variables]:
+        raise unreadable(path, f"it is of another kind, without {', '.join(missing)}")
+    return dataset
+
+
+def read_fits(workdir: Path | str) -> list[dict[str, Any]]:
+    """The entries of fit.json, none where there is no such file.
+
+    Raises:
+      ResultError: it is no JSON, or holds something else.
+    """
+    path = Path(workdir) / "fit.json"
+    if not path.exists():
+        return []
+    content = read_json(path)
+    entries = content.get("fits") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(
+        isinstance(each, dict) and each.keys() >= FIT for each in entries
+    ):
+        raise unreadable(path, "it holds no fits")
+    return entries
+
+
+def unreadable(path: Path | str, why: str = "cut short?") -> ResultError:
+    return ResultError(
+        f"{path} cannot be read ({why}): delete that file and run the stage that writes it again"
+    )

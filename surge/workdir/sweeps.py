@@ -1,0 +1,188 @@
+"""A sweep as labelled arrays: its pieces, joined, and the tables read from them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from surge.workdir.files import ResultError, read_dataset
+
+DIMS = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
+PIECE = (*DIMS, "loss", "diverged", "steps", "examples")
+
+
+def read_piece(path: Path | str) -> xr.Dataset:
+    """Reads one finished piece of the sweep, as `piece_dataset` labels it; raises as `read_dataset`
+    does."""
+    return read_dataset(path, PIECE)
+
+
+def sweep_path(workdir: Path, optimizer: str, batch_size: int) -> Path:
+    """The file of one finished piece of the sweep."""
+    return workdir / "sweep" / f"{optimizer}-b{batch_size}.nc"
+
+
+def piece_dataset(
+    optimizer: str,
+    batch_size: int,
+    learning_rates: Iterable[float],
+    seeds: Iterable[int],
+    eval_steps: Iterable[int],
+    loss: np.ndarray,
+    diverged: np.ndarray,
+    attrs: dict[str, str],
+) -> xr.Dataset:
+    """Labels one piece: loss [learning_rate, seed, eval] and diverged [learning_rate, seed]."""
+    steps = np.asarray(tuple(eval_steps), float)[None, None]
+    return xr.Dataset(
+        {
+            "loss": (DIMS, loss[None, None]),
+            "diverged": (DIMS[:-1], diverged[None, None].astype(float)),
+            "steps": (("optimizer", "batch_size", "eval"), steps),
+            "examples": (("optimizer", "batch_size", "eval"), steps * batch_size),
+        },
+        coords={
+            "optimizer": [optimizer],
+            "batch_size": [batch_size],
+            "learning_rate": list(learning_rates),
+            "seed": list(seeds),
+            "eval": np.arange(steps.shape[-1]),
+        },
+        attrs=attrs,
+    )
+
+
+def open_sweep(workdir: Path | str) -> xr.Dataset:
+    """All finished pieces of a sweep as one array; nan where a cell is not in an optimizer's grid.
+
+    Returns:
+      Dataset with dims optimizer, batch_size, learning_rate, seed, eval and variables loss,
+      diverged (without eval), steps and examples (optimizer, batch_size, eval); attributes give
+      units, config, versions and devices, and `mixed` names those that differ between pieces.
+
+    Raises:
+      ResultError: no piece is finished, or a file in the folder is not one.
+    """
+    paths = sorted((Path(workdir) / "sweep").glob("*.nc"))
+    if not paths:
+        raise ResultError(f"{workdir} holds no sweep: run --stages=sweep first")
+    pieces = [read_piece(path) for path in paths]
+    labels = {
+        name: np.unique(np.concatenate([piece[name].values for piece in pieces])) for name in DIMS
+    }
+    coords = {name: (name, values, pieces[0][name].attrs) for name, values in labels.items()}
+    sweep = xr.Dataset(coords=coords, attrs=pieces[0].attrs | _mixed(pieces))
+    for name, variable in pieces[0].data_vars.items():
+        shape = [sweep.sizes[dim] for dim in variable.dims]
+        sweep[name] = xr.Variable(variable.dims, np.full(shape, np.nan), variable.attrs)
+        for piece in pieces:
+            sweep[name].loc[{str(dim): piece[dim] for dim in variable.dims}] = piece[name]
+    return sweep
+
+
+def _mixed(pieces: Iterable[xr.Dataset]) -> dict[str, str]:
+    """What was not the same for all pieces, as it may be after an upgrade or a move to another
+    machine."""
+    found = {
+        name: sorted({str(piece.attrs.get(name)) for piece in pieces})
+        for name in ("versions", "devices")
+    }
+    differing = [
+        f"{name}: {' and '.join(values)}" for name, values in found.items() if len(values) > 1
+    ]
+    return {"mixed": "; ".join(differing)} if differing else {}
+
+
+def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
+    """Optimizer steps at which each run's loss first falls to `target`, nan where it does not.
+
+    Between two evaluations log(steps) is interpolated linearly in the loss.
+
+    Returns:
+      steps [optimizer, batch_size, learning_rate, seed].
+    """
+    loss = sweep.loss.transpose(*DIMS)
+    steps = np.log(sweep.steps.transpose("optimizer", "batch_size", "eval").values)[
+        :, :, None, None
+    ]
+    below = (loss <= target).values
+    first = below.argmax(-1, keepdims=True)
+    before = np.maximum(first - 1, 0)
+
+    def at(array: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(np.broadcast_to(array, below.shape), index, -1)[..., 0]
+
+    drop = at(loss.values, before) - at(loss.values, first)
+    share = np.where(
+        drop > 0, (at(loss.values, before) - target) / np.where(drop > 0, drop, 1.0), 1.0
+    )
+    log_steps = at(steps, before) + share * (at(steps, first) - at(steps, before))
+    reached = np.where(below.any(-1), np.exp(log_steps), np.nan)
+    return xr.DataArray(reached, dims=DIMS[:-1], coords={name: loss[name] for name in DIMS[:-1]})
+
+
+def _carried(loss: xr.DataArray) -> xr.DataArray:
+    """A run that ended early keeps its last loss."""
+    loss = loss.transpose(..., "eval")
+    position = np.where(np.isfinite(loss), np.arange(loss.sizes["eval"]), 0)
+    return loss.copy(data=np.take_along_axis(loss.values, np.maximum.accumulate(position, -1), -1))
+
+
+def rows(sweep: xr.Dataset, optimizer: str, target: float | None) -> dict[str, np.ndarray]:
+    """One optimizer's cells as a long table, the form that `surge.theory.fit` reads.
+
+    Args:
+      sweep: as `open_sweep` gives it.
+      optimizer: a label of its `optimizer` coordinate.
+      target: a loss; the value judged is then log(steps to it). None: the loss at the last
+        evaluation.
+
+    Returns:
+      Arrays of equal length batch_size, learning_rate, seed, value, steps; nan where a run did not
+      get there.
+    """
+    chosen = sweep.sel(optimizer=[optimizer])
+    if target is None:
+        values = _carried(chosen.loss).isel(eval=-1).where(chosen.diverged == 0)
+        steps = chosen.steps.max("eval").broadcast_like(values)
+    else:
+        steps = steps_to_target(chosen, target)
+        values = np.log(steps)
+    table = xr.Dataset({"value": values, "steps": steps, "run": chosen.diverged}).isel(
+        optimizer=0, drop=True
+    )
+    frame = table.to_dataframe().reset_index().dropna(subset=["run"])
+    return {
+        name: np.asarray(frame[name])
+        for name in ("batch_size", "learning_rate", "seed", "value", "steps")
+    }
+
+
+def loss_when_first_arrives(
+    sweep: xr.Dataset, optimizer: str, target: float | None
+) -> xr.DataArray:
+    """Loss of every learning rate at the same step: where the first one of its batch size gets to
+    `target`.
+
+    Args:
+      sweep: as `open_sweep` gives it.
+      optimizer: a label of its `optimizer` coordinate.
+      target: a loss; None: the loss at the last evaluation.
+
+    Returns:
+      Mean over seeds of the loss [batch_size, learning_rate]; nan where a run had diverged.
+    """
+    chosen = sweep.sel(optimizer=optimizer)
+    loss = _carried(chosen.loss).where(chosen.diverged == 0)
+    if target is None:
+        return loss.isel(eval=-1).mean("seed").dropna("learning_rate", how="all")
+    mean = loss.mean("seed")
+    arrived = (mean <= target).any("learning_rate")
+    first = arrived.argmax("eval").where(arrived.any("eval"), arrived.sizes["eval"] - 1)
+    return mean.isel(eval=first.astype(int)).dropna("learning_rate", how="all")
+
+
+def examples_trained(sweep: xr.Dataset) -> float:
+    """Training examples of all runs, each to its own end."""
+    return float(sweep.examples.where(np.isfinite(sweep.loss)).max("eval").sum())
