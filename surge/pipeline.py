@@ -22,6 +22,7 @@ from surge.gradients import one_step
 from surge.optimizers import make_optimizer
 from surge.report import page, summary
 from surge.tasks import Task, count_rows, draw_from_arrays, make_task
+from surge.theory.objective import FinalLoss, Objective, StepsTo
 from surge.training import grid, hardware, sweep
 from surge.training.adaptive import run_adaptive
 from surge.workdir import claim, files, sweeps
@@ -244,9 +245,11 @@ def plan(config: ml_collections.ConfigDict) -> list[grid.Piece]:
     )
 
 
-def _targets(config: ml_collections.ConfigDict) -> tuple[float | None, ...]:
-    """The losses that runs are judged by their steps to; None is the loss at a run's end."""
-    return tuple(config.fit.target_losses) if config.fit.objective == "steps" else (None,)
+def _objectives(config: ml_collections.ConfigDict) -> tuple[Objective, ...]:
+    """What runs are judged by."""
+    if config.fit.objective == "loss":
+        return (FinalLoss(),)
+    return tuple(StepsTo(target) for target in config.fit.target_losses)
 
 
 def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None:
@@ -267,7 +270,7 @@ def _sweep(config: ml_collections.ConfigDict, task: Task, workdir: Path) -> None
         block = sweep.whole_block(list(pieces.values()), hardware.fastest_form(task))
         found = sweep.run_pieces(task, todo, key, stop_loss=stop_loss, block=block)
     else:
-        judged = {"ratio": config.learning_rate_ratio, "targets": _targets(config)}
+        judged = {"ratio": config.learning_rate_ratio, "objectives": _objectives(config)}
         found = run_adaptive(
             task, list(pieces.values()), key, **judged, stop_loss=stop_loss, done=done
         )
@@ -298,11 +301,10 @@ def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
     dataset = sweeps.open_sweep(workdir)
     fits = []
     for optimizer in dataset.optimizer.values:
-        for target in _targets(config):
-            rows = sweeps.rows(dataset, str(optimizer), target)
-            fits.append(
-                fit_entry(rows, config.fit.objective, optimizer=str(optimizer), target_loss=target)
-            )
+        for objective in _objectives(config):
+            rows = sweeps.rows(dataset, str(optimizer), objective.target_loss)
+            labels = {"optimizer": str(optimizer), "target_loss": objective.target_loss}
+            fits.append(fit_entry(rows, objective.judged_by, **labels))
     files.write_json(workdir / "fit.json", {"fits": fits})
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
 

@@ -15,9 +15,10 @@ import pytest
 from surge.optimizers import make_optimizer
 from surge.tasks.mlp import mnist1d
 from surge.tasks.quadratic import quadratic
+from surge.theory.objective import FinalLoss, StepsTo
 from surge.theory.optimum import optimal_lr
 from surge.training import hardware, sweep
-from surge.training.adaptive import last_loss, run_adaptive, steps_to
+from surge.training.adaptive import run_adaptive
 from surge.training.grid import plan
 from surge.training.run import State, make_train
 
@@ -41,6 +42,7 @@ WIDE = {
 WIDE |= {"max_examples": 1600, "evals": 24}
 SEARCHED = quadratic(hessian="random", size=10, noise=2.0)
 TARGETS = (1.5, 1.0)
+STEPS = tuple(map(StepsTo, TARGETS))
 
 
 def collected(pieces, **options):
@@ -54,10 +56,10 @@ def by_size(runs):
     return {piece.batch_size: (piece, result) for piece, result in runs}
 
 
-def adaptive(task=SEARCHED, grid=WIDE, targets=TARGETS, stop_loss=TARGETS[-1], done=()):
+def adaptive(task=SEARCHED, grid=WIDE, objectives=STEPS, stop_loss=TARGETS[-1], done=()):
     pieces = plan(**GRID | grid)
     kept = {piece: done[piece.batch_size] for piece in pieces if piece.batch_size in done}
-    options = {"ratio": 2**0.5, "targets": targets, "stop_loss": stop_loss, "done": kept}
+    options = {"ratio": 2**0.5, "objectives": objectives, "stop_loss": stop_loss, "done": kept}
     return by_size(run_adaptive(task, pieces, KEY, **options))
 
 
@@ -69,12 +71,12 @@ def optimum(piece, value):
     return optimal_lr(rate, value.ravel(), seed)
 
 
-def optima(runs, targets=TARGETS):
-    """(batch size, target) -> OptimalLR of its steps."""
+def optima(runs, objectives=STEPS):
+    """(batch size, objective) -> OptimalLR."""
     return {
-        (size, target): optimum(piece, steps_to(result.loss, piece.eval_steps, target))
+        (size, objective): optimum(piece, objective.value(*result, piece.eval_steps))
         for size, (piece, result) in runs.items()
-        for target in targets
+        for objective in objectives
     }
 
 
@@ -418,14 +420,8 @@ def test_runs_branch_from_a_state_of_parameters_and_optimizer():
         engine.run(piece._replace(eval_steps=(5, 9)))
 
 
-def test_steps_to():
-    loss = np.array([[4.0, 2.0, 1.0], [4.0, 3.0, 2.5], [0.5, 0.4, np.nan]])
-    got = steps_to(loss, (1, 4, 16), 1.5)
-    np.testing.assert_allclose(got, [np.log(8), np.inf, 0])
-
-
-def assert_same_for_less(narrow, wide, targets):
-    ours, theirs = optima(narrow, targets), optima(wide, targets)
+def assert_same_for_less(narrow, wide, objectives):
+    ours, theirs = optima(narrow, objectives), optima(wide, objectives)
     compared = [(ours[cell], want) for cell, want in theirs.items() if np.isfinite(want.lr)]
     assert len(compared) >= 8
     for got, want in compared:
@@ -438,7 +434,7 @@ def assert_same_for_less(narrow, wide, targets):
 
 def test_adaptive_finds_the_dense_optima_for_less(narrow):
     runs = sweep.run_pieces(SEARCHED, plan(**GRID | WIDE), KEY, stop_loss=TARGETS[-1])
-    assert_same_for_less(narrow, by_size(runs), TARGETS)
+    assert_same_for_less(narrow, by_size(runs), STEPS)
 
 
 @pytest.mark.slow
@@ -450,7 +446,8 @@ def test_adaptive_finds_the_dense_optima_of_an_mlp_for_less():
     }
     grid |= {"max_steps": 1000, "max_examples": 50_000, "evals": 40}
     runs = sweep.run_pieces(task, plan(**GRID | grid), KEY, stop_loss=targets[-1])
-    assert_same_for_less(adaptive(task, grid, targets, targets[-1]), by_size(runs), targets)
+    steps = tuple(map(StepsTo, targets))
+    assert_same_for_less(adaptive(task, grid, steps, targets[-1]), by_size(runs), steps)
 
 
 def test_adaptive_judges_runs_that_ended_early_by_their_last_loss():
@@ -458,26 +455,16 @@ def test_adaptive_judges_runs_that_ended_early_by_their_last_loss():
     (piece,) = plan(**GRID | grid)
     ((_, wide),) = sweep.run_pieces(TASK, [piece], KEY, stop_loss=0.6)
     assert (np.isnan(wide.loss[..., -1]) & (wide.diverged == 0)).any() and wide.diverged.any()
-    ((found, result),) = adaptive(TASK, grid, (None,), 0.6).values()
-    want, got = (
-        optimum(*each) for each in ((piece, last_loss(*wide)), (found, last_loss(*result)))
-    )
+    ((found, result),) = adaptive(TASK, grid, (FinalLoss(),), 0.6).values()
+    want = optimum(piece, FinalLoss().value(*wide, piece.eval_steps))
+    got = optimum(found, FinalLoss().value(*result, found.eval_steps))
     assert got.lr == pytest.approx(want.lr, rel=0.05)
     assert not got.at_edge
 
 
-def test_last_loss():
-    loss = np.array(
-        [[3.0, 2.0, 1.0], [3.0, 0.5, np.nan], [9.0, np.nan, np.nan], [np.nan, np.nan, np.nan]]
-    )
-    np.testing.assert_array_equal(
-        last_loss(loss, np.array([False, False, True, False])), [1.0, 0.5, np.inf, np.nan]
-    )
-
-
 def test_adaptive_follows_an_optimum_beyond_the_bounds():
     grid = {"optimizers": {"sgd": ("sgd", (0.004, 0.04))}, "batch_sizes": (64,)}
-    ((found, result),) = adaptive(TASK, grid, (None,), -np.inf).values()
+    ((found, result),) = adaptive(TASK, grid, (FinalLoss(),), -np.inf).values()
     best = result.loss[..., -1].mean(-1).argmin()
     assert found.learning_rates[best] > 0.05
     assert best < len(found.learning_rates) - 1

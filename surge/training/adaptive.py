@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from surge.tasks import Task
+from surge.theory.objective import Objective
 from surge.theory.optimum import optimal_lr
 from surge.training.grid import Piece, PieceResult
 from surge.training.hardware import fastest_form
@@ -24,42 +25,18 @@ FEW = 4  # learning rates at once, at most
 EXTENSION = 8  # powers beyond the given bounds that the search may follow an optimum to
 
 
-def steps_to(loss: np.ndarray, eval_steps: Sequence[int], target: float) -> np.ndarray:
-    """log steps at which loss [..., eval] first is at most target, linear between evals; inf where
-    never."""
-    logs = np.log(eval_steps)
-    reached = loss <= target
-    first = reached.argmax(-1)
-    before = np.maximum(first - 1, 0)
-    high, low = (
-        np.take_along_axis(loss, index[..., None], -1)[..., 0] for index in (before, first)
-    )
-    share = np.where(first > 0, (high - target) / np.where(high > low, high - low, 1.0), 1.0)
-    return np.where(reached.any(-1), logs[before] + share * (logs[first] - logs[before]), np.inf)
-
-
-def last_loss(loss: np.ndarray, diverged: np.ndarray) -> np.ndarray:
-    """Loss [..., eval] where each run ended; inf where it diverged [...]."""
-    last = np.isfinite(loss).cumsum(-1).argmax(-1)
-    return np.where(diverged, np.inf, np.take_along_axis(loss, last[..., None], -1)[..., 0])
-
-
 def _best(
     runs: Mapping[int, tuple[np.ndarray, np.ndarray]],
     piece: Piece,
     ratio: float,
-    targets: Sequence[float | None],
+    objectives: Sequence[Objective],
 ) -> list[tuple[int, float]]:
-    """(power, value) of the optimum of each target that a run reached, as the fit will place it."""
+    """(power, value) of each objective's optimum that the runs have, as the fit will place it."""
     power, seed = (each.ravel() for each in np.meshgrid(sorted(runs), piece.seeds, indexing="ij"))
     loss, diverged = _table(runs)
     found = []
-    for target in targets:
-        value = (
-            last_loss(loss, diverged)
-            if target is None
-            else steps_to(loss, piece.eval_steps, target)
-        )
+    for objective in objectives:
+        value = objective.value(loss, diverged, piece.eval_steps)
         optimum = optimal_lr(ratio ** power.astype(float), value.ravel(), seed, resamples=1)
         if np.isfinite(optimum.lr):
             found.append((round(np.log(optimum.lr) / np.log(ratio)), optimum.value))
@@ -87,7 +64,7 @@ def _search(
     engine: Engine,
     piece: Piece,
     ratio: float,
-    targets: Sequence[float | None],
+    objectives: Sequence[Objective],
     before: Sequence[tuple[int, float]],
 ) -> tuple[Piece, PieceResult]:
     """Refines around the optimum of each target until its neighbours at every stride are known.
@@ -116,14 +93,14 @@ def _search(
             middle = np.mean([power for power, _ in best] or list(wanted))
             wanted |= set(sorted(near, key=lambda power: (abs(power - middle), power))[:spare])
         limit = full
-        if targets[0] is not None and best and (tried or len(best) == len(targets)):
+        if objectives[0].judged_by == "steps" and best and (tried or len(best) == len(objectives)):
             slowest = PATIENCE * np.exp(max(value for _, value in best))
             limit = min(full, int(np.searchsorted(piece.eval_steps, slowest)) + 1)
         part = piece._replace(learning_rates=tuple(ratio**power for power in sorted(wanted)))
         runs |= _runs(part, engine.run(part, limit), ratio)
-        best = _best(runs, piece, ratio, targets)
+        best = _best(runs, piece, ratio, objectives)
         if len(best) < len(before) and limit < full:  # the bound was too tight after all
-            return _search(engine, piece, ratio, targets, ())
+            return _search(engine, piece, ratio, objectives, ())
         tried |= limit == full and stride <= 2  # a target not reached by now is given up
         for stride in strides:
             wanted = {power + step for power, _ in best for step in (-stride, stride)}
@@ -142,7 +119,7 @@ def run_adaptive(
     key: jax.Array,
     *,
     ratio: float,
-    targets: Sequence[float | None],
+    objectives: Sequence[Objective],
     stop_loss: float,
     done: Mapping[Piece, tuple[Piece, PieceResult]],
     form: str | None = None,
@@ -158,7 +135,7 @@ def run_adaptive(
       task, key, stop_loss, form: as for `run_pieces`.
       pieces: the dense grid, whose learning rates give the bounds.
       ratio: of the lattice, as for `plan`.
-      targets: losses whose steps to reach are minimised; None for the lowest last loss.
+      objectives: what runs are judged by; each gets its own optimum.
       done: what an earlier call yielded for some of the pieces: they guide the others and are not
         run again.
 
@@ -180,9 +157,9 @@ def run_adaptive(
         best: dict[str, list[tuple[int, float]]] = {}
         for piece in pieces:
             found = done.get(piece) or _search(
-                engine, piece, ratio, targets, best.get(piece.optimizer, ())
+                engine, piece, ratio, objectives, best.get(piece.optimizer, ())
             )
-            best[piece.optimizer] = _best(_runs(*found, ratio), piece, ratio, targets)
+            best[piece.optimizer] = _best(_runs(*found, ratio), piece, ratio, objectives)
             if piece not in done:
                 yield found
 
