@@ -13,7 +13,7 @@ import pytest
 
 from surge import pipeline
 from surge.optimizers import make_optimizer
-from surge.tasks import gpt, text
+from surge.tasks import gpt, gpt_weights, text, windows
 from surge.tasks.data import load_rows
 from surge.training.grid import plan
 from surge.training.run import make_train
@@ -69,7 +69,7 @@ def test_logits_equal_those_of_transformers(theirs, tmp_path):
         if name != "lm_head.weight"
     }
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
-    params = gpt.load_safetensors(str(tmp_path / "model.safetensors"))
+    params = gpt_weights.load_safetensors(str(tmp_path / "model.safetensors"))
     fresh = gpt.GPT(SIZE).init(jax.random.key(0), jnp.asarray(tokens))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, fresh)
     with torch.no_grad():
@@ -108,13 +108,13 @@ def test_parameter_counts_are_the_published_ones(name, count):
 
 def test_weights_that_are_no_gpt2_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tensor wpe\.weight is missing"):
-        gpt.convert({"transformer.wte.weight": np.zeros((2, 2))})
+        gpt_weights.convert({"transformer.wte.weight": np.zeros((2, 2))})
     with pytest.raises(ValueError, match="no weights at"):
-        gpt.load_safetensors(str(tmp_path / "none"))
+        gpt_weights.load_safetensors(str(tmp_path / "none"))
     pytest.importorskip("safetensors")
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="is not a safetensors file"):
-        gpt.load_safetensors(str(tmp_path / "model.safetensors"))
+        gpt_weights.load_safetensors(str(tmp_path / "model.safetensors"))
 
 
 def write_weights(path, size, dtype):
@@ -337,7 +337,9 @@ def test_the_config_runs_from_text_to_report(tmp_path):
 def test_windows_are_pieces_of_the_training_text():
     tokens = np.arange(100, dtype=np.uint8)
     data = {"tokens": tokens, "window": np.zeros(9, np.uint8)}
-    drawn = jax.vmap(gpt.draw_window, (None, 0))(data, jax.random.split(jax.random.key(0), 1000))
+    drawn = jax.vmap(windows.draw_window, (None, 0))(
+        data, jax.random.split(jax.random.key(0), 1000)
+    )
     assert (np.diff(drawn, axis=1) == 1).all() and set(np.asarray(drawn[:, 0])) == set(range(92))
 
 
@@ -345,11 +347,11 @@ def test_text_larger_than_a_device_is_read_as_it_is_drawn(tmp_path):
     count = 6 * 10**9  # bytes of a sparse file, beyond what 32 bits index
     tokens = np.lib.format.open_memmap(tmp_path / "text.npy", "w+", np.uint8, (count,))
     tokens[-3 * 10**7 :] = 1
-    draw = jax.jit(jax.vmap(gpt.streamed_window(tokens, 9), (None, 0)))
+    draw = jax.jit(jax.vmap(windows.streamed_window(tokens, 9), (None, 0)))
     drawn = draw((), jax.random.split(jax.random.key(0), 4_000))
     assert drawn.shape == (4_000, 9) and 5 < drawn[:, 0].sum() < 40
     short = np.arange(100, dtype=np.uint8)
-    drawn = jax.vmap(gpt.streamed_window(short, 9), (None, 0))(
+    drawn = jax.vmap(windows.streamed_window(short, 9), (None, 0))(
         (), jax.random.split(jax.random.key(0), 2_000)
     )
     assert (np.diff(drawn, axis=1) == 1).all() and set(np.asarray(drawn[:, 0])) == set(range(92))
@@ -420,20 +422,20 @@ def test_the_rival_is_a_distribution():
 
 @pytest.mark.slow
 def test_small_gpt_beats_five_grams_on_held_out_text(tmp_path):
-    tokens, held = gpt.split_held_out(text.text_tokens())
+    tokens, held = windows.split_held_out(text.text_tokens())
     tokens = tokens[:2_000_000]
     (tmp_path / "train.txt").write_bytes(bytes(tokens))
     task = gpt.text("small", str(tmp_path / "train.txt"))
-    windows = gpt.windows(
-        held, 256, 4 + 129
-    )  # both predict the last 128 bytes, the rival with all it can use
+    # Both predict the last 128 bytes, the rival with all it can use.
+    held_windows = windows.windows(held, 256, 4 + 129)
     optimizer = make_optimizer("adam(b1=0.9, b2=0.99, schedule='cosine', warmup=0.05)")
     train = jax.jit(make_train(task, optimizer, microbatch_size=16))
-    result = train(3e-3, jax.random.key(0), 16, np.array([2_500]), 0.0, task.data, windows[:, 4:])
+    result = train(
+        3e-3, jax.random.key(0), 16, np.array([2_500]), 0.0, task.data, held_windows[:, 4:]
+    )
     learned = float(result.loss[-1]) / np.log(2)
-    bits = -np.log2(kneser_ney(tokens, windows[:, 1:].astype(np.uint8).ravel()))
-    rival = (
-        np.pad(bits, (0, 4)).reshape(256, 132)[:, :128].mean()
-    )  # without the four that straddle two windows
+    bits = -np.log2(kneser_ney(tokens, held_windows[:, 1:].astype(np.uint8).ravel()))
+    # Without the four bytes that straddle two windows.
+    rival = np.pad(bits, (0, 4)).reshape(256, 132)[:, :128].mean()
     print(f"bits per byte: GPT {learned:.3f}, 5-gram {rival:.3f}")
     assert learned < rival

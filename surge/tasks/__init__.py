@@ -42,8 +42,9 @@ class Task(NamedTuple):
 
 
 def by_ghosts(loss: Callable[[Any, Any], jax.Array], ghost: int) -> Callable[[Any, Any], jax.Array]:
-    """Mean of a loss of coupled examples over ghost batches (Hoffer et al., arXiv 1705.08741): a
-    `Task.batch_loss`.
+    """Mean of a loss of coupled examples over ghost batches: a `Task.batch_loss`.
+
+    Source: Hoffer et al., arXiv 1705.08741.
 
     Args:
       loss: (params, ghost batch) -> scalar.

@@ -1,5 +1,4 @@
-"""Convolutions that keep their speed inside training loops, and the paper's 5-layer CNN on
-Fashion-MNIST."""
+"""The paper's 5-layer CNN on Fashion-MNIST, and convolutions that are fast inside loops."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -15,13 +14,12 @@ from surge.tasks.images import FASHION_MNIST, fashion_mnist_arrays
 
 
 class Conv(nn.Module):
-    """Square convolution [..., H, W, C] -> [..., H', W', features], zero-padded by (size - 1) // 2
-    like torch's.
+    """Square convolution [..., H, W, C] -> [..., H', W', features].
 
-    Of every window of pool x pool outputs the largest is given; what fills no window is dropped. On
-    CPU it is patches and one matrix product: XLA's own convolution loses its fast path inside loops
-    (8x slower) and with a kernel for each lane under vmap (15x). The parameters are those of
-    `nn.Conv`.
+    Zero-padded by (size - 1) // 2 like torch's. Of every window of pool x pool outputs the largest
+    is given; what fills no window is dropped. On CPU it is patches and one matrix product: XLA's
+    own convolution loses its fast path inside loops (8x slower) and with a kernel for each lane
+    under vmap (15x). The parameters are those of `nn.Conv`.
     """
 
     features: int
@@ -35,22 +33,24 @@ class Conv(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         shape = (self.size, self.size, inputs.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        inputs, kernel = inputs.astype(self.dtype), kernel.astype(self.dtype)
-        outputs = (self.patches if jax.default_backend() == "cpu" else self.native)(inputs, kernel)
+        convolve = self.patches if jax.default_backend() == "cpu" else self.native
+        outputs = convolve(inputs.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            outputs = outputs + self.param("bias", nn.initializers.zeros, (self.features,)).astype(
-                self.dtype
-            )
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            outputs = outputs + bias.astype(self.dtype)
         return outputs
 
     def patches(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Has the places of a window side by side, so that pooling is a maximum of slices, and
-        computes no others."""
-        margin, stride, pool = (self.size - 1) // 2, self.stride, self.pool
+        """The places of a pooling window side by side, and no others: pooling is their maximum."""
+        margin = (self.size - 1) // 2
         spatial = [(0, 0)] * (inputs.ndim - 3) + [(margin, margin), (margin, margin), (0, 0)]
         padded = jnp.pad(inputs, spatial)
-        height, width = (((edge - self.size) // stride + 1) // pool for edge in padded.shape[-3:-1])
-        step, reach = stride * pool, range(self.size + stride * (pool - 1))
+
+        step = self.stride * self.pool
+        height, width = (
+            ((edge - self.size) // self.stride + 1) // self.pool for edge in padded.shape[-3:-1]
+        )
+        reach = range(self.size + self.stride * (self.pool - 1))
         views = {
             (row, column): padded[
                 ..., row : row + step * height : step, column : column + step * width : step, :
@@ -58,18 +58,18 @@ class Conv(nn.Module):
             for row in reach
             for column in reach
         }
-        places = [(stride * down, stride * right) for down in range(pool) for right in range(pool)]
+
+        offsets = [self.stride * place for place in range(self.pool)]
+        places = [(down, right) for down in offsets for right in offsets]
         taps = [
             jnp.concatenate([views[row + down, column + right] for down, right in places], -2)
             for row in range(self.size)
             for column in range(self.size)
         ]
-        outputs = jnp.split(
-            jnp.concatenate(taps, -1) @ kernel.reshape(-1, self.features), len(places), -2
-        )
-        return reduce(
-            jnp.maximum, [reduce(jnp.maximum, outputs[right::pool]) for right in range(pool)]
-        )
+        product = jnp.concatenate(taps, -1) @ kernel.reshape(-1, self.features)
+        outputs = jnp.split(product, len(places), -2)
+        rows = [reduce(jnp.maximum, outputs[right :: self.pool]) for right in range(self.pool)]
+        return reduce(jnp.maximum, rows)
 
     def native(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         margin = (self.size - 1) // 2
@@ -88,23 +88,20 @@ class Conv(nn.Module):
             dimension_numbers=numbers,
         )
         outputs = outputs.reshape(*inputs.shape[:-3], *outputs.shape[1:])
-        return (
-            outputs if self.pool == 1 else _max_pool(outputs, self.pool)
-        )  # a maximum of one costs a gradient too
+        # A maximum of one would cost a gradient too.
+        return outputs if self.pool == 1 else _max_pool(outputs, self.pool)
 
 
 def _max_pool(inputs: jax.Array, pool: int) -> jax.Array:
     """By reshaping, whose gradient needs no scatter."""
     height, width = (edge // pool for edge in inputs.shape[-3:-1])
     whole = inputs[..., : height * pool, : width * pool, :]
-    return whole.reshape(*inputs.shape[:-3], height, pool, width, pool, inputs.shape[-1]).max(
-        (-4, -2)
-    )
+    windows = whole.reshape(*inputs.shape[:-3], height, pool, width, pool, inputs.shape[-1])
+    return windows.max((-4, -2))
 
 
 class CNN(nn.Module):
-    """Convolutions of `channels`, each with 2x2 pooling and ReLU, then two dense layers: the
-    paper's five."""
+    """Three convolutions with 2x2 pooling and ReLU, then two dense layers: the paper's five."""
 
     channels: Sequence[int] = (16, 32, 64)
     hidden: int = 128

@@ -1,5 +1,4 @@
-"""Labelled images from IDX files, or through Hugging Face `datasets` from a hub or a local copy in
-its formats."""
+"""Labelled images from IDX files, or through Hugging Face `datasets`."""
 
 import gzip
 import struct
@@ -11,8 +10,8 @@ from surge.tasks.data import load_rows
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 HOW = (
-    "install Debian's dataset-fashion-mnist, give the directory of its IDX files as `source`, or name a hub data set, "
-    "like zalando-datasets/fashion_mnist"
+    "install Debian's dataset-fashion-mnist, give the directory of its IDX files as `source`, or "
+    "name a hub data set, like zalando-datasets/fashion_mnist"
 )
 
 
@@ -31,7 +30,8 @@ def read_idx(path: Path) -> np.ndarray:
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
     if values.size != np.prod(shape):
         raise ValueError(
-            f"{path} holds {values.size} values where its header says {shape}: the file is incomplete"
+            f"{path} holds {values.size} values where its header says {shape}: the file is "
+            "incomplete"
         )
     return values.reshape(shape)
 
@@ -74,10 +74,10 @@ def fashion_mnist_arrays(
     prefix = {"train": "train", "test": "t10k"}[split]
     arrays = []
     for part in ("images-idx3", "labels-idx1"):
-        found = sorted(Path(source).glob(f"{prefix}-{part}-ubyte*"))
-        if not found:
+        files = sorted(Path(source).glob(f"{prefix}-{part}-ubyte*"))
+        if not files:
             return image_rows(source, split, (28, 28, 1), 10, HOW)
-        arrays.append(read_idx(found[0]))
+        arrays.append(read_idx(files[0]))
     return checked(arrays[0][..., None], arrays[1], (28, 28, 1), 10, source)
 
 
@@ -104,7 +104,7 @@ def image_rows(
         )
     mode = "L" if shape[-1] == 1 else "RGB"
     images = [np.asarray(row.convert(mode)) for row in rows[image]]
-    wrong = next((each.shape[:2] for each in images if each.shape[:2] != shape[:2]), None)
+    wrong = next((array.shape[:2] for array in images if array.shape[:2] != shape[:2]), None)
     if wrong:
         raise ValueError(f"{source}: images must have shape {shape[:2]}, got {wrong}")
     return checked(

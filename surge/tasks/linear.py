@@ -10,8 +10,7 @@ from surge.tasks.data import mnist1d_arrays
 
 
 class Exact(NamedTuple):
-    """At one θ, over the whole data set: mean gradient mu [P], gradient covariance [P, P], hessian
-    [P, P]."""
+    """At one θ, over the whole data set: mean gradient mu [P], covariance and hessian [P, P]."""
 
     mu: np.ndarray
     covariance: np.ndarray
@@ -19,16 +18,18 @@ class Exact(NamedTuple):
 
 
 def exact(data: dict[str, np.ndarray], theta: np.ndarray) -> Exact:
-    """What drawing with replacement from data {"x": [n, P], "y": [n]} has as its population, in
-    float64."""
-    x, y = np.asarray(data["x"], float), np.asarray(data["y"], float)
-    gradients = (x @ np.asarray(theta, float) - y)[:, None] * x
+    """The population that is drawn from with replacement, of data {"x": [n, P], "y": [n]}."""
+    x = np.asarray(data["x"], float)
+    y = np.asarray(data["y"], float)
+    residuals = x @ np.asarray(theta, float) - y
+    gradients = residuals[:, None] * x
     return Exact(gradients.mean(0), np.cov(gradients.T, bias=True), x.T @ x / len(x))
 
 
 def mnist1d(examples: int = 20_000, evaluation_examples: int = 1_024, seed: int = 42) -> Task:
-    """Least squares for the standardised label of MNIST-1D from its signal and a constant; starts
-    at 0.
+    """Least squares for the standardised label of MNIST-1D, from its signal and a constant.
+
+    Starts at 0.
 
     Raises:
       ValueError: too few examples, see `data.mnist1d_arrays`, or fewer than the evaluation's.

@@ -1,5 +1,4 @@
-"""Small models of short signals, and MNIST-1D (Greydanus and Kobak, arXiv 2011.14439) to train them
-on."""
+"""Small models of short signals, and MNIST-1D (Greydanus and Kobak, arXiv 2011.14439)."""
 
 from collections.abc import Sequence
 
@@ -71,7 +70,8 @@ def mnist1d(
     """
     if model not in MODELS or (model == "cnn" and len(widths) != 3):
         raise ValueError(
-            f"model must be mlp, or cnn with three widths; got {model!r} with widths {tuple(widths)}"
+            f"model must be mlp, or cnn with three widths; got {model!r} with widths "
+            f"{tuple(widths)}"
         )
     train, _ = mnist1d_arrays(examples, seed)
     network = MODELS[model](tuple(widths))

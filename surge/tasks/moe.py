@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from surge.tasks import Task, by_ghosts
-from surge.tasks.gpt import GPT, SIZES, Size, text_data, token_losses
+from surge.tasks.gpt import GPT, SIZES, Size, token_losses
 from surge.tasks.text import STDLIB
+from surge.tasks.windows import text_data
 
 
 class Experts(nn.Module):
-    """Shared experts plus the `active` best of `routed` experts for each token: [T, width] -> [T,
-    width].
+    """Shared experts and the `active` best of `routed` ones: [T, width] -> [T, width].
 
     Also returns [2, routed]: the share of tokens' choices that each expert got, times routed, and
     its mean probability; the balance loss is their inner product, 1 when balanced. Every expert
@@ -31,7 +31,8 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        width, experts = inputs.shape[-1], self.routed + self.shared
+        width = inputs.shape[-1]
+        experts = self.routed + self.shared
         normal = nn.initializers.normal
         up = self.param("up", normal(0.02), (experts, width, self.hidden)).astype(self.dtype)
         down = self.param(
@@ -41,9 +42,8 @@ class Experts(nn.Module):
         probabilities = jax.nn.softmax(inputs.astype(jnp.float32) @ router)  # [T, routed]
         _, chosen = jax.lax.top_k(probabilities, self.active)
         mask = jax.nn.one_hot(chosen, self.routed).sum(-2)
-        gates = jnp.concatenate(
-            [jnp.ones((len(inputs), self.shared)), probabilities * mask], -1
-        ).astype(self.dtype)
+        always = jnp.ones((len(inputs), self.shared))
+        gates = jnp.concatenate([always, probabilities * mask], -1).astype(self.dtype)
         hidden = nn.gelu(jnp.einsum("td,edh->teh", inputs, up)) * gates[..., None]
         outputs = jnp.einsum("teh,ehd->td", hidden, down.astype(self.dtype))
         load = jax.lax.stop_gradient(mask.mean(0)) * self.routed / self.active
@@ -108,7 +108,8 @@ def text(
     def single_loss(params: Any, window: jax.Array) -> jax.Array:
         if balance_over == "batch":
             raise ValueError(
-                "a batch-level balance couples the examples of a batch: choose balance_over='sequence'"
+                "a batch-level balance couples the examples of a batch: choose "
+                "balance_over='sequence'"
             )
         return coupled_loss(params, window[None])
 

@@ -1,5 +1,4 @@
-"""ResNet-18 (He et al., arXiv 1512.03385) in its form for 64x64 images, and Tiny-ImageNet to train
-it on."""
+"""ResNet-18 (He et al., arXiv 1512.03385) in its form for 64x64 images, and Tiny-ImageNet."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +13,8 @@ from surge.tasks.cnn import Conv, image_loss
 from surge.tasks.images import image_rows
 
 HOW = "give a local copy's directory as `source`, or a hub name like zh-plus/tiny-imagenet"
-MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+MEAN = (0.4802, 0.4481, 0.3975)
+STD = (0.2770, 0.2691, 0.2821)
 
 
 class BasicBlock(nn.Module):
@@ -37,8 +37,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """[..., H, W, channels] -> [..., classes]: a 3x3 stem without pooling, stages of basic blocks,
-    mean, dense.
+    """A 3x3 stem without pooling, stages of basic blocks, mean, dense.
+
+    [..., H, W, channels] -> [..., classes].
 
     Attributes:
       widths: of the stages; each but the first halves the resolution.
@@ -72,9 +73,8 @@ class ResNet(nn.Module):
         for stage, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for index in range(count):
                 stride = 2 if stage and not index else 1
-                states = BasicBlock(width, stride, norm, self.dtype, name=f"stage_{stage}_{index}")(
-                    states
-                )
+                name = f"stage_{stage}_{index}"
+                states = BasicBlock(width, stride, norm, self.dtype, name=name)(states)
         return nn.Dense(self.classes, name="head")(states.mean((-3, -2)).astype(jnp.float32))
 
 

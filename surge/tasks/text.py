@@ -11,7 +11,10 @@ import numpy as np
 from surge.tasks.data import cache_directory, load_rows, write_whole
 
 STDLIB = "stdlib"  # the Python standard library's own source: the text that is always there
-HOW = "give a text file, a directory of text files, a `datasets` name or local copy, or 'stdlib' as `source`"
+HOW = (
+    "give a text file, a directory of text files, a `datasets` name or local copy, or 'stdlib' as "
+    "`source`"
+)
 NOT_OURS = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "lib2to3"}
 LISTED = {".txt", ".md", ".py", ".rst", ".tex", ".html", ".c", ".h", ""}
 TABLES = (
@@ -48,8 +51,12 @@ def _files(source: str) -> list[Path]:
         ]
     path = Path(source).expanduser().resolve()
     if path.is_dir():
-        hidden = lambda each: any(part.startswith(".") for part in each.relative_to(path).parts)  # noqa: E731
-        return [each for each in sorted(path.rglob("*")) if each.is_file() and not hidden(each)]
+        inside = [(file, file.relative_to(path).parts) for file in sorted(path.rglob("*"))]
+        return [
+            file
+            for file, parts in inside
+            if file.is_file() and not any(part.startswith(".") for part in parts)
+        ]
     return [path] if path.is_file() else []
 
 
@@ -61,7 +68,8 @@ def _row_text(row: dict[str, Any]) -> str:
     if "answers" in row and "title" in row:
         return "\n".join([row["title"], row.get("selftext") or "", *row["answers"]["text"]])
     raise ValueError(
-        f"text rows need a column {', '.join(ROWS)}, or ELI5's title and answers; got {', '.join(row)}"
+        f"text rows need a column {', '.join(ROWS)}, or ELI5's title and answers; got "
+        f"{', '.join(row)}"
     )
 
 
@@ -74,8 +82,7 @@ def _documents(source: str, files: list[Path], split: str) -> Iterator[str]:
 
 
 def _encoder(rules: Path | None) -> tuple[Any, Callable[[str], np.ndarray]]:
-    """(dtype, document -> its tokens and the end of text: byte 0, or the tokenizer's
-    <|endoftext|>)."""
+    """(dtype, document -> its tokens and the end of text: byte 0, or <|endoftext|>)."""
     if rules is None:
         return np.uint8, lambda text: np.frombuffer(text.encode() + b"\0", np.uint8)
     try:
@@ -90,14 +97,12 @@ def _encoder(rules: Path | None) -> tuple[Any, Callable[[str], np.ndarray]]:
         raise ValueError(f"{rules} is not a tokenizer.json ({error})") from None
     end = encoder.token_to_id("<|endoftext|>")
     dtype = np.uint16 if encoder.get_vocab_size() <= 2**16 else np.uint32
-    return dtype, lambda text: np.asarray(
-        [*encoder.encode(text).ids, *([] if end is None else [end])], dtype
-    )
+    closing = [] if end is None else [end]
+    return dtype, lambda text: np.asarray([*encoder.encode(text).ids, *closing], dtype)
 
 
 def _pack(file: IO[bytes], texts: Iterator[str], rules: Path | None) -> int:
-    """Writes the tokens of documents in order to a .npy file, one document at a time; returns how
-    many there are."""
+    """Writes the tokens of documents to a .npy file, one by one; returns their number."""
     dtype, encode = _encoder(rules)
     count = 0
 
@@ -119,10 +124,10 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "train") -> np.ndarray:
-    """All tokens of a text [n], memory-mapped from a file that is packed once and kept in the
-    cache.
+    """All tokens of a text [n], memory-mapped.
 
-    It is packed again when a local file that it is made from, or the tokenizer's, has changed.
+    The file is packed once and kept in the cache. It is packed again when a local file that it is
+    made from, or the tokenizer's, has changed.
 
     Args:
       source: a text file; a directory of them; a file or directory of rows with a text column (or
@@ -134,7 +139,8 @@ def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "tr
     Raises:
       ValueError: no such text or tokenizer, not UTF-8, or empty.
     """
-    files, rules = _files(source), None
+    files = _files(source)
+    rules = None
     if tokenizer != "bytes":
         rules = Path(tokenizer).expanduser().resolve()
         if not rules.is_file():
@@ -142,9 +148,8 @@ def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "tr
                 f"no tokenizer at {tokenizer}: give 'bytes', or the path of a tokenizer.json"
             )
     made_from = [_stamp(path) for path in files] or source, rules and _stamp(rules), split
-    path = (
-        cache_directory() / f"text-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]}.npy"
-    )
+    name = hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
+    path = cache_directory() / f"text-{name}.npy"
 
     def write(file: IO[bytes]) -> None:
         if not _pack(file, _documents(source, files, split), rules):
