@@ -31,6 +31,7 @@ import numpy as np
 import xarray as xr
 from absl import app, flags
 
+from surge.theory.objective import StepsTo
 from surge.workdir import files, sweeps
 
 MEASURE = ("--config.measure.horizons=(1,10,100)", "--config.measure.directions=32")
@@ -161,7 +162,7 @@ def judge(name: str, workdir: Path) -> list[dict[str, Any]]:
     table = []
     for optimizer, rules in stored["ratios"].items():
         entry = middle_target(fits, optimizer)
-        rows = sweeps.rows(sweep, optimizer, entry["target_loss"])
+        rows = sweeps.rows(sweep, optimizer, StepsTo(entry["target_loss"]))
         losses = sweeps.loss_when_first_arrives(sweep, optimizer, entry["target_loss"])
         optima = {
             point["batch_size"]: point

@@ -25,6 +25,7 @@ from scipy import stats
 from surge.cli import parsed
 from surge.report import figures
 from surge.theory.fit import RULED_OUT
+from surge.theory.objective import StepsTo
 from surge.workdir import files, sweeps
 
 _RESULTS = flags.DEFINE_string("results", "docs/results", "where the stored results are")
@@ -314,7 +315,7 @@ def store(name: str, workdir: Path, root: Path) -> None:
             ["optimizer", "target_loss", "batch_size", "learning_rate", "seed", "steps"]
         )
         for entry in fits:
-            rows = sweeps.rows(sweep, entry["optimizer"], entry["target_loss"])
+            rows = sweeps.rows(sweep, entry["optimizer"], StepsTo(entry["target_loss"]))
             columns = (rows[each] for each in ("batch_size", "learning_rate", "seed", "steps"))
             for size, rate, seed, steps in zip(*columns, strict=True):
                 writer.writerow(

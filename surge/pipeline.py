@@ -302,7 +302,7 @@ def _fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
     fits = []
     for optimizer in dataset.optimizer.values:
         for objective in _objectives(config):
-            rows = sweeps.rows(dataset, str(optimizer), objective.target_loss)
+            rows = sweeps.rows(dataset, str(optimizer), objective)
             labels = {"optimizer": str(optimizer), "target_loss": objective.target_loss}
             fits.append(fit_entry(rows, objective.judged_by, **labels))
     files.write_json(workdir / "fit.json", {"fits": fits})

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from surge.entries import fit_entry
 from surge.report import figures, page
+from surge.theory.objective import FinalLoss, StepsTo
 from surge.workdir import files, sweeps
 
 SIZES = (4, 16, 64, 256)
@@ -48,12 +49,12 @@ def store_fits(workdir, optimizer="adam", targets=(2.0, 1.5)):
     sweep = sweeps.open_sweep(workdir)
     entries = [
         fit_entry(
-            sweeps.rows(sweep, optimizer, target),
-            "loss" if target is None else "steps",
+            sweeps.rows(sweep, optimizer, objective),
+            objective.judged_by,
             optimizer=optimizer,
-            target_loss=target,
+            target_loss=objective.target_loss,
         )
-        for target in targets
+        for objective in (FinalLoss() if target is None else StepsTo(target) for target in targets)
     ]
     files.write_json(workdir / "fit.json", {"fits": entries})
     return entries

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from surge.theory.objective import FinalLoss, StepsTo
 from surge.workdir import claim, files, sweeps
 from surge.workdir.files import ResultError
 
@@ -62,24 +63,26 @@ def test_a_file_of_another_kind_is_named(sweep, tmp_path):
         sweeps.open_sweep(tmp_path)
 
 
-def test_steps_to_target_interpolates_log_steps_in_the_loss(sweep):
-    cells = sweeps.steps_to_target(sweep, 1.5).sel(seed=0)
-    assert cells.sel(optimizer="adam", batch_size=8, learning_rate=0.1) == pytest.approx(10**1.5)
-    assert np.isnan(cells.sel(optimizer="adam", batch_size=8, learning_rate=0.2))  # never reached
-    assert (
-        cells.sel(optimizer="sgd", batch_size=16, learning_rate=0.2) == 1
-    )  # below at the first evaluation
-
-
 def test_rows_hold_the_cells_that_were_run(sweep):
-    rows = sweeps.rows(sweep, "sgd", 3.0)
+    rows = sweeps.rows(sweep, "sgd", StepsTo(3.0))
     assert rows["batch_size"].tolist() == [16, 16]
     assert rows["steps"] == pytest.approx([1, 2])  # loss falls from 4 to 2 between steps 1 and 4
     assert rows["value"] == pytest.approx(np.log(rows["steps"]))
-    assert sweeps.rows(sweep, "sgd", None)["value"].tolist() == [
-        1,
-        2,
-    ]  # an early end keeps its last loss
+
+
+def test_rows_say_which_runs_did_not_get_there(sweep):
+    rows = sweeps.rows(sweep, "adam", StepsTo(1.5))
+    cells = dict(
+        zip(zip(rows["learning_rate"], rows["seed"], strict=True), rows["steps"], strict=True)
+    )
+    assert cells[0.1, 0] == pytest.approx(10**1.5)
+    assert np.isnan(cells[0.2, 0])
+    assert rows["value"][np.isnan(rows["steps"])].tolist() == [np.inf]
+
+
+def test_an_early_end_keeps_its_last_loss(sweep):
+    rows = sweeps.rows(sweep, "sgd", FinalLoss())
+    assert rows["value"].tolist() == [1, 2]
 
 
 def test_losses_are_compared_when_the_first_rate_arrives(sweep):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from surge.theory.objective import Objective
 from surge.workdir.files import ResultError, read_dataset
 
 DIMS = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
@@ -94,34 +95,6 @@ def _mixed(pieces: Iterable[xr.Dataset]) -> dict[str, str]:
     return {"mixed": "; ".join(differing)} if differing else {}
 
 
-def steps_to_target(sweep: xr.Dataset, target: float) -> xr.DataArray:
-    """Optimizer steps at which each run's loss first falls to `target`, nan where it does not.
-
-    Between two evaluations log(steps) is interpolated linearly in the loss.
-
-    Returns:
-      steps [optimizer, batch_size, learning_rate, seed].
-    """
-    loss = sweep.loss.transpose(*DIMS)
-    steps = np.log(sweep.steps.transpose("optimizer", "batch_size", "eval").values)[
-        :, :, None, None
-    ]
-    below = (loss <= target).values
-    first = below.argmax(-1, keepdims=True)
-    before = np.maximum(first - 1, 0)
-
-    def at(array: np.ndarray, index: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(np.broadcast_to(array, below.shape), index, -1)[..., 0]
-
-    drop = at(loss.values, before) - at(loss.values, first)
-    share = np.where(
-        drop > 0, (at(loss.values, before) - target) / np.where(drop > 0, drop, 1.0), 1.0
-    )
-    log_steps = at(steps, before) + share * (at(steps, first) - at(steps, before))
-    reached = np.where(below.any(-1), np.exp(log_steps), np.nan)
-    return xr.DataArray(reached, dims=DIMS[:-1], coords={name: loss[name] for name in DIMS[:-1]})
-
-
 def _carried(loss: xr.DataArray) -> xr.DataArray:
     """A run that ended early keeps its last loss."""
     loss = loss.transpose(..., "eval")
@@ -129,33 +102,37 @@ def _carried(loss: xr.DataArray) -> xr.DataArray:
     return loss.copy(data=np.take_along_axis(loss.values, np.maximum.accumulate(position, -1), -1))
 
 
-def rows(sweep: xr.Dataset, optimizer: str, target: float | None) -> dict[str, np.ndarray]:
-    """One optimizer's cells as a long table, the form that `surge.theory.fit` reads.
+def rows(sweep: xr.Dataset, optimizer: str, objective: Objective) -> dict[str, np.ndarray]:
+    """One optimizer's cells as a long table, the form that `surge.entries` fits.
 
     Args:
       sweep: as `open_sweep` gives it.
       optimizer: a label of its `optimizer` coordinate.
-      target: a loss; the value judged is then log(steps to it). None: the loss at the last
-        evaluation.
+      objective: what runs are judged by.
 
     Returns:
-      Arrays of equal length batch_size, learning_rate, seed, value, steps; nan where a run did not
-      get there.
+      Arrays of equal length batch_size, learning_rate, seed, value and steps, a row for each cell
+      that was run. value: of the objective, inf where a run failed, nan where it ended before it
+      could be judged. steps: those to the target (nan where it is not reached) where runs are
+      judged by them, else those of the longest run of that batch size.
     """
-    chosen = sweep.sel(optimizer=[optimizer])
-    if target is None:
-        values = _carried(chosen.loss).isel(eval=-1).where(chosen.diverged == 0)
-        steps = chosen.steps.max("eval").broadcast_like(values)
+    chosen = sweep.sel(optimizer=optimizer)
+    loss = chosen.loss.transpose(*DIMS[1:])
+    diverged = chosen.diverged.transpose(*DIMS[1:-1])
+    steps = chosen.steps.transpose("batch_size", "eval")
+    value = objective.value(loss.values, diverged.values, steps.values[:, None, None])
+    if objective.judged_by == "steps":
+        taken = np.exp(np.where(np.isfinite(value), value, np.nan))
     else:
-        steps = steps_to_target(chosen, target)
-        values = np.log(steps)
-    table = xr.Dataset({"value": values, "steps": steps, "run": chosen.diverged}).isel(
-        optimizer=0, drop=True
-    )
-    frame = table.to_dataframe().reset_index().dropna(subset=["run"])
+        taken = np.broadcast_to(steps.max("eval").values[:, None, None], value.shape)
+
+    size, rate, seed = np.nonzero(np.isfinite(diverged.values))  # the cells that were run
     return {
-        name: np.asarray(frame[name])
-        for name in ("batch_size", "learning_rate", "seed", "value", "steps")
+        "batch_size": sweep.batch_size.values[size],
+        "learning_rate": sweep.learning_rate.values[rate],
+        "seed": sweep.seed.values[seed],
+        "value": value[size, rate, seed],
+        "steps": taken[size, rate, seed],
     }
 
 
