@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from surge.report import figures
+from surge.report import figures, verdicts
 from surge.report.summary import goal, interval, number, representative, verdict
 from surge.workdir import files, sweeps
 
@@ -307,7 +307,7 @@ def _checkpoint_section(
     page: _Page, measured: xr.Dataset, entries: list[dict[str, Any]], sweep: xr.Dataset | None
 ) -> None:
     page.add("<h2>From single checkpoints</h2>")
-    for sentence in json.loads(measured.attrs["verdicts"]):
+    for sentence in verdicts.one_step(measured):
         page.sentence(sentence, "finding")
     same = [entry for entry in entries if entry["optimizer"] == measured.attrs["optimizer"]]
     page.figure(

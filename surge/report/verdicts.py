@@ -1,0 +1,225 @@
+"""What the numbers amount to, in sentences that a person would say."""
+
+import json
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from surge.report.formats import count, interval, listed, number
+from surge.report.reading import outside
+
+HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
+SAME = math.log(1.1)  # log rates so near to each other are one rate to whoever sets it
+ESTIMATES = {"measured": "measured directions", "independent": "the independent law"}
+
+
+class Optimum(NamedTuple):
+    """An optimum inside the grid: log of its rate, and the standard error of that."""
+
+    batch_size: float
+    log_lr: float
+    error: float
+
+
+class Course(NamedTuple):
+    """How ε_opt moves with B: up from `first` to `top`, level from there to `end`, down to `last`.
+
+    Attributes:
+      first, top, end, last: optima; `top` to `end` cannot be told from the highest.
+      slope, slope_error: of log ε_opt against log B over all optima.
+    """
+
+    first: Optimum
+    top: Optimum
+    end: Optimum
+    last: Optimum
+    slope: float
+    slope_error: float
+
+
+def course(entry: dict[str, Any]) -> Course | None:
+    """The course of an entry's optima, None where fewer than two are inside the grid."""
+    optima = _inside(entry)
+    if len(optima) < 2:
+        return None
+    highest = max(range(len(optima)), key=lambda index: optima[index].log_lr)
+    top = highest
+    while top > 0 and _level(optima[top - 1], optima[highest]):
+        top -= 1
+    end = highest
+    while end < len(optima) - 1 and _level(optima[end + 1], optima[highest]):
+        end += 1
+    slope, error = _slope(optima)
+    return Course(optima[0], optima[top], optima[end], optima[-1], slope, error)
+
+
+def answer(entry: dict[str, Any]) -> str:
+    """What a person would say of one optimizer: does its best rate move with the batch size, how
+    far, and up to where was that tried?"""
+    moves = course(entry)
+    optima = _inside(entry)
+    if moves is None and not optima:
+        return "no batch size has its best rate inside the grid that was tried."
+    if moves is None:
+        [only] = optima
+        return (
+            f"the best rate at B = {count(only.batch_size)} is {number(math.exp(only.log_lr))}; "
+            "one batch size does not tell how it moves."
+        )
+    said = f"the best rate {_movement(moves)}{_peak_odds(entry)}; beyond that nothing was tried."
+    return said + _beyond(entry)
+
+
+def peak_and_law(entry: dict[str, Any]) -> str:
+    """One sentence on one fit: where is the peak, and which law wins?"""
+    peak = entry["b_peak"]
+    law = entry["best_law"]
+    winner = (
+        f"best law: {law.replace('_', ' ')}" if law else f"no law wins: {entry['best_law_why']}"
+    )
+    why = f" ({peak['why']})" if peak.get("why") else ""
+    if peak["value"] is None:
+        known = peak["low"] is not None or peak["high"] is not None
+        return f"{'no peak' if known else 'peak unknown'}{why}; {winner}"
+    return f"B_peak {number(peak['value'])} {interval(peak['low'], peak['high'])}{why}; {winner}"
+
+
+def one_step(measured: xr.Dataset) -> list[str]:
+    """For each optimizer how far each estimate is from the true one-step optimum, and where
+    independence fails.
+
+    Args:
+      measured: measure.nc; of its estimates those that are missing are left out.
+    """
+    if "oracle_lr" not in measured:
+        return []
+    ratio = json.loads(measured.attrs.get("config", "{}")).get("learning_rate_ratio")
+    sentences = []
+    for optimizer in measured.optimizer.values:
+        row = measured.sel(optimizer=optimizer)
+        sentences += _distances(row)
+        if ratio and "independent_lr" in row:
+            sentences += _independence(row, ratio)
+    return sentences
+
+
+def _inside(entry: dict[str, Any]) -> list[Optimum]:
+    """Optima with an interval, by batch size."""
+    points = [point for point in entry["optimal_lr"] if point["lr"] and not outside(point)]
+    known = [point for point in points if point["low"] and point["high"]]
+    return sorted(
+        Optimum(
+            point["batch_size"],
+            math.log(point["lr"]),
+            math.log(point["high"] / point["low"]) / (2 * HALF_INTERVAL),
+        )
+        for point in known
+    )
+
+
+def _level(one: Optimum, other: Optimum) -> bool:
+    """Whether two rates cannot be told apart, or need not."""
+    apart = abs(one.log_lr - other.log_lr)
+    return apart <= max(SAME, HALF_INTERVAL * math.hypot(one.error, other.error))
+
+
+def _slope(optima: list[Optimum]) -> tuple[float, float]:
+    """Weighted least squares of log ε on log B, and its standard error."""
+    x = np.log([optimum.batch_size for optimum in optima])
+    y = np.array([optimum.log_lr for optimum in optima])
+    weight = 1 / np.maximum([optimum.error for optimum in optima], 0.02) ** 2
+    centred = x - np.average(x, weights=weight)
+    spread = weight @ centred**2
+    return float((weight * centred) @ y / spread), float(spread**-0.5)
+
+
+def _movement(moves: Course) -> str:
+    """rises 7-fold from B = 4 to 1,024 and stays there to 4,096."""
+    first, top, end, last = (
+        count(optimum.batch_size) for optimum in (moves.first, moves.top, moves.end, moves.last)
+    )
+    rises = moves.top is not moves.first
+    falls = moves.end is not moves.last
+    if not rises and not falls:
+        return _drifts(moves)
+    parts = []
+    if rises:
+        parts.append(f"rises {_fold(moves.top, moves.first)} from B = {first} to {top}")
+    if moves.end is not moves.top:
+        parts.append(f"stays there to {end}" if rises else f"is level from B = {first} to {end}")
+    if falls:
+        start = "" if parts else f" from B = {end}"
+        parts.append(f"falls {_fold(moves.end, moves.last)}{start} to {last}")
+    return listed(parts)
+
+
+def _drifts(moves: Course) -> str:
+    """Of neighbours that cannot be told apart, which together may still lean one way."""
+    span = f"from B = {count(moves.first.batch_size)} to {count(moves.last.batch_size)}"
+    reach = math.log(moves.last.batch_size / moves.first.batch_size)
+    if abs(moves.slope) <= HALF_INTERVAL * moves.slope_error:
+        factor = math.exp(HALF_INTERVAL * math.hypot(moves.first.error, moves.last.error))
+        return f"does not move {span} by more than these runs can tell (a factor {factor:.2g})"
+    way = "rises" if moves.slope > 0 else "falls"
+    return f"{way} slowly, {math.exp(abs(moves.slope) * reach):.2g}-fold {span}"
+
+
+def _fold(high: Optimum, low: Optimum) -> str:
+    """7.1-fold [5.0, 10]."""
+    middle = high.log_lr - low.log_lr
+    reach = HALF_INTERVAL * math.hypot(high.error, low.error)
+    low_end, high_end = (math.exp(middle + sign * reach) for sign in (-1, 1))
+    return f"{number(math.exp(middle), 2)}-fold {interval(low_end, high_end)}"
+
+
+def _peak_odds(entry: dict[str, Any]) -> str:
+    """The p-value of the fall, where it was judged."""
+    odds = entry["b_peak"].get("p")
+    return "" if odds is None else f" (a fall this large by chance: p = {number(odds, 2)})"
+
+
+def _beyond(entry: dict[str, Any]) -> str:
+    """Batch sizes whose optimum the grid did not hold."""
+    outside = [count(point["batch_size"]) for point in entry["optimal_lr"] if outside(point)]
+    if not outside:
+        return ""
+    return f" At B = {listed(outside)} the best rate lies beyond the rates that were tried."
+
+
+def _distances(row: xr.Dataset) -> list[str]:
+    truth = row.oracle_lr.sel(bound="value")
+    parts = []
+    for name, what in ESTIMATES.items():
+        if f"{name}_lr" not in row:
+            continue
+        ratios = (row[f"{name}_lr"].sel(bound="value") / truth).values
+        off = np.exp(np.abs(np.log(ratios[np.isfinite(ratios)])))
+        if off.size:
+            parts.append(
+                f"{what} within a factor {np.median(off):.2f} "
+                f"(worst {off.max():.2f}, n = {off.size})"
+            )
+    if not parts:
+        return []
+    label = row.optimizer.item()
+    return [f"{label}, one step from a checkpoint: {'; '.join(parts)} of the true optimum."]
+
+
+def _independence(row: xr.Dataset, ratio: float) -> list[str]:
+    """The sentence on the batch sizes at which the independent law is off by much, and not by
+    chance."""
+    law, truth = row.independent_lr, row.oracle_lr
+    much = np.abs(np.log(law / truth)).sel(bound="value") > np.log(ratio)
+    above = law.sel(bound="low") > truth.sel(bound="high")
+    below = law.sel(bound="high") < truth.sel(bound="low")
+    off = (much & (above | below)).any("checkpoint")
+    if not off.any():
+        return []
+    sizes = listed(count(size) for size in row.batch_size.values[off.values])
+    return [
+        f"{row.optimizer.item()}: the independent law is off by more than a grid step "
+        f"({ratio:.2f}), its interval apart from the truth's, at B = {sizes}: its premise of "
+        "independent Gaussian gradients does not hold there."
+    ]
