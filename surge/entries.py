@@ -8,7 +8,7 @@ import numpy as np
 
 from surge.theory.fit import Comparison, Fit, compare_laws
 from surge.theory.noise_scale import fit_noise_scale
-from surge.theory.optimum import OptimalLR, optimal_lr
+from surge.theory.optimum import Optimum, optimal_lr
 from surge.theory.peak import find_peak
 
 HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
@@ -61,7 +61,7 @@ def _joined(*reasons: str) -> str:
     return "; ".join(filter(None, reasons))
 
 
-def _log_errors(optima: Iterable[OptimalLR]) -> np.ndarray:
+def _log_errors(optima: Iterable[Optimum]) -> np.ndarray:
     """Standard errors of log ε; a factor √2 where the table has too few runs to tell.
 
     Three seeds tell an error to a third, and an error that came out small by chance would rule the
@@ -75,7 +75,7 @@ def _log_errors(optima: Iterable[OptimalLR]) -> np.ndarray:
     return np.sqrt(np.where(known, moderated, (math.log(2) / 2) ** 2))
 
 
-def _optimum(size: float, each: OptimalLR, steps_known: bool) -> dict[str, Any]:
+def _optimum(size: float, each: Optimum, steps_known: bool) -> dict[str, Any]:
     steps = math.exp(each.value) if steps_known else math.nan
     return {
         "batch_size": size,
@@ -91,7 +91,7 @@ def _optimum(size: float, each: OptimalLR, steps_known: bool) -> dict[str, Any]:
     }
 
 
-def _noise_scale(optima: Mapping[float, OptimalLR], note: str) -> dict[str, Any]:
+def _noise_scale(optima: Mapping[float, Optimum], note: str) -> dict[str, Any]:
     steps = np.exp([each.value for each in optima.values()])
     noise = fit_noise_scale(np.array(list(optima), float), steps)
     return noise._asdict() | {"why": _joined(noise.why, note)}

@@ -72,7 +72,7 @@ def optimum(piece, value):
 
 
 def optima(runs, objectives=STEPS):
-    """(batch size, objective) -> OptimalLR."""
+    """(batch size, objective) -> Optimum."""
     return {
         (size, objective): optimum(piece, objective.value(*result, piece.eval_steps))
         for size, (piece, result) in runs.items()

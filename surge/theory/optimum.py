@@ -15,32 +15,39 @@ POWERS = (
 WINDOW = math.log(
     2
 )  # in log ε, on each side of the best rate: the rates that the parabola is put through
+HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
 FEWEST = 5  # of them, where the grid is coarse or ends
 
 
-class OptimalLR(NamedTuple):
+class Optimum(NamedTuple):
     """ε_opt of one batch size.
 
     Attributes:
-      lr: vertex of the parabola; nan if undefined.
+      lr: the optimum, or the last rate that was tried where it lies beyond; nan if undefined.
       low, high: 95% interval; nan if undefined.
-      at_edge: the best rate is the lowest or highest that was tried, so the optimum may lie beyond
-        it.
-      basins: number of separate minima that the noise does not explain; above 1 the vertex is of
-        the deepest.
-      value: the objective at the vertex (log steps, or loss).
-      n: runs that the parabola was put through.
+      error: standard error of log lr; nan if undefined.
+      bound: 0 inside the grid; +1 where the optimum is at least lr, the highest rate; -1 where it is
+        at most lr, the lowest rate.
+      basins: number of separate minima that the noise does not explain; above 1 the deepest counts.
+      value: the objective at the optimum (log steps, or loss).
+      n: runs that the fit rests on.
       why: reason for what is undefined or doubtful, else "".
     """
 
     lr: float
     low: float
     high: float
-    at_edge: bool
+    error: float
+    bound: int
     basins: int
     value: float
     n: int
     why: str
+
+    @property
+    def at_edge(self) -> bool:
+        """The optimum may lie beyond the rates that were tried."""
+        return self.bound != 0
 
 
 def optimal_lr(
@@ -50,7 +57,7 @@ def optimal_lr(
     *,
     resamples: int = 400,
     rng_seed: int = 0,
-) -> OptimalLR:
+) -> Optimum:
     """Vertex of a weighted parabola through the replicated cells around the best rate.
 
     The parabola is in log ε, √ε or ε, whichever fits best: the loss after one step is a parabola in
@@ -81,18 +88,19 @@ def optimal_lr(
       rng_seed: of the draws.
 
     Returns:
-      OptimalLR.
+      Optimum.
     """
     rates = np.unique(learning_rate)
     cells = [value[learning_rate == rate] for rate in rates]
     seeds = [seed[learning_rate == rate] for rate in rates]
     usable = np.array([bool(np.isfinite(cell).all()) for cell in cells])
     if usable.sum() < 1:
-        return OptimalLR(
+        return Optimum(
             math.nan,
             math.nan,
             math.nan,
-            False,
+            math.nan,
+            0,
             0,
             math.nan,
             0,
@@ -106,11 +114,19 @@ def optimal_lr(
     count = np.array([len(cell) for cell in kept], float)
     best = int(mean.argmin())
     position = int(np.flatnonzero(usable)[best])
-    at_edge = position in (0, len(rates) - 1)
+    bound = int(position == len(rates) - 1) - int(position == 0)
     if len(x) < 3:
         only = "fewer than three learning rates reached the target: refine the grid"
-        return OptimalLR(
-            math.exp(x[best]), math.nan, math.nan, at_edge, 1, mean[best], int(count.sum()), only
+        return Optimum(
+            math.exp(x[best]),
+            math.nan,
+            math.nan,
+            math.nan,
+            bound,
+            1,
+            mean[best],
+            int(count.sum()),
+            only,
         )
     vertex, height, inside = _vertex(x, mean[None], count)
     window = np.flatnonzero(inside[0])
@@ -127,7 +143,7 @@ def optimal_lr(
         )
     draws = _vertex(x, resampled, count)[0]
     low, high = np.exp(np.quantile(draws, (0.025, 0.975)))
-    why = "the best rate is at the edge of the grid: extend it" if at_edge else ""
+    why = "the best rate is at the edge of the grid: extend it" if bound else ""
     if not np.isfinite(spread):
         low = high = math.nan
         why = why or "one run per cell and too few rates to tell the noise: add seeds"
@@ -136,11 +152,12 @@ def optimal_lr(
         why = why or f"{basins} separate basins: the deepest is reported"
     lr = math.exp(vertex[0])
     # The interval holds the estimate even where resampling skews it.
-    return OptimalLR(
+    return Optimum(
         lr,
         min(low, lr),
         max(high, lr),
-        at_edge,
+        math.log(high / low) / (2 * HALF_INTERVAL),
+        bound,
         basins,
         float(height[0]),
         int(count[window].sum()),

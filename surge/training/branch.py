@@ -10,7 +10,7 @@ import numpy as np
 
 from surge.optimizers import gradient_weights, make_optimizer, settled
 from surge.tasks import Task
-from surge.theory.optimum import OptimalLR, optimal_lr
+from surge.theory.optimum import Optimum, optimal_lr
 from surge.training.grid import Piece
 from surge.training.run import State
 from surge.training.sweep import Engine
@@ -21,9 +21,9 @@ SETTLE = 32  # steps in which an optimizer's moments settle before parameters mo
 
 
 class Branch(NamedTuple):
-    """optima: horizon -> OptimalLR; examples that were trained on."""
+    """optima: horizon -> Optimum; examples that were trained on."""
 
-    optima: Mapping[int, OptimalLR]
+    optima: Mapping[int, Optimum]
     examples: int
 
 
