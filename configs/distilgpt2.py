@@ -1,44 +1,33 @@
-"""DistilGPT2 on text, β = (0, 0) and (.9, .999): the third and fourth rows of arXiv 2405.14578's
-Table 1.
+"""DistilGPT2 on text, β = (0, 0) and (.9, .999): rows 3 and 4 of arXiv 2405.14578's Table 1.
 
-    python -m surge.main --config=configs/distilgpt2.py          # full on an accelerator, quick on
-    a CPU
+    python -m surge.main --config=configs/distilgpt2.py          # by the devices found
     python -m surge.main --config=configs/distilgpt2.py:quick    # two cores
-    python -m surge.main --config=configs/distilgpt2.py:full     # the paper's batch sizes and
-    seeds, ELI5-Category
+    python -m surge.main --config=configs/distilgpt2.py:full     # the paper's batch sizes, seeds
 
 The paper's claims: both follow the surge form; McCandlish's law with α = 0.5 is also suitable.
-Found here (:quick, --stages=sweep,fit; two CPU cores, 191 s): to 2.9 nats per byte the optimum of β
-= (0, 0) goes from 2.2e-3 [1.8e-3, 3.3e-3] at B = 4 to 4.4e-3 [3.8e-3, 6.2e-3] at 32 and stays,
-4.3e-3 [4.1e-3, 4.6e-3] at 128; that of (.9, .999) from 2.9e-3 [2.0e-3, 5.2e-3] to 4.5e-3 [3.7e-3,
-7.2e-3]. No fall is seen, so the data cannot tell the surge from a plateau. B_noise of β = (0, 0)
-grows from 5.8 [4.5, 7.3] at loss 3.1 to 19 [11, 31] at 2.9. See docs/results. The small GPT has
-2.051 bits per byte of held-out text, a five-gram model 2.125 (pytest -m slow tests/test_gpt.py).
+Measured (:quick, --stages=sweep,fit; two CPU cores, 191 s): to 2.9 nats per byte the optimum of
+β = (0, 0) is 2.2e-3 [1.8e-3, 3.3e-3] at B = 4, 4.4e-3 [3.8e-3, 6.2e-3] at 32 and 4.3e-3 [4.1e-3,
+4.6e-3] at 128; that of (.9, .999) goes from 2.9e-3 [2.0e-3, 5.2e-3] to 4.5e-3 [3.7e-3, 7.2e-3].
+These data do not tell a later fall from a plateau. B_noise of β = (0, 0) is 5.8 [4.5, 7.3] at loss
+3.1 and 19 [11, 31] at 2.9. See docs/results. The small GPT has 2.051 bits per byte of held-out
+text, a five-gram model 2.125 (pytest -m slow tests/test_gpt.py).
+
 Full scale names a hub for ELI5-Category and reads bytes; the paper's tokens need GPT-2's tokenizer
-file, given by
---config.task_args.tokenizer=tokenizer.json --config.task_args.vocabulary=50257. For the paper's
-linear grids of learning rates, to 5.5e-4 and 1.09e-3, it has powers of √2 from half to twice their
-range. Not run here: there is no accelerator, and the data set is not on this machine.
-A published checkpoint is measured with --config.task_args.weights=model.safetensors
---config.task_args.size=distilgpt2 beside these two.
-Quick scale: the Python standard library's own source as bytes, which is always there.
+file, given by --config.task_args.tokenizer=tokenizer.json --config.task_args.vocabulary=50257. For
+the paper's linear grids of learning rates, to 5.5e-4 and 1.09e-3, it has powers of √2 from half to
+twice their range. Not run here: there is no accelerator, and the data set is not on this machine. A
+published checkpoint is measured with --config.task_args.weights=model.safetensors
+--config.task_args.size=distilgpt2 beside these two. Quick scale: the Python standard library's own
+source as bytes, which is always there.
 """
 
-import jax
-import ml_collections
-from absl import logging
+from ml_collections import ConfigDict
+
+from surge.config import default, scale
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    if variant not in ("", "quick", "full"):
-        raise ValueError(
-            f"configs/distilgpt2.py has no variant {variant!r}: choose quick, full, or none"
-        )
-    if not variant:
-        variant = "quick" if jax.default_backend() == "cpu" else "full"
-        logging.info("configs/distilgpt2.py: %s scale, by the devices found", variant)
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+def get_config(variant: str = "") -> ConfigDict:
+    config = default()
     config.task = "surge.tasks.gpt:text"
     config.task_args = {
         "size": "distilgpt2",
@@ -57,28 +46,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "sign": {"spec": "adam(b1=0, b2=0)", "learning_rates": (5e-6, 1.1e-3)},
         "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (5e-6, 2.2e-3)},
     }
-    config.learning_rate_ratio = 2**0.5
-    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
     config.batch_sizes = tuple(range(4, 115, 10))
     config.seeds = 30
     config.max_steps = 20_000
-    config.max_examples = 1_000_000
-    config.evals = 64
     config.stop_loss = 1.4
-    config.measure = {
-        "optimizer": "sign",
-        "learning_rate": 1e-4,
-        "batch_size": 64,
-        "max_steps": 10_000,
-        "losses": (2.0, 1.6, 1.4),
-        "examples": 1_024,
-        "directions": 32,
-        "horizons": (1, 10, 100),
-        "branch_examples": 400_000,
-    }
-    config.fit = {"objective": "steps", "target_losses": (2.0, 1.6, 1.4)}
+    config.measure.optimizer = "sign"
+    config.measure.learning_rate = 1e-4
+    config.measure.losses = (2.0, 1.6, 1.4)
+    config.fit.target_losses = (2.0, 1.6, 1.4)
 
-    if variant == "quick":
+    if scale(variant, __file__) == "quick":
         config.task_args.source = "stdlib"
         config.task_args.dtype = "float32"
         config.task_args.size = "tiny"

@@ -5,33 +5,26 @@
     python -m surge.main --config=configs/gpt2.py:full     # 124M parameters
 
 Not a row of the paper's table: its text experiment (arXiv 2405.14578, section 3) on the full model.
-Found here (:quick; two CPU cores that were shared with other work, 13 minutes): to 2.8 nats per
-byte Adam's optimum rises from 1.5e-3 [4.8e-4, 2.1e-3] at B = 1 to 4.1e-3 [3.7e-3, 4.5e-3] at 64; no
-fall is seen. From the checkpoint at that loss the measured law falls instead, from 3.2e-3 to
-1.7e-3, as the true one-step optimum does: one step is not the sweep (docs/results/predictions,
-where 1/(√(B_crit/B) + √(B/B_crit)) is within a factor 1.43 of this sweep's ratios). Full scale was
-not run here: no accelerator. Data: the Python standard library's own source as bytes, which is
-always there; any text with
---config.task_args.source=FILE, DIRECTORY or a hub name.
-A published checkpoint is measured, at either scale, with
---config.task_args.weights=model.safetensors
---config.task_args.size=gpt2 --config.task_args.vocabulary=50257
---config.task_args.tokenizer=tokenizer.json.
+Measured (:quick; two CPU cores that were shared with other work, 13 minutes): to 2.8 nats per byte
+Adam's optimum is 1.5e-3 [4.8e-4, 2.1e-3] at B = 1 and 4.1e-3 [3.7e-3, 4.5e-3] at 64, and does not
+fall between. At the checkpoint of that loss the measured law falls from 3.2e-3 to 1.7e-3, as the
+one-step oracle's optimum does: one step is not the sweep (docs/results/predictions, where
+1/(√(B_crit/B) + √(B/B_crit)) is within a factor 1.43 of this sweep's ratios). Full scale was not
+run here: no accelerator.
+
+Data: the Python standard library's own source as bytes, which is always there; any text with
+--config.task_args.source=FILE, DIRECTORY or a hub name. A published checkpoint is measured, at
+either scale, with --config.task_args.weights=model.safetensors --config.task_args.size=gpt2
+--config.task_args.vocabulary=50257 --config.task_args.tokenizer=tokenizer.json.
 """
 
-import jax
-import ml_collections
-from absl import logging
+from ml_collections import ConfigDict
+
+from surge.config import default, scale
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    if variant not in ("", "quick", "full"):
-        raise ValueError(f"configs/gpt2.py has no variant {variant!r}: choose quick, full, or none")
-    if not variant:
-        variant = "quick" if jax.default_backend() == "cpu" else "full"
-        logging.info("configs/gpt2.py: %s scale, by the devices found", variant)
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+def get_config(variant: str = "") -> ConfigDict:
+    config = default()
     config.task = "surge.tasks.gpt:text"
     config.task_args = {
         "size": "gpt2",
@@ -49,33 +42,20 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizers = {
         "adam": {"spec": "adam(b1=0.9, b2=0.999)", "learning_rates": (3e-5, 3e-3)},
     }
-    config.learning_rate_ratio = 2**0.5
-    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
     config.batch_sizes = tuple(2**k for k in range(10))
-    config.seeds = 3
-    config.max_steps = 10_000
     config.max_examples = 200_000
-    config.evals = 64
     config.stop_loss = 1.2
-    config.measure = {
-        "optimizer": "adam",
-        "learning_rate": 3e-4,
-        "batch_size": 64,
-        "max_steps": 5_000,
-        "losses": (2.0, 1.5, 1.2),
-        "examples": 512,
-        "directions": 32,
-        "horizons": (1, 10, 100),
-        "branch_examples": 400_000,
-    }
-    config.fit = {"objective": "steps", "target_losses": (2.0, 1.5, 1.2)}
+    config.measure.learning_rate = 3e-4
+    config.measure.max_steps = 5_000
+    config.measure.losses = (2.0, 1.5, 1.2)
+    config.measure.examples = 512
+    config.fit.target_losses = (2.0, 1.5, 1.2)
 
-    if variant == "quick":
+    if scale(variant, __file__) == "quick":
         config.task_args.dtype = "float32"
         config.task_args.remat = False
         config.task_args.size = "tiny"
         config.task_args.context = 32
-        config.task_args.evaluation_examples = 64
         config.optimizers.adam.learning_rates = (4e-4, 2e-2)
         config.learning_rate_ratio = 2.0
         config.batch_sizes = (1, 4, 16, 64)
@@ -88,7 +68,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.measure.batch_size = 16
         config.measure.max_steps = 1_000
         config.measure.losses = (2.8,)
-        config.measure.examples = 512
         config.measure.directions = 8
         config.measure.branch_examples = 20_000
         config.fit.target_losses = (3.1, 2.8)

@@ -1,10 +1,8 @@
-"""ResNet-18 on Tiny-ImageNet, Adam with β = (0, 0): the second row of arXiv 2405.14578's Table 1.
+"""ResNet-18 on Tiny-ImageNet, Adam with β = (0, 0): row 2 of arXiv 2405.14578's Table 1.
 
-    python -m surge.main --config=configs/tiny_imagenet.py          # full on an accelerator, quick
-    on a CPU
+    python -m surge.main --config=configs/tiny_imagenet.py          # by the devices found
     python -m surge.main --config=configs/tiny_imagenet.py:quick    # two cores
-    python -m surge.main --config=configs/tiny_imagenet.py:full     # every batch size of the paper,
-    100 seeds
+    python -m surge.main --config=configs/tiny_imagenet.py:full     # the paper's sizes, 100 seeds
 
 The paper's claim: at lower target losses B_noise, and the peak with it, lies further right.
 Not run here, at either scale: the data set is not on this machine, and there is no accelerator.
@@ -12,27 +10,20 @@ Tests send rows in its format through its loader, and hold the network against t
 copied weights. Full scale: for the paper's linear grid of learning rates, 1e-4 to 7.9e-4, powers of
 √2 from half to twice that. Data: the hub data set that `source` names, or
 --config.task_args.source=DIRECTORY of a local copy; without either a sentence says how to get it.
+
 Quick scale narrows the network, not the data. The BatchNorm variant, --config.task_args.norm=batch,
 takes statistics over ghost batches of task_args.ghost images, which are what is then measured
 (mini-batch moments). Batch sizes are multiples of that, as those of :quick are; at full scale add
 --config.batch_sizes="(16,48,80,112,144,176,208,240,272,304,336,368)".
 """
 
-import jax
-import ml_collections
-from absl import logging
+from ml_collections import ConfigDict
+
+from surge.config import default, scale
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    if variant not in ("", "quick", "full"):
-        raise ValueError(
-            f"configs/tiny_imagenet.py has no variant {variant!r}: choose quick, full, or none"
-        )
-    if not variant:
-        variant = "quick" if jax.default_backend() == "cpu" else "full"
-        logging.info("configs/tiny_imagenet.py: %s scale, by the devices found", variant)
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+def get_config(variant: str = "") -> ConfigDict:
+    config = default()
     config.task = "surge.tasks.resnet:tiny_imagenet"
     config.task_args = {
         "source": "zh-plus/tiny-imagenet",
@@ -48,28 +39,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizers = {
         "sign": {"spec": "adam(b1=0, b2=0)", "learning_rates": (5e-5, 1.6e-3)},
     }
-    config.learning_rate_ratio = 2**0.5
-    config.grid = "dense"  # or "adaptive": only around each optimum, for a fraction of the examples
     config.batch_sizes = tuple(range(16, 377, 33))
     config.seeds = 100
     config.max_steps = 20_000
-    config.max_examples = 1_000_000
-    config.evals = 64
     config.stop_loss = 3.5
-    config.measure = {
-        "optimizer": "sign",
-        "learning_rate": 3e-4,
-        "batch_size": 64,
-        "max_steps": 10_000,
-        "losses": (4.5, 4.0, 3.5),
-        "examples": 1_024,
-        "directions": 32,
-        "horizons": (1, 10, 100),
-        "branch_examples": 400_000,
-    }
-    config.fit = {"objective": "steps", "target_losses": (4.5, 4.0, 3.5)}
+    config.measure.optimizer = "sign"
+    config.measure.learning_rate = 3e-4
+    config.measure.losses = (4.5, 4.0, 3.5)
+    config.fit.target_losses = (4.5, 4.0, 3.5)
 
-    if variant == "quick":
+    if scale(variant, __file__) == "quick":
         config.task_args.widths = (8, 16, 32, 64)
         config.task_args.blocks = (1, 1, 1, 1)
         config.task_args.dtype = "float32"

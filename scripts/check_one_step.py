@@ -15,12 +15,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 import xarray as xr
 from absl import app, flags
 
 from surge import pipeline
+from surge.config import check
 from surge.workdir import files
 
 BRIEF = ("--config.measure.horizons=(1,)", "--config.measure.directions=32")
@@ -120,10 +120,10 @@ def judged(when: str, found: list[tuple[str, float]]) -> list[str]:
 def cost(name: str, measured: xr.Dataset) -> str:
     """A row: examples differentiated for the measured law of one checkpoint, and for the sweep of
     this config."""
-    config = ml_collections.ConfigDict(json.loads(measured.attrs["config"]))
-    sweep = sum(piece.examples for piece in pipeline.plan(config))
+    experiment = check(json.loads(measured.attrs["config"]))
+    sweep = sum(piece.examples for piece in pipeline.plan(experiment))
     law = float(measured.measured_examples.isel(optimizer=0).mean())
-    return f"| {name} | {law:.3g} | {config.measure.examples} | {sweep:.3g} | {law / sweep:.2%} |"
+    return f"| {name} | {law:.3g} | {experiment.measure.examples} | {sweep:.3g} | {law / sweep:.2%} |"
 
 
 def drifts(name: str, measured: xr.Dataset) -> list[str]:

@@ -14,6 +14,8 @@ ALLOWED = {  # a part may import itself and these
     "optimizers": {"theory"},
     "tasks": set(),
     "training": {"optimizers", "tasks", "gradients", "theory"},
+    "fields": set(),
+    "config": {"fields", "optimizers", "theory", "training"},
     "entries": {"theory"},
     "workdir": {"theory"},
     "report": {"workdir", "theory"},

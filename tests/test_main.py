@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 
 from surge import pipeline
+from surge.config import ConfigError, check
 from surge.workdir import files, sweeps
 
 ROOT = Path(__file__).parent.parent
@@ -220,8 +221,8 @@ def loaded(name, variant="", **changes):
     ],
 )
 def test_a_number_that_cannot_be_run_is_refused_before_anything_is(field, value, words):
-    with pytest.raises(pipeline.ConfigError, match=re.escape(words)):
-        pipeline.check(loaded("mnist1d", **{field: value}))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        check(loaded("mnist1d", **{field: value}))
 
 
 def test_data_that_the_batches_do_not_fit_is_one_sentence(tmp_path):
@@ -250,7 +251,7 @@ def test_data_that_the_batches_do_not_fit_is_one_sentence(tmp_path):
             "couples ghost batches of 16 examples: .* multiples of that, and .4, 8. are not",
         ),
     ):
-        with pytest.raises(pipeline.ConfigError, match=words):
+        with pytest.raises(ConfigError, match=words):
             pipeline.run(loaded(name, variant, **changes), tmp_path / name, ("measure",))
 
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from surge import pipeline
+from surge.config import check
 from surge.gradients.moments import per_example_moments
 from surge.tasks import linear, make_task, mlp, moe
 from surge.tasks.quadratic import problem, quadratic
@@ -175,8 +176,7 @@ def test_configs_are_complete_at_every_scale(name):
         variants("big")
     for variant in ("", "quick", "full"):
         config = variants(variant)
-        pipeline.check(config)
-        assert pipeline.plan(config)
+        assert pipeline.plan(check(config))
 
 
 # Its Table 1: learning rates, batch sizes in examples, seeds.
@@ -195,7 +195,7 @@ def test_full_scale_is_the_papers(name):
     assert (config.batch_sizes, config.seeds) == (sizes, seeds)
     for optimizer in config.optimizers:
         (rates,) = {
-            piece.learning_rates for piece in pipeline.plan(config) if piece.optimizer == optimizer
+            piece.learning_rates for piece in pipeline.plan(check(config)) if piece.optimizer == optimizer
         }
         assert rates[0] <= low < high <= rates[-1]
 

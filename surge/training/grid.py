@@ -37,10 +37,16 @@ class PieceResult(NamedTuple):
     diverged: np.ndarray
 
 
+def powers(low: float, high: float, ratio: float) -> range:
+    """The exponents of the powers of `ratio` within [low, high]."""
+    first = math.ceil(math.log(low, ratio) - 1e-9)
+    last = math.floor(math.log(high, ratio) + 1e-9)
+    return range(first, last + 1)
+
+
 def lattice(low: float, high: float, ratio: float) -> tuple[float, ...]:
     """The powers of `ratio` within [low, high], so that the grids of all optimizers align."""
-    first, last = math.ceil(math.log(low, ratio) - 1e-9), math.floor(math.log(high, ratio) + 1e-9)
-    return tuple(ratio**power for power in range(first, last + 1))
+    return tuple(ratio**power for power in powers(low, high, ratio))
 
 
 def geometric_steps(last: int, count: int) -> tuple[int, ...]:

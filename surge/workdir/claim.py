@@ -3,10 +3,12 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from surge.workdir.files import (
@@ -18,6 +20,9 @@ from surge.workdir.files import (
     write_json,
 )
 
+FREE = ("max_cells",)  # fields that no result depends on
+NOT_FINITE = ("nan", "inf", "-inf")  # which older configs have as null
+
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
@@ -28,8 +33,13 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 
     Raises:
       ResultError: another process is at work there, and the message names it; or the workdir is a
-        file.
+        file, or an address like gs://bucket/folder.
     """
+    if workdir.parts and workdir.parts[0].endswith(":"):
+        raise ResultError(
+            f"--workdir {workdir} is a remote address, which surge cannot write to: give a folder "
+            "of this machine, and copy it"
+        )
     if workdir.exists() and not workdir.is_dir():
         raise ResultError(f"--workdir {workdir} is a file: give a folder")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -50,57 +60,85 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         yield
 
 
-def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
+def claim_workdir(
+    workdir: Path,
+    config: Mapping[str, Any],
+    default: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Binds a workdir to one config; what only the fit and the report read may change freely.
 
-    That is `fit`, except where its targets steer an adaptive grid.
+    That is `fit`, except where its targets steer an adaptive grid, and how large a grid may be. A
+    field that an older config lacks counts as `default` has it.
 
     Raises:
       ResultError: the workdir holds results of another config; the message names the fields that
         differ.
     """
-    bound = _bound(json.loads(json.dumps(config)))
+    bound = _bound(config, default)
     for owner in _owners(workdir):
-        if differing := sorted(_differences(_bound(owner), bound)):
+        if differing := sorted(_differences(_bound(owner, default), bound)):
             shown = "; ".join(differing[:5]) + ("; and more" if len(differing) > 5 else "")
             raise ResultError(
-                f"{workdir} holds results of a different config ({shown}): give another --workdir, or the old config"
+                f"{workdir} holds results of a different config ({shown}): give another --workdir, "
+                "or the old config"
             )
     write_json(workdir / "config.json", bound)
 
 
-def _bound(config: dict[str, Any]) -> dict[str, Any]:
-    free = () if config.get("grid") == "adaptive" else ("fit",)
-    return {key: value for key, value in config.items() if key not in free}
+def _bound(config: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that results depend on, as JSON holds them."""
+    whole = _completed(config, default)
+    free = FREE if whole.get("grid") == "adaptive" else (*FREE, "fit")
+    return {name: _plain(value) for name, value in whole.items() if name not in free}
+
+
+def _completed(config: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the fields that it lacks."""
+    whole = {**default, **config}
+    for name, value in whole.items():
+        inner = default.get(name)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            whole[name] = _completed(value, inner)
+    return whole
+
+
+def _plain(value: Any) -> Any:
+    """Lists in place of tuples, and words in place of nan and infinities, which JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _owners(workdir: Path) -> list[dict[str, Any]]:
     """The configs of what has been computed, which is nothing where a first run failed early."""
-    computed = [
-        path
-        for path in (workdir / "measure.nc", *sorted((workdir / "sweep").glob("*.nc")))
-        if path.exists()
-    ]
+    pieces = sorted((workdir / "sweep").glob("*.nc"))
+    computed = [path for path in (workdir / "measure.nc", *pieces) if path.exists()]
     path = workdir / "config.json"
     if not computed or not path.exists():
-        return [_config_within(each) for each in computed]
-    if not isinstance(owner := read_json(path), dict):
+        return [_config_within(result) for result in computed]
+    owner = read_json(path)
+    if not isinstance(owner, dict):
         raise unreadable(path, "it holds no config")
     return [owner]
 
 
 def _config_within(path: Path) -> dict[str, Any]:
-    attributes = read_dataset(path).attrs
-    if "config" not in attributes:
+    config = read_dataset(path).attrs.get("config")
+    try:
+        owner = json.loads(config or "")
+    except ValueError:
+        owner = None
+    if not isinstance(owner, dict):
         raise unreadable(path, "it does not say which config it is of")
-    return json.loads(attributes["config"])
+    return owner
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(
-                old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key
-            )
-    elif old != new:
+        for name in sorted(old.keys() | new.keys()):
+            path = f"{prefix}.{name}" if prefix else name
+            yield from _differences(old.get(name), new.get(name), path)
+    elif old != new and not (old is None and new in NOT_FINITE):
         yield f"{prefix} was {old!r} and is now {new!r}"

@@ -1,9 +1,16 @@
-"""Files of a workdir: bytes, JSON and NetCDF, written whole or not at all."""
+"""Files of a workdir: bytes, JSON and NetCDF, written whole or not at all, and read whole or not
+at all.
 
+A NetCDF file ends in the digest of what stands before it, which readers of HDF5 pass over; a file
+without one is from before there were any, and is read as it is.
+"""
+
+import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +21,8 @@ UNITS = {
     "loss": "mean training loss on the fixed evaluation subset",
     "steps": "optimizer steps",
     "examples": "training examples",
-    "diverged": "1 if the run's loss stopped being finite or far exceeded its start, 0 if not, nan if not run",
+    "diverged": "1 if the loss stopped being finite or far exceeded its start, 0 if not, "
+    "nan if not run",
     "learning_rate": "update per step in units of the optimizer's direction",
     "batch_size": "examples per optimizer step",
 }
@@ -28,6 +36,7 @@ FIT = {
     "best_law",
     "b_peak",
 }
+SEAL = b"surge:sha256:"  # begins the last bytes of a NetCDF file, its digest in hexadecimal
 PARTIAL = ".part"  # ends the names of files that are being written
 
 
@@ -95,19 +104,19 @@ def write_dataset(path: Path | str, dataset: xr.Dataset) -> None:
     for name in dataset.variables:
         if name in UNITS:
             dataset[name].attrs["units"] = UNITS[name]
-    write_bytes(path, bytes(dataset.to_netcdf(engine="h5netcdf")))  # pyrefly: ignore
+    content = bytes(dataset.to_netcdf(engine="h5netcdf"))  # pyrefly: ignore
+    write_bytes(path, content + _seal(content))
 
 
 def read_dataset(path: Path | str, variables: Collection[str] = ()) -> xr.Dataset:
     """Reads a NetCDF-4 file into memory.
 
     Raises:
-      ResultError: the file is missing, truncated, or lacks one of `variables`.
+      ResultError: the file is missing, truncated or damaged, or lacks one of `variables`.
     """
-    if not Path(path).exists():
-        raise ResultError(f"{path} does not exist: run the stage that writes it first")
+    content = _unsealed(path)
     try:
-        dataset = xr.load_dataset(path, engine="h5netcdf")
+        dataset = xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
     except Exception:  # h5py, h5netcdf and xarray each raise their own kinds for a broken file
         raise unreadable(path) from None
     if missing := [name for name in variables if name not in dataset.variables]:
@@ -115,22 +124,57 @@ def read_dataset(path: Path | str, variables: Collection[str] = ()) -> xr.Datase
     return dataset
 
 
+def _seal(content: bytes) -> bytes:
+    return SEAL + hashlib.sha256(content).hexdigest().encode()
+
+
+def _unsealed(path: Path | str) -> bytes:
+    """The bytes of a file without its seal, which is compared with them if there is one."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ResultError(f"{path} does not exist: run the stage that writes it first") from None
+    start = len(content) - len(_seal(b""))
+    if start < 0 or not content.startswith(SEAL, start):
+        return content
+    content, seal = content[:start], content[start:]
+    if seal != _seal(content):
+        raise unreadable(path, "its content is not what its checksum says")
+    return content
+
+
+def write_fits(workdir: Path, entries: list[dict[str, Any]], missing: Sequence[str] = ()) -> None:
+    """Writes fit.json: its entries, the pieces that the sweep still lacked, and their digest."""
+    content = finite_or_none({"missing": missing, "fits": entries})
+    write_json(workdir / "fit.json", content | {"checksum": _digest(content)})
+
+
+def _digest(content: Any) -> str:
+    """Of JSON, however it is indented."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_fits(workdir: Path | str) -> list[dict[str, Any]]:
     """The entries of fit.json, none where there is no such file.
 
     Raises:
-      ResultError: it is no JSON, or holds something else.
+      ResultError: it is no JSON, holds something else, or was changed since it was written.
     """
     path = Path(workdir) / "fit.json"
     if not path.exists():
         return []
     content = read_json(path)
     entries = content.get("fits") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(
-        isinstance(each, dict) and each.keys() >= FIT for each in entries
-    ):
+    if not isinstance(entries, list) or not all(map(_is_fit, entries)):
         raise unreadable(path, "it holds no fits")
+    checksum = content.pop("checksum", None)
+    if checksum not in (None, _digest(content)):
+        raise unreadable(path, "its content is not what its checksum says")
     return entries
+
+
+def _is_fit(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.keys() >= FIT
 
 
 def unreadable(path: Path | str, why: str = "cut short?") -> ResultError:
