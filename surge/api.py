@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from surge.gradients import one_step
 from surge.gradients.independent import SignSummary, flat_hessian, independent_law, sign_summary
 from surge.gradients.moments import GradientMoments
-from surge.measurement import GROUPS, QUANTILES, gradient_noise, stepper
+from surge.measurement import GROUPS, QUANTILES, gradient_noise
+from surge.optimizers import make_optimizer
 from surge.tasks import draw_from_arrays
 from surge.theory.noise import Estimate
 
@@ -69,7 +70,7 @@ def measure(
     Raises:
       ValueError: no examples or fewer than 8, a loss that is not a scalar, an unknown optimizer.
     """
-    steps = {label: stepper(spec) for label, spec in (optimizers or {}).items()}
+    steps = {label: make_optimizer(spec) for label, spec in (optimizers or {}).items()}
     examples = _joined(list(batches))
     shape = jax.eval_shape(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], examples)).shape
     if shape:

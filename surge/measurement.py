@@ -14,9 +14,8 @@ from absl import logging
 from jax.flatten_util import ravel_pytree
 
 from surge.gradients import curvature, independent, one_step
-from surge.gradients.directions import Stepper
 from surge.gradients.moments import GradientMoments, merge, per_example_moments
-from surge.optimizers import bends, gradient_weights, make_optimizer
+from surge.optimizers import Optimizer, make_optimizer
 from surge.tasks import Task, count_rows, ghost_batches
 from surge.theory import noise
 from surge.theory.drift import power_law
@@ -40,7 +39,7 @@ NO_SURGE = one_step.MeasuredSurge(
     np.full(3, np.nan),
     np.full(3, np.nan),
     0,
-    "the steps grow with the gradient: the form is for signs",
+    "the form is stated for the sign of the gradient and for Adam",
 )
 FEWEST = (
     len(CURVE) + 1
@@ -100,13 +99,16 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
     """
     states = train_to_losses(config, task, directory)
     single, unit = (task, 1) if task.batch_loss is None else (ghost_batches(task), task.ghost)
-    steppers = {label: stepper(each.spec, unit) for label, each in config.optimizers.items()}
+    optimizers = {
+        label: make_optimizer(chosen.spec).counted_in(unit)
+        for label, chosen in config.optimizers.items()
+    }
     branch_key = jax.random.fold_in(jax.random.key(config.seed), 2_000_000)
     branch = BranchOracle(task, branch_key, config.measure.branch_examples)
     rows = []
     for index, (state, loss) in enumerate(states):
         key = jax.random.fold_in(jax.random.key(config.seed), 1_000_000 + index)
-        row = _checkpoint(config, single, unit, state.params, steppers, branch, key)
+        row = _checkpoint(config, single, unit, state.params, optimizers, branch, key)
         rows.append(row.assign(loss=loss, step=int(state.step)))
         logging.info("measure: %d of %d checkpoints done", index + 1, len(states))
     dataset = xr.concat(rows, "checkpoint", combine_attrs="override")
@@ -116,23 +118,12 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
     return dataset
 
 
-def stepper(spec: str, unit: int = 1) -> Stepper:
-    """What `make_optimizer` and `gradient_weights` make of a spec, for batches that are counted in
-    units."""
-    make = make_optimizer(spec)
-    return Stepper(
-        make=lambda rate, size, steps: make(rate, size * unit, steps),
-        weights=lambda size: gradient_weights(spec, size * unit),
-        bends=bends(spec),
-    )
-
-
 def _checkpoint(
     config: ml_collections.ConfigDict,
     task: Task,
     unit: int,
     params: Any,
-    steppers: dict[str, Stepper],
+    optimizers: dict[str, Optimizer],
     branch: BranchOracle,
     key: jax.Array,
 ) -> xr.Dataset:
@@ -151,7 +142,7 @@ def _checkpoint(
     summary = summary._replace(snr=summary.snr / unit**0.5, b_noise=summary.b_noise * unit)
     dataset = _noise(found).assign(summary._asdict() | {"r": summary.r})
     point = task.loss, params, task.draw, task.data, task.evaluation
-    steps = one_step.sample_steps(*point, steppers, units, step_key, count=chosen.directions)
+    steps = one_step.sample_steps(*point, optimizers, units, step_key, count=chosen.directions)
     # A second derivative along a direction, on the evaluation batch, costs about what a gradient of
     # it does.
     curvatures = len(units) * chosen.directions * count_rows(task.evaluation)
@@ -159,12 +150,10 @@ def _checkpoint(
     for label, samples in steps.samples.items():
         spec = config.optimizers[label].spec
         # The paper's formula is for the sign of the gradient: it has nothing to say of SGD.
-        estimates = _estimates(
-            config, samples, None if spec.startswith(("sgd", "momentum")) else formula
-        )
+        estimates = _estimates(config, samples, formula if optimizers[label].sign_like else None)
         estimates = estimates.assign(measured_examples=unit * (steps.examples + curvatures))
         rows.append(estimates.assign(_branches(config, branch, spec, params, samples)))
-    stacked = xr.concat(rows, "optimizer").assign_coords(optimizer=list(steppers))
+    stacked = xr.concat(rows, "optimizer").assign_coords(optimizer=list(optimizers))
     return dataset.merge(stacked).assign_coords(bound=list(BOUNDS), scale=list(SCALES))
 
 

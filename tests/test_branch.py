@@ -7,7 +7,7 @@ import optax
 import pytest
 from test_one_step import KIND, exact
 
-from surge.optimizers import make_optimizer, settled
+from surge.optimizers import make_optimizer
 from surge.tasks.quadratic import problem, quadratic
 from surge.training.branch import BranchOracle
 
@@ -53,8 +53,9 @@ def test_an_undefined_centre_leaves_nothing_to_run():
 
 
 def test_a_settled_spec_holds_the_parameters_while_moments_move():
-    held = settled("adam(b1=0.5, schedule='cosine')", 3)
-    transform = make_optimizer(held)(0.1, 8, 100)
+    held = make_optimizer("adam(b1=0.5, schedule='cosine')").held(3)
+    assert held == make_optimizer("adam(b1=0.5, hold=3)")
+    transform = held(0.1, 8, 100)
     params, state = jnp.ones(4), transform.init(jnp.ones(4))
     for step in range(5):
         updates, state = transform.update(jnp.arange(1.0, 5.0), state, params)

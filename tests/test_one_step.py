@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from surge.gradients import independent, one_step
-from surge.gradients.directions import GROUPS, PoolSource, Stepper, directions
+from surge.gradients.directions import GROUPS, PoolSource, directions
 from surge.gradients.moments import per_example_moments
-from surge.optimizers import bends, gradient_weights, make_optimizer
+from surge.optimizers import make_optimizer
 from surge.tasks.quadratic import problem, quadratic
 from surge.theory import derivations
 from surge.theory.derivations import Hessian
@@ -54,14 +54,13 @@ def _adam(known, covariance, size):
 
 def sample(task, spec, key, count=256, sizes=SIZES):
     point = task.loss, task.init(jax.random.key(0)), task.draw, task.data, task.evaluation
-    return one_step.sample_steps(*point, {spec: STEPPERS[spec]}, sizes, key, count=count).samples[
+    return one_step.sample_steps(*point, {spec: OPTIMIZERS[spec]}, sizes, key, count=count).samples[
         spec
     ]
 
 
-STEPPERS = {
-    spec: Stepper(make_optimizer(spec), partial(gradient_weights, spec), bends(spec))
-    for spec in ("sign_sgd", "sgd", "momentum", "adam", "lion")
+OPTIMIZERS = {
+    spec: make_optimizer(spec) for spec in ("sign_sgd", "sgd", "momentum", "adam", "lion")
 }
 KIND = {"hessian": "rank_one", "size": 40, "noise": 8.0}
 
@@ -235,7 +234,7 @@ def test_pool_holds_plain_gradients_of_nested_batches():
         pool.centre[3], np.mean([gradient(b, 64) for b in range(3)], 0), rtol=1e-4, atol=1e-4
     )
     assert pools.examples == GROUPS * (3 * 64 + 2 * (5 + 1))
-    lion = STEPPERS["lion"]  # whose update averages 71 batches
+    lion = OPTIMIZERS["lion"]  # whose update averages 71 batches
     pool = pools.for_update(lion, 1)
     first, rest = gradient(0, 64), lion.examples(1) - 64
     np.testing.assert_allclose(
@@ -250,10 +249,10 @@ def test_directions_have_the_mean_and_covariance_of_a_batch_also_beyond_the_pool
     task, known = quadratic(**KIND, correlation=0.3), problem(**KIND, correlation=0.3)
     covariance = known.noise_root @ known.noise_root.T
     for spec, size, batches in (("sgd", 4, 1), ("sgd", 300, 1), ("momentum", 16, 19)):
-        params, pools = source(task, 64, STEPPERS[spec].examples(size))
-        pool = pools.for_update(STEPPERS[spec], size)
+        params, pools = source(task, 64, OPTIMIZERS[spec].examples(size))
+        pool = pools.for_update(OPTIMIZERS[spec], size)
         found = np.asarray(
-            directions(params, pool, STEPPERS[spec], size, jax.random.key(1), count=512)
+            directions(params, pool, OPTIMIZERS[spec], size, jax.random.key(1), count=512)
         )
         gain = 10.0 if spec == "momentum" else 1.0  # of a decay of 0.9
         spread = np.trace(np.cov(found.T)) / gain**2 * batches * size

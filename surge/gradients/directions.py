@@ -1,46 +1,21 @@
 """Sampled update directions of any optimizer at any batch size, from one pool of gradients at a
 checkpoint."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 
 from surge.gradients.batch import Draw, mean_gradient, weighted
 from surge.gradients.curvature import LossFn
+from surge.optimizers import Optimizer, update
 
 GROUPS = 8  # of directions, independent of each other: what intervals are taken over
 WIDTH = 64  # examples in a mini-batch of the pool; the noise of a larger one is scaled
 MICROBATCH = 8  # of them differentiated at once where a smaller batch may be wanted
 LANES = 16  # mini-batches, or directions, side by side
-MEMORY = 64  # optimizer steps before a direction is taken, where the optimizer has a state: at least these
-MOMENTS = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByLionState, optax.EmaState)
-
-
-class Stepper(NamedTuple):
-    """An optimizer as directions need it.
-
-    Attributes:
-      make: (learning rate, batch size, total steps) -> optax transformation; total steps is None
-        here.
-      weights: batch size -> how an update weighs the gradients of the last steps, newest first [w];
-        sum 1.
-      bends: whether the update is not linear in that average (the sign of a momentum). A few
-        members then do not stand for its noise, and the centre is of just the κB examples that are
-        behind one update.
-    """
-
-    make: Callable[[Any, Any, Any], optax.GradientTransformation]
-    weights: Callable[[int], np.ndarray] = lambda _: np.ones(1)
-    bends: bool = False
-
-    def examples(self, batch_size: int) -> int:
-        """κB: examples behind one update, whose momentum averages κ = 1/Σw² batches."""
-        return int(np.ceil(batch_size / (self.weights(batch_size) ** 2).sum()))
+MEMORY = 64  # steps of an optimizer with a state before a direction is taken: at least these
 
 
 class Pool(NamedTuple):
@@ -105,10 +80,10 @@ class PoolSource:
             self.examples += GROUPS * self._count * drawn
         return self._pool
 
-    def for_update(self, stepper: Stepper, batch_size: int) -> Pool:
+    def for_update(self, optimizer: Optimizer, batch_size: int) -> Pool:
         """What `directions` of an optimizer and batch size are made of."""
-        pool, size = self.at(batch_size), stepper.examples(batch_size)
-        if not stepper.bends or size > pool.size - WIDTH:
+        pool, size = self.at(batch_size), optimizer.examples(batch_size)
+        if not optimizer.bends or size > pool.size - WIDTH:
             return pool
         self.examples += GROUPS * size
         return pool._replace(centre=self._centre(size, 0, self._nothing), size=size)
@@ -145,7 +120,7 @@ def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
 
 
 def directions(
-    params: Any, pool: Pool, stepper: Stepper, batch_size: int, key: jax.Array, *, count: int
+    params: Any, pool: Pool, optimizer: Optimizer, batch_size: int, key: jax.Array, *, count: int
 ) -> Any:
     """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning
     rate ε.
@@ -164,8 +139,8 @@ def directions(
 
     Args:
       params: the checkpoint.
-      pool: `PoolSource.for_update(stepper, batch_size)`.
-      stepper: the optimizer.
+      pool: `PoolSource.for_update(optimizer, batch_size)`.
+      optimizer: what makes a direction of gradients; total steps is None here.
       batch_size: B.
       key: of the order in which deviations are met.
       count: how many directions; k is of group k % GROUPS.
@@ -173,29 +148,37 @@ def directions(
     Returns:
       Pytree like params with a leading axis [count].
     """
-    weights = stepper.weights(batch_size)
-    stateful = jax.tree.leaves(jax.eval_shape(stepper.make(1.0, 1, None).init, params))
+    weights = optimizer.weights(batch_size)
+    transform = optimizer(1.0, batch_size, None)
+    stateful = jax.tree.leaves(jax.eval_shape(transform.init, params))
     steps = max(len(weights), MEMORY) if stateful else 1
     return _directions(
-        stepper.make, count, steps, params, pool, jnp.asarray(batch_size), jnp.asarray(weights), key
+        optimizer, count, steps, params, pool, jnp.asarray(batch_size), jnp.asarray(weights), key
     )
 
 
-@partial(jax.jit, static_argnames=("make", "count", "steps"))
-def _directions(make, count, steps, params, pool, batch_size, weights, key) -> Any:
-    transform, members = make(1.0, batch_size, None), jax.tree.leaves(pool.members)[0].shape[1]
+@partial(jax.jit, static_argnames=("optimizer", "count", "steps"))
+def _directions(
+    optimizer: Optimizer,
+    count: int,
+    steps: int,
+    params: Any,
+    pool: Pool,
+    batch_size: jax.Array,
+    weights: jax.Array,
+    key: jax.Array,
+) -> Any:
+    transform = optimizer(1.0, batch_size, None)
+    members = jax.tree.leaves(pool.members)[0].shape[1]
     average = jax.tree.map(lambda leaf: leaf.mean(1), pool.members)
     raw = (steps == 1) & (pool.drawn == batch_size)  # exact, so that zeros stay zeros
     room = pool.drawn * (1 / batch_size - 1 / pool.size)
     stretch = jnp.where(raw, 1.0, jnp.sqrt(jnp.maximum(room, 0) * members / (members - 1)))
     centre = jax.tree.map(partial(jnp.where, raw), average, pool.centre)
     noise = jax.tree.map(lambda each, mean: stretch * (each - mean[:, None]), pool.members, average)
-    second = jax.tree.map(
-        lambda mean, each: (mean**2).mean(0) + (each**2).mean((0, 1)), centre, noise
-    )
-    spare = jnp.maximum(pool.size - batch_size / (weights**2).sum(), 0) / jnp.maximum(
-        pool.size - batch_size, 1
-    )
+    variance = jax.tree.map(lambda each: (each**2).mean((0, 1)), noise)
+    behind = batch_size / (weights**2).sum()  # examples behind a direction, κB
+    spare = jnp.maximum(pool.size - behind, 0) / jnp.maximum(pool.size - batch_size, 1)
     drawn_in = 1 - jnp.sqrt(jnp.minimum(spare, 1))
 
     def sample(key: jax.Array, index: jax.Array) -> Any:
@@ -203,7 +186,8 @@ def _directions(make, count, steps, params, pool, batch_size, weights, key) -> A
         ours, deviations = (
             jax.tree.map(lambda leaf: leaf[group], each) for each in (centre, noise)
         )
-        start = _stationary(transform.init(params), ours, second)
+        second = jax.tree.map(lambda mean, spread: mean**2 + spread, ours, variance)
+        start = optimizer.settle(transform.init(params), ours, second, batch_size)
         # Without memory each direction has a batch of its own, as far as the pool goes.
         one = (index // GROUPS % members)[None]
         picks = one if steps == 1 else jax.random.randint(key, (steps,), 0, members)
@@ -214,7 +198,7 @@ def _directions(make, count, steps, params, pool, batch_size, weights, key) -> A
 
         def step(carry: tuple[Any, Any], pick: jax.Array) -> tuple[tuple[Any, Any], None]:
             grads = jax.tree.map(lambda mean, each: mean + each[pick], ours, deviations)
-            updates, state = transform.update(grads, carry[0], params)
+            updates, state = update(transform, grads, carry[0], params)
             return (state, updates), None
 
         (_, updates), _ = jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, params)), picks)
@@ -222,21 +206,3 @@ def _directions(make, count, steps, params, pool, batch_size, weights, key) -> A
 
     keys = jax.random.split(key, count)
     return jax.lax.map(lambda pair: sample(*pair), (keys, jnp.arange(count)), batch_size=LANES)
-
-
-def _stationary(state: Any, first: Any, second: Any) -> Any:
-    """Optimizer state whose moments are at their means and whose bias correction is over."""
-    late = jnp.asarray(10**6, jnp.int32)
-
-    def moved(node: Any) -> Any:
-        if isinstance(node, optax.ScaleByAdamState):
-            return node._replace(mu=first, nu=second, count=late)
-        if isinstance(node, optax.ScaleByRmsState):
-            return node._replace(nu=second)
-        if isinstance(node, optax.ScaleByLionState):
-            return node._replace(mu=first)
-        if isinstance(node, optax.EmaState):
-            return node._replace(ema=first)
-        return node
-
-    return jax.tree.map(moved, state, is_leaf=lambda node: isinstance(node, MOMENTS))

@@ -16,7 +16,8 @@ from scipy import optimize, stats
 
 from surge.gradients.batch import Draw
 from surge.gradients.curvature import LossFn, along, mean_loss
-from surge.gradients.directions import GROUPS, PoolSource, Stepper, directions
+from surge.gradients.directions import GROUPS, PoolSource, directions
+from surge.optimizers import Optimizer
 
 
 class OneStepLR(NamedTuple):
@@ -92,7 +93,7 @@ def sample_steps(
     draw: Draw,
     data: Any,
     evaluation: Any,
-    optimizers: Mapping[str, Stepper],
+    optimizers: Mapping[str, Optimizer],
     batch_sizes: Sequence[int],
     key: jax.Array,
     *,
@@ -126,9 +127,9 @@ def sample_steps(
     )
     samples: dict[str, list[StepSample]] = {label: [] for label in optimizers}
     for size in batch_sizes:
-        for label, stepper in optimizers.items():
+        for label, optimizer in optimizers.items():
             found = directions(
-                params, pool.for_update(stepper, size), stepper, size, step_key, count=count
+                params, pool.for_update(optimizer, size), optimizer, size, step_key, count=count
             )
             looked = _look(loss_fn, params, evaluation, found)
             samples[label].append(StepSample(*(np.asarray(each, float) for each in looked)))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from surge.optimizers import gradient_weights, make_optimizer, settled
+from surge.optimizers import make_optimizer
 from surge.tasks import Task
 from surge.theory.optimum import Optimum, optimal_lr
 from surge.training.grid import Piece
@@ -58,9 +58,10 @@ class BranchOracle:
           centre: one-step optimum, which the learning rates are placed around.
           horizons: steps K.
         """
-        transform = make_optimizer(spec)(1.0, batch_size, None)
-        state = transform.init(params)
-        hold = max(SETTLE, len(gradient_weights(spec, batch_size))) if jax.tree.leaves(state) else 0
+        optimizer = make_optimizer(spec)
+        state = optimizer(1.0, batch_size, None).init(params)
+        settling = max(SETTLE, len(optimizer.weights(batch_size)))
+        hold = settling if jax.tree.leaves(state) else 0
         cost = {
             horizon: len(POWERS) * (hold + horizon) * batch_size for horizon in sorted(horizons)
         }
@@ -69,10 +70,10 @@ class BranchOracle:
             return Branch({}, 0)
         seeds = min(SEEDS[1], self.budget // cost[fitting[-1]])
         rates = tuple(centre * 2.0**power for power in POWERS)
-        held = settled(spec, hold)
+        held = optimizer.held(hold)
         steps = tuple(hold + horizon for horizon in fitting)
-        piece = Piece("branch", held, batch_size, rates, tuple(range(seeds)), steps)
-        opt_state = make_optimizer(held)(1.0, batch_size, 1).init(params)
+        piece = Piece("branch", held.spec, batch_size, rates, tuple(range(seeds)), steps)
+        opt_state = held(1.0, batch_size, 1).init(params)
         self._engine.start = State(params, opt_state, jnp.zeros((), jnp.int32))
         result = self._engine.run(piece)
         rate, seed = (each.ravel() for each in np.meshgrid(rates, piece.seeds, indexing="ij"))

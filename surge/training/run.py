@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from surge.gradients.batch import mean_gradient, weighted
+from surge.optimizers import update
 from surge.tasks import Task
 
 DIVERGED = 1e3  # a loss this many times the starting loss counts as diverged, and so does one that is not finite
@@ -143,7 +144,7 @@ def make_advance(
             params, opt_state = carry
             step_key = jax.random.fold_in(data_key, index)
             gradient = batch_gradient(task, params, data, step_key, batch_size, microbatch_size)
-            updates, opt_state = transform.update(gradient, opt_state, params)
+            updates, opt_state = update(transform, gradient, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
         def go_on(carry: tuple[jax.Array, Run]) -> jax.Array:
