@@ -13,17 +13,18 @@ where none of it does, and otherwise we *cannot tell*.
 import csv
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import xarray as xr
 from absl import app, flags
 from scipy import stats
 
 from surge.cli import parsed
-from surge.report import figures
+from surge.report import checkpoint_figures, drawing, sweep_figures
+from surge.report.drawing import Panel
 from surge.theory.fit import RULED_OUT
 from surge.theory.objective import StepsTo
 from surge.workdir import files, sweeps
@@ -261,7 +262,7 @@ def table(root: Path) -> str:
         lines += ["", f"## {path.parent.name}", ""]
         lines += [
             f"![{each.stem}]({each.relative_to(root)})"
-            for each in sorted(path.parent.glob("*.png"))
+            for each in sorted(path.parent.glob("*.svg"))
         ]
     return "\n".join(lines) + "\n"
 
@@ -299,8 +300,7 @@ def _validity(path: Path) -> xr.Dataset:
 
 
 def store(name: str, workdir: Path, root: Path) -> None:
-    """Takes fit.json, steps to every target as steps.csv, the validity bound, and figures from a
-    workdir."""
+    """Takes fit.json, steps to every target as steps.csv, and the validity bound from a workdir."""
     fits = files.read_json(workdir / "fit.json")["fits"]
     files.write_json(root / name / "fit.json", {"fits": fits})
     if (workdir / "measure.nc").exists():
@@ -328,23 +328,27 @@ def store(name: str, workdir: Path, root: Path) -> None:
                         f"{steps:.5g}",
                     ]
                 )
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    if (root / name / "validity.json").exists():
-        figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-        figures.validity(axes, _validity(root / name / "validity.json"))
-        figure.suptitle(f"{name}: up to which batch size the small-batch law holds")
-        figure.savefig(root / name / "validity.png", dpi=80)
-        plt.close(figure)
+
+def draw(folder: Path) -> None:
+    """Pictures of one stored run, each optimizer's at its lowest target."""
+    name = folder.name
+    panels = {}
+    if (folder / "validity.json").exists():
+        measured = _validity(folder / "validity.json")
+        told = f"{name}: up to which batch size the small-batch law holds"
+        panels["validity"] = Panel(told, partial(checkpoint_figures.validity, measured=measured))
+    fits = files.read_json(folder / "fit.json")["fits"]
     for optimizer in dict.fromkeys(entry["optimizer"] for entry in fits):
         entries = [entry for entry in fits if entry["optimizer"] == optimizer]
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-        figures.optimal_lr(left, min(entries, key=lambda entry: entry["target_loss"]))
-        figures.data_against_time(right, entries)
-        figure.suptitle(f"{name}, {optimizer}")
-        figure.savefig(root / name / f"{optimizer}.png", dpi=80)
-        plt.close(figure)
+        lowest = min(entries, key=lambda entry: entry["target_loss"])
+        optima = partial(sweep_figures.optimal_lr, entry=lowest)
+        steps = partial(sweep_figures.data_against_time, entries=entries)
+        panels[optimizer] = Panel(f"{name}, {optimizer}: best learning rate", optima)
+        panels[f"{optimizer}-steps"] = Panel(f"{name}, {optimizer}: data against time", steps)
+    for file, panel in panels.items():
+        picture = drawing.standalone(drawing.svg(panel, file))
+        files.write_bytes(folder / f"{file}.svg", picture.encode())
 
 
 def main(_: list[str]) -> None:
@@ -352,6 +356,8 @@ def main(_: list[str]) -> None:
     for each in _STORE.value:
         name, _, workdir = each.partition("=")
         store(name, Path(workdir), root)
+    for path in root.glob("*/fit.json"):
+        draw(path.parent)
     page = table(root)
     files.write_bytes(root / "README.md", page.encode())
     print(page)

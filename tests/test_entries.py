@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.special import erf
 
 from surge.entries import fit_entry
-from surge.report.summary import interval, verdict
+from surge.report.verdicts import peak_and_law
 from surge.theory.derivations import homogeneous
 from surge.theory.fit import compare_laws
 from surge.theory.optimum import optimal_lr
@@ -174,7 +174,7 @@ def test_few_points_are_not_compared():
     entry = fit_entry(
         sweep(PLANTED["sqrt"], 0.05, np.random.default_rng(6), sizes=SIZES[:3]), "steps"
     )
-    said = verdict(entry)
+    said = peak_and_law(entry)
     assert "peak unknown" in said and "no peak" not in said and "3 batch sizes are too few" in said
 
 
@@ -206,12 +206,3 @@ def test_optima_on_the_edge_are_in_no_fit():
     assert entry["noise_scale"]["n"] == len(SIZES) - 2
     for key in ("noise_scale", "b_peak"):
         assert entry[key]["why"] == "batch sizes 4, 8 have no optimum inside the grid"
-
-
-def test_intervals_for_people():
-    assert interval(None, None) == interval(math.nan, None) == "–"
-    assert (interval(0, None), interval(None, 1), interval(1, 2.04)) == (
-        "[0, ∞]",
-        "[-∞, 1]",
-        "[1, 2]",
-    )

@@ -329,7 +329,7 @@ def test_the_config_runs_from_text_to_report(tmp_path):
     )
     (fit,) = files.read_json(tmp_path / "run" / "fit.json")["fits"]
     assert all(4e-3 <= point["lr"] <= 2e-2 for point in fit["optimal_lr"])
-    assert "From single checkpoints" in (tmp_path / "run" / "report.html").read_text()
+    assert "One step from single checkpoints" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_windows_are_pieces_of_the_training_text():

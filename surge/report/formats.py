@@ -41,7 +41,8 @@ def estimate(bounds: Iterable[Any], undefined: str = DASH) -> str:
     value, low, high = (None if bound is None else float(bound) for bound in bounds)
     if value is None or not math.isfinite(value):
         return undefined
-    return f"{number(value)} {interval(low, high, _decimals(value, DIGITS))}"
+    whole = interval(low, high, _decimals(value, DIGITS))
+    return f"{number(value)} {'(no interval)' if whole == DASH else whole}"
 
 
 def percent(share: float | None) -> str:

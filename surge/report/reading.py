@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from surge.report.formats import DASH, estimate, number
 from surge.theory.fit import RULED_OUT
 
 
@@ -10,6 +11,12 @@ def goal(entry: dict[str, Any]) -> str:
     """What the steps of a fit lead to."""
     target = entry["target_loss"]
     return "the target" if target is None else f"loss {target}"
+
+
+def judged(entry: dict[str, Any]) -> str:
+    """What the runs of a fit were judged by."""
+    by_steps = entry["judged_by"] == "steps"
+    return f"steps to {goal(entry)}" if by_steps else "the loss at the end of a run"
 
 
 def representative(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -20,9 +27,34 @@ def representative(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {optimizer: group[len(group) // 2] for optimizer, group in groups.items()}
 
 
+def optima(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The batch sizes whose best rate is known, if only as a bound."""
+    return [point for point in entry["optimal_lr"] if point["lr"]]
+
+
+def bound(point: dict[str, Any]) -> int:
+    """1 or -1 where the best rate lies above or below all that were tried, else 0."""
+    return point.get("bound") or 0
+
+
 def outside(point: dict[str, Any]) -> bool:
-    """Whether the optimum of one batch size lies beyond the rates that were tried."""
-    return bool(point.get("bound", point.get("at_edge")))
+    """Whether the best rate of one batch size lies beyond the rates that were tried."""
+    return bool(bound(point) or point.get("at_edge"))
+
+
+def known(point: dict[str, Any]) -> bool:
+    """Whether the best rate of one batch size lies inside the grid, with an interval."""
+    return bool(point["lr"] and point["low"] and point["high"] and not outside(point))
+
+
+def rate(point: dict[str, Any]) -> str:
+    """The best rate of one batch size with its interval, or what is known of it."""
+    if not point["lr"]:
+        return DASH
+    if outside(point):
+        sign = {1: "≥ ", -1: "≤ "}.get(bound(point), "")
+        return f"{sign}{number(point['lr'])}{'' if sign else ' (edge of the grid)'}"
+    return estimate([point["lr"], point["low"], point["high"]])
 
 
 def standing(entry: dict[str, Any]) -> dict[str, float]:

@@ -1,14 +1,16 @@
 """What the numbers amount to, in sentences that a person would say."""
 
+import functools
 import json
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
 from surge.report.formats import count, interval, listed, number
-from surge.report.reading import outside
+from surge.report.reading import bound, known, outside
 
 HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
 SAME = math.log(1.1)  # log rates so near to each other are one rate to whoever sets it
@@ -45,11 +47,12 @@ def course(entry: dict[str, Any]) -> Course | None:
     if len(optima) < 2:
         return None
     highest = max(range(len(optima)), key=lambda index: optima[index].log_lr)
+    reach = _reach(len(optima))
     top = highest
-    while top > 0 and _level(optima[top - 1], optima[highest]):
+    while top > 0 and _level(optima[top - 1], optima[highest], reach):
         top -= 1
     end = highest
-    while end < len(optima) - 1 and _level(optima[end + 1], optima[highest]):
+    while end < len(optima) - 1 and _level(optima[end + 1], optima[highest], reach):
         end += 1
     slope, error = _slope(optima)
     return Course(optima[0], optima[top], optima[end], optima[-1], slope, error)
@@ -60,16 +63,20 @@ def answer(entry: dict[str, Any]) -> str:
     far, and up to where was that tried?"""
     moves = course(entry)
     optima = _inside(entry)
-    if moves is None and not optima:
-        return "no batch size has its best rate inside the grid that was tried."
+    tried = max((point["batch_size"] for point in entry["optimal_lr"]), default=None)
+    if not optima:
+        return f"no batch size up to {count(tried)} has its best rate inside the rates tried."
     if moves is None:
         [only] = optima
-        return (
-            f"the best rate at B = {count(only.batch_size)} is {number(math.exp(only.log_lr))}; "
-            "one batch size does not tell how it moves."
+        rate = number(math.exp(only.log_lr))
+        said = (
+            f"the best rate at B = {count(only.batch_size)} is {rate}, which is all that is known"
         )
-    said = f"the best rate {_movement(moves)}{_peak_odds(entry)}; beyond that nothing was tried."
-    return said + _beyond(entry)
+        return f"{said}.{_unknown(entry)}"
+    said = f"the best rate {_movement(moves)}{_peak_odds(entry)}"
+    if moves.last.batch_size == tried:
+        return f"{said}; beyond that nothing was tried.{_unknown(entry)}"
+    return f"{said}.{_unknown(entry)} Beyond B = {count(tried)} nothing was tried."
 
 
 def peak_and_law(entry: dict[str, Any]) -> str:
@@ -107,22 +114,31 @@ def one_step(measured: xr.Dataset) -> list[str]:
 
 def _inside(entry: dict[str, Any]) -> list[Optimum]:
     """Optima with an interval, by batch size."""
-    points = [point for point in entry["optimal_lr"] if point["lr"] and not outside(point)]
-    known = [point for point in points if point["low"] and point["high"]]
+    points = [point for point in entry["optimal_lr"] if known(point)]
     return sorted(
         Optimum(
             point["batch_size"],
             math.log(point["lr"]),
             math.log(point["high"] / point["low"]) / (2 * HALF_INTERVAL),
         )
-        for point in known
+        for point in points
     )
 
 
-def _level(one: Optimum, other: Optimum) -> bool:
+@functools.cache
+def _reach(total: int) -> float:
+    """Standard errors between two of `total` equal rates, which no pair exceeds in 95% of cases.
+
+    The highest of many is high by chance: Tukey's range test, as Kramer extended it to errors that
+    differ.
+    """
+    return float(stats.studentized_range.ppf(0.95, total, np.inf)) / math.sqrt(2)
+
+
+def _level(one: Optimum, other: Optimum, reach: float) -> bool:
     """Whether two rates cannot be told apart, or need not."""
     apart = abs(one.log_lr - other.log_lr)
-    return apart <= max(SAME, HALF_INTERVAL * math.hypot(one.error, other.error))
+    return apart <= max(SAME, reach * math.hypot(one.error, other.error))
 
 
 def _slope(optima: list[Optimum]) -> tuple[float, float]:
@@ -180,12 +196,24 @@ def _peak_odds(entry: dict[str, Any]) -> str:
     return "" if odds is None else f" (a fall this large by chance: p = {number(odds, 2)})"
 
 
-def _beyond(entry: dict[str, Any]) -> str:
-    """Batch sizes whose optimum the grid did not hold."""
-    outside = [count(point["batch_size"]) for point in entry["optimal_lr"] if outside(point)]
-    if not outside:
-        return ""
-    return f" At B = {listed(outside)} the best rate lies beyond the rates that were tried."
+def _unknown(entry: dict[str, Any]) -> str:
+    """Batch sizes whose optimum the grid did not hold, or not closely enough."""
+    kinds = {
+        "its interval is open": lambda point: point["lr"] and not outside(point),
+        "it lies above the rates that were tried": lambda point: bound(point) > 0,
+        "it lies below the rates that were tried": lambda point: bound(point) < 0,
+        "it lies at the edge of the rates that were tried": lambda point: (
+            outside(point) and not bound(point)
+        ),
+        "no rate got there": lambda point: not point["lr"],
+    }
+    said = []
+    for what, holds in kinds.items():
+        unknown = [point for point in entry["optimal_lr"] if not known(point)]
+        sizes = [count(point["batch_size"]) for point in unknown if holds(point)]
+        if sizes:
+            said.append(f" At B = {listed(sizes)} {what}.")
+    return "".join(said)
 
 
 def _distances(row: xr.Dataset) -> list[str]:

@@ -1,0 +1,128 @@
+"""What a page is made of, and the page made of it: blocks in, HTML out, escaped by the template."""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+
+from surge.report import drawing
+from surge.report.drawing import Panel
+
+HERE = Path(__file__).parent
+WORDS = {"note", "parameters", "verdict"}  # columns that read from the left
+
+
+class Prose(NamedTuple):
+    """A paragraph; `kind` is its class in style.css, such as answer or note."""
+
+    text: str
+    kind: str = ""
+
+
+class Table(NamedTuple):
+    """Rows under a header; the first cell of a row names it."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def lean(self) -> "Table":
+        """Without the columns that hold nothing, such as notes where there are none."""
+        kept = [index for index in range(len(self.header)) if any(row[index] for row in self.rows)]
+        rows = [[row[index] for index in kept] for row in self.rows]
+        return Table(self.caption, [self.header[index] for index in kept], rows)
+
+
+class Drawing(NamedTuple):
+    """Panels in a grid over one caption; `name` is unique on the page."""
+
+    name: str
+    caption: str
+    panels: Sequence[Panel]
+
+
+class Source(NamedTuple):
+    """Text in its own lines, such as a config."""
+
+    text: str
+
+
+class Fold(NamedTuple):
+    """What few will read, behind its title."""
+
+    title: str
+    blocks: Sequence[Any]
+
+
+class Section(NamedTuple):
+    """A heading with an anchor, which the contents list."""
+
+    title: str
+    blocks: Sequence[Any]
+
+
+def render(title: str, subject: str, sections: Sequence[Section]) -> tuple[str, dict[str, str]]:
+    """The page and the panels on it.
+
+    Args:
+      title: heading of the page.
+      subject: what it is of, such as the name of the workdir.
+      sections: blocks; the first one is the answer, above the contents.
+
+    Returns:
+      HTML, and SVG by a panel's name.
+    """
+    images: dict[str, str] = {}
+
+    def image(block: Drawing, index: int) -> str:
+        name = slug(f"{block.name}-{index}" if len(block.panels) > 1 else block.name)
+        images[name] = drawing.svg(block.panels[index], name)
+        return images[name]
+
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            subject=subject,
+            sections=sections,
+            image=image,
+            light=drawing.variables(dark=False),
+            dark=drawing.variables(dark=True),
+            words=WORDS,
+        )
+    )
+    return page, images
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(slug=slug, unbroken=unbroken)
+    for kind in (Prose, Table, Drawing, Source, Fold):
+        environment.tests[kind.__name__.lower()] = partial(_is, kind)
+    return environment
+
+
+def _is(kind: type, block: Any) -> bool:
+    return isinstance(block, kind)
+
+
+def unbroken(text: Any) -> str:
+    """An interval stays on one line, below its value where there is no room beside it."""
+    return re.sub(
+        r"\[[^\[\]]*\]", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), str(text)
+    )
+
+
+def slug(text: str) -> str:
+    """A name for an anchor, an identifier or a file."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")

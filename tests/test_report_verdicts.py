@@ -1,0 +1,139 @@
+"""Sentences say what was planted, and no more than the numbers hold."""
+
+import math
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from surge.report.verdicts import answer, course, one_step, peak_and_law
+
+SIZES = (4, 16, 64, 256, 1024, 4096)
+
+
+def entry(rates, error=0.02, **changed):
+    """A fit whose optima have these rates, None for none, with 95% intervals of one width."""
+    width = math.exp(1.96 * error)
+    points = [
+        {
+            "batch_size": size,
+            "lr": rate,
+            "low": rate and rate / width,
+            "high": rate and rate * width,
+            "at_edge": False,
+        }
+        for size, rate in zip(SIZES, rates, strict=False)
+    ]
+    peak = {"value": None, "low": 4.0, "high": None, "why": ""}
+    whole = {"optimal_lr": points, "b_peak": peak, "best_law": "sqrt", "best_law_why": ""}
+    return whole | changed
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        (
+            (1, 2, 4, 7, 7, 7),
+            "rises 7.0-fold [6.6, 7.4] from B = 4 to 256 and stays there to 4,096",
+        ),
+        ((1, 2, 4, 8, 16, 32), "rises 32-fold [30, 34] from B = 4 to 4,096;"),
+        (
+            (1, 2, 4, 4, 2, 1),
+            "rises 4.0-fold [3.8, 4.2] from B = 4 to 64, stays there to 256 and falls 4.0-fold",
+        ),
+        ((1, 2, 4, 2, 1, 0.5), "from B = 4 to 64 and falls 8.0-fold [7.6, 8.5] to 4,096;"),
+        ((4, 4, 2, 1), "is level from B = 4 to 16 and falls 4.0-fold [3.8, 4.2] to 256;"),
+        ((4, 2, 1), "falls 4.0-fold [3.8, 4.2] from B = 4 to 64;"),
+        (
+            (1, 1, 1),
+            "does not move from B = 4 to 64 by more than these runs can tell (a factor 1.1",
+        ),
+    ],
+)
+def test_what_a_person_would_say(rates, said):
+    assert said in answer(entry(rates))
+    assert "beyond that nothing was tried" in answer(entry(rates))
+
+
+def test_neighbours_that_agree_may_lean_one_way_together():
+    """No two can be told apart, but all six together can."""
+    rates = np.geomspace(1, 1.5, 6)
+    assert "rises slowly, 1.5-fold from B = 4 to 4,096" in answer(entry(rates, error=0.15))
+    assert "falls slowly, 1.5-fold" in answer(entry(rates[::-1], error=0.15))
+    assert "does not move" in answer(entry(rates, error=0.4))
+
+
+def test_what_the_grid_does_not_hold_is_said():
+    optima = entry((1, 2, 4, 8, None, 8))
+    above, *_ = (point for point in optima["optimal_lr"] if point["batch_size"] == 4096)
+    above["bound"] = 1
+    said = answer(optima)
+    assert "from B = 4 to 256. At B = 4,096 it lies above the rates that were tried." in said
+    assert "At B = 1,024 no rate got there. Beyond B = 4,096 nothing was tried." in said
+    above |= {"bound": 0, "high": None}
+    assert "At B = 4,096 its interval is open." in answer(optima)
+
+
+def test_one_optimum_or_none_moves_nowhere():
+    assert "at B = 4 is 0.500, which is all that is known. At B = 16" in answer(entry((0.5, None)))
+    assert answer(entry((None, None))).startswith("no batch size up to 16")
+    assert course(entry((0.5,))) is None and course(entry(())) is None
+    assert "no batch size" in answer(entry(()))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 7.0])
+def test_the_unit_of_the_rate_does_not_matter(factor):
+    rates = np.array([1, 2, 4, 4, 2, 1.0])
+    assert answer(entry(rates)) == answer(entry(rates * factor))
+
+
+def test_a_fall_by_chance_alone_is_rarely_told():
+    """Of flat optima with a known error: one in twenty by the highest of them, one by the slope."""
+    rng = np.random.default_rng(0)
+    moved = 0
+    for _ in range(400):
+        said = answer(entry(np.exp(0.1 * rng.normal(size=6)), error=0.1))
+        moved += "-fold" in said
+    assert 0.02 < moved / 400 < 0.12
+
+
+def test_the_peak_and_the_law():
+    assert peak_and_law(entry((1, 2))) == "no peak; best law: sqrt"
+    unknown = {"value": None, "low": None, "high": None, "why": "too few"}
+    said = peak_and_law(entry((1, 2), b_peak=unknown, best_law=None, best_law_why="three sizes"))
+    assert said == "peak unknown (too few); no law wins: three sizes"
+    known = {"value": 64.0, "low": 40.0, "high": 90.0}
+    said = peak_and_law(entry((1, 2), b_peak=known, best_law="saturating_surge"))
+    assert said == "B_peak 64.0 [40, 90]; best law: saturating surge"
+
+
+def estimates(independent, oracle=1.0, config='{"learning_rate_ratio": 1.5}'):
+    """One optimizer at two checkpoints and two batch sizes, intervals of a tenth each way."""
+    ones = np.ones((2, 1, 2, 1)) * np.array([1, 0.9, 1.1])
+    scale = np.array(independent)[None, None, :, None]
+    dims = ("checkpoint", "optimizer", "batch_size", "bound")
+    return xr.Dataset(
+        {
+            "independent_lr": (dims, ones * scale),
+            "measured_lr": (dims, ones * 1.1),
+            "oracle_lr": (dims, ones * oracle),
+        },
+        {"optimizer": ["adam"], "batch_size": [8, 64], "bound": ["value", "low", "high"]},
+        {"config": config},
+    )
+
+
+def test_independence_is_blamed_where_it_fails_by_much_and_not_by_chance():
+    distance, blame = one_step(estimates([4.0, 1.2]))
+    assert "measured directions within a factor 1.10 (worst 1.10, n = 4)" in distance
+    assert "the independent law within a factor 2.60 (worst 4.00, n = 4)" in distance
+    assert "more than a grid step (1.50)" in blame and "at B = 8: its premise" in blame
+    assert len(one_step(estimates([1.3, 0.8]))) == 1
+
+
+def test_what_is_not_stored_is_not_said():
+    whole = estimates([4.0, 1.2])
+    assert one_step(whole.drop_vars("oracle_lr")) == []
+    assert len(one_step(whole.drop_vars("independent_lr"))) == 1
+    assert len(one_step(estimates([4.0, 1.2], config="{}"))) == 1  # the grid's step is unknown
+    assert one_step(whole * np.nan) == []
