@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from surge import fit_table
-from surge.fit_table import fits, read
+from surge.fit_table import fits, tidy, write
 from surge.report import summary
 from surge.report.formats import estimate, number
 from surge.report.markup import unbroken
-from surge.workdir import files
+from surge.workdir import claim, files
 
 COLUMNS = {"batch_size": "bs", "learning_rate": "lr", "loss": "loss"}
 
@@ -124,8 +124,10 @@ def test_a_loss_beside_steps_is_what_runs_are_judged_by(tmp_path):
     (both,) = fits(runs(), **COLUMNS, steps="steps")
     assert both == entry and both["judged_by"] == "loss"
     assert "judged by loss" in both["noise_scale"]["why"]
-    remarks = fit_table._remarks([both], {"loss": "loss", "steps": "steps", "tokens": None})
-    assert len(remarks) == 1 and "'steps' is not used" in remarks[0]
+    said = [
+        remark for remark in tidy(runs(), **COLUMNS, steps="steps").remarks if "steps" in remark
+    ]
+    assert len(said) == 1 and "'steps' is not used" in said[0]
 
 
 def test_groups_of_two_columns_are_fitted_apart():
@@ -158,9 +160,10 @@ def test_the_closing_summary_has_a_dash_for_what_is_undefined(tmp_path):
 def test_ragged_grids_missing_cells_and_repeated_cells():
     table = runs(seeds=3)
     ragged = table[(table["bs"] < 100) | (table["lr"] > 0.02)].sample(frac=0.9, random_state=1)
+    # Where seeds tell runs, a row that stands twice is one run and not two.
     repeated = pd.concat([ragged, ragged.iloc[:50]])
     (whole,), (holed,) = fits(table, **COLUMNS, seed="seed"), fits(repeated, **COLUMNS, seed="seed")
-    assert holed["runs"] == len(ragged) + 50
+    assert holed["runs"] == len(ragged)
     for one, other in zip(whole["optimal_lr"], holed["optimal_lr"], strict=True):
         assert one["lr"] == pytest.approx(other["lr"], rel=0.15)
         assert other["low"] <= other["lr"] <= other["high"]
@@ -206,61 +209,6 @@ def test_batch_sizes_below_one():
     )
 
 
-@pytest.mark.parametrize("separator", [",", ", ", "\t", ";", " ;"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_separators_blanks_and_a_byte_order_mark(tmp_path, separator, encoding):
-    path = tmp_path / "runs.csv"
-    path.write_text(
-        separator.join(("bs", "lr", "loss", "opt "))
-        + "\n"
-        + f"8{separator}0.1{separator}1.5{separator}s\n"
-    )
-    path.write_text(path.read_text(), encoding=encoding)
-    table = read(path, ["bs", "lr", "loss", "opt"])
-    assert table[["bs", "lr", "loss"]].to_numpy().tolist() == [[8, 0.1, 1.5]]
-
-
-def test_one_column_is_one_column(tmp_path):
-    (tmp_path / "runs.csv").write_text("losses\n1\n2\n")
-    with pytest.raises(files.ResultError, match="has no column 'lr': it has losses"):
-        read(tmp_path / "runs.csv", ["lr"])
-
-
-def test_parquet_is_read_where_its_engine_is_installed(tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow")
-    path = tmp_path / "runs.parquet"
-    runs().to_parquet(path)
-    assert read(path, ["bs"]).equals(runs())
-
-    def missing(_):
-        raise ImportError("Unable to find a usable engine")
-
-    monkeypatch.setattr(pd, "read_parquet", missing)
-    with pytest.raises(files.ResultError, match="pip install pyarrow"):
-        read(path, ["bs"])
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"bs,lr,loss\n", "has no rows"),
-        (None, "does not exist"),
-        (b"", "is not a table"),
-        (b"bs,lr,loss\n8,0.1,1\n8,0.1,1,7,9\n", "is not a table"),
-        (b"bs,lr,loss\n8,0.1,1,\n", "its rows have more columns than its header"),
-        ("bs,lr,loss,naïve\n8,0.1,1,2\n".encode("latin-1"), "is not text in UTF-8"),
-        ("bs,lr,loss\n8,0.1,1\n".encode("utf-16"), "is not text in UTF-8"),
-        (b"bs,lr,lr ,loss\n8,0.1,1,1\n", "has 2 columns 'lr'"),
-    ],
-)
-def test_what_is_not_a_table_is_refused(tmp_path, content, words):
-    path = tmp_path / "runs.csv"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(files.ResultError, match=words):
-        read(path, ["bs", "lr", "loss"])
-
-
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
@@ -301,3 +249,256 @@ def test_mistakes_end_in_one_sentence(tmp_path, flags, words):
     failed = fit(path, f"--workdir={tmp_path / 'out'}", *flags)
     assert failed.returncode != 0 and words in failed.stderr and "Traceback" not in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1
+
+
+PLANTED = {32: 3e-4, 64: 4.2e-4, 128: 6e-4, 256: 8.5e-4, 512: 1.2e-3}
+RATES = [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3]
+
+
+def planted(scale=1.0, rates=RATES, **labels):
+    """One run a cell: loss 2.5 at the planted optimum times `scale`, a parabola in the log rate."""
+    rows = [
+        (size, rate, 2.5 + 0.1 * np.log(rate / (scale * best)) ** 2)
+        for size, best in PLANTED.items()
+        for rate in rates
+    ]
+    return pd.DataFrame(rows, columns=["batch_size", "learning_rate", "loss"]).assign(**labels)
+
+
+def optima(entry):
+    return [point["lr"] for point in entry["optimal_lr"]]
+
+
+def same_runs(one, other):
+    return one.rows.equals(other.rows)
+
+
+def test_two_models_in_one_table_are_not_mixed_in_silence():
+    table = pd.concat([planted(2.0, N="10M"), planted(0.5, RATES[:3], N="1B")])
+    with pytest.raises(files.ResultError, match=r"'N'.*10M, 1B.*--group=N.*--where=N=10M.*--pool"):
+        tidy(table)
+    small, big = fits(table, group=["N"])
+    assert [small["optimizer"], big["optimizer"]] == ["N=10M", "N=1B"]
+    assert optima(small)[:4] == pytest.approx([6e-4, 8.4e-4, 1.2e-3, 1.7e-3], rel=0.02)
+    assert optima(big)[:2] == pytest.approx([1.5e-4, 2.1e-4], rel=0.15)
+    assert same_runs(tidy(table, where=["N=1B"]), tidy(planted(0.5, RATES[:3])))
+    assert len(tidy(table, pool=True).rows) == len(table)
+
+
+@pytest.mark.parametrize("values", [("adam", "lion"), (0.0, 0.1), (12, 24), (None, "wd")])
+def test_whatever_tells_runs_apart_is_named(values):
+    table = pd.concat([planted(setting=value) for value in values])
+    with pytest.raises(files.ResultError, match="--group=setting"):
+        tidy(table)
+
+
+def test_a_setting_that_differs_between_cells_is_named():
+    """Each cell has one run, and half of the rates of each batch size are of another model."""
+    table = planted()
+    table["depth"] = np.where(np.arange(len(table)) % 7 < 3, 2, 4)
+    with pytest.raises(files.ResultError, match="--group=depth"):
+        tidy(table)
+
+
+def test_what_is_measured_or_follows_from_the_cell_is_no_setting():
+    rng = np.random.default_rng(0)
+    table = pd.concat([planted(seed=seed) for seed in range(3)], ignore_index=True)
+    table = table.assign(
+        accuracy=rng.random(len(table)).round(2),
+        grad_norm=rng.random(len(table)),
+        runtime=rng.integers(60, 90, len(table)),
+        Name=[f"run{index}" for index in range(len(table))],
+        devices=table["batch_size"] / 32,
+        min_lr=table["learning_rate"] / 10,
+        ratio=table["learning_rate"] / table["batch_size"],
+        project="ours",
+        State="finished",
+    )
+    assert len(tidy(table, seed="seed").rows) == len(table)
+
+
+def test_higher_is_better_where_it_is_said_and_suspected_where_it_is_not():
+    losses = planted()
+    table = losses.assign(val_accuracy=3 - losses["loss"]).drop(columns="loss")
+    named = {"loss": "val_accuracy"}
+    assert optima(fits(table, **named, maximize=True)[0]) == pytest.approx(
+        list(PLANTED.values()), rel=0.02
+    )
+    said = " ".join(tidy(table, **named).remarks)
+    assert "--maximize" in said and "both ends of the grid" in said
+    assert not any("maximize" in remark for remark in tidy(table, **named, maximize=True).remarks)
+    assert not any("maximize" in remark for remark in tidy(losses).remarks)
+    with pytest.raises(files.ResultError, match="--diverged_above"):
+        tidy(table, **named, maximize=True, diverged_above=3.0)
+
+
+def test_rows_in_any_order_are_the_same_runs():
+    rng = np.random.default_rng(1)
+    table = pd.concat([planted() for _ in range(5)], ignore_index=True)
+    table["loss"] += 0.02 * rng.normal(size=len(table))
+    by_loss, shuffled = table.sort_values("loss"), table.sample(frac=1, random_state=0)
+    assert same_runs(tidy(by_loss), tidy(shuffled))
+    assert fits(by_loss) == fits(shuffled) == fits(table)
+
+
+def test_crashed_rows_are_skipped_and_counted():
+    table = pd.concat([planted(State="finished"), pd.DataFrame({"State": ["crashed"]})])
+    runs_ = tidy(table)
+    assert same_runs(runs_, tidy(planted()))
+    assert runs_.remarks[0].startswith("1 of 31 rows have no batch size or learning rate")
+    (stopped := planted(State="finished")).loc[3, "State"] = "crashed"
+    assert "1 rows of 'State' crashed count with the value they have" in tidy(stopped).remarks[0]
+    assert len(tidy(stopped, where=["State=finished"]).rows) == 29
+
+
+def test_words_for_a_run_that_diverged_are_counted():
+    table = planted().astype({"loss": object})
+    table.loc[table["learning_rate"] == 3.2e-3, "loss"] = "diverged"
+    runs_ = tidy(table)
+    assert runs_.remarks == ["5 of 30 rows count as diverged or short of the target"]
+    assert runs_.rows["value"].isna().sum() == 5
+    spike = planted()
+    spike.loc[5, "loss"] = 1e9
+    assert tidy(spike, diverged_above=1e3).rows["value"].isna().sum() == 1
+
+
+def history(table, steps=(0, 250, 500)):
+    """A row for each step, on which the loss falls, and rises again at the last one."""
+    parts = [
+        table.assign(step=step, loss=table["loss"] + 1 - index * 0.5 + (index == 2) * 0.2)
+        for index, step in enumerate(steps)
+    ]
+    return pd.concat(parts).sample(frac=1, random_state=0)
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_rows_of_a_history_are_not_runs(run):
+    table = planted()
+    if run:
+        table["run"] = [f"run {index}" for index in range(len(table))]
+    with pytest.raises(files.ResultError, match=r"rows are not runs.*--last, --best or --at=STEP"):
+        tidy(history(table))
+    shifts = {"last": 0.2, 250: 0.5, "best": 0.2, 0: 1.0}
+    for pick, shift in shifts.items():
+        picked = tidy(history(table), pick=pick).rows
+        assert picked["value"].to_numpy() == pytest.approx(table["loss"] + shift)
+    with pytest.raises(files.ResultError, match=r"--at=300.*0, 250, 500"):
+        tidy(history(table), pick=300)
+
+
+def test_a_run_that_ended_before_the_step_has_failed():
+    table = history(planted(run=range(30)))
+    ended = table[~((table["run"] == 7) & (table["step"] > 0))]
+    assert tidy(ended, pick=500).rows["value"].isna().tolist() == [i == 7 for i in range(30)]
+    assert tidy(ended, pick="last").rows["value"][7] == pytest.approx(planted()["loss"][7] + 1)
+
+
+def test_a_seed_that_stands_twice_proves_that_rows_are_not_runs():
+    table = pd.concat([planted(seed=seed) for seed in range(2)], ignore_index=True)
+    doubled = pd.concat([table, table.assign(loss=table["loss"] + 0.1)])
+    with pytest.raises(files.ResultError, match=r"rows are not runs.*seed 0 stands in more than"):
+        tidy(doubled, seed="seed")
+    assert len(tidy(doubled.assign(N=[1] * 60 + [2] * 60), seed="seed", group=["N"]).rows) == 120
+
+
+def test_a_run_of_two_rows_at_one_step_needs_a_name():
+    table = history(pd.concat([planted(), planted()]))
+    with pytest.raises(files.ResultError, match=r"two rows at one step.*--seed=COL"):
+        tidy(table, pick="last")
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        ({"batch_size": "bs", "learning_rate": "lr"}, None),
+        ({"learning_rate": "params_learning_rate", "batch_size": "params_batch_size"}, None),
+        ({"learning_rate": "config.lr", "loss": "summary/val_loss"}, None),
+        ({"loss": "metric"}, "give --loss, --steps or --tokens"),
+        ({"batch_size": "size"}, "give --batch_size"),
+    ],
+)
+def test_plain_names_are_guessed(names, shown):
+    table = planted().rename(columns=names)
+    if shown is None:
+        assert same_runs(tidy(table), tidy(planted()))
+    else:
+        with pytest.raises(files.ResultError, match=shown):
+            tidy(table)
+
+
+def test_two_candidates_are_named_and_not_chosen():
+    table = planted().rename(columns={"loss": "val_loss"}).assign(train_loss=1.0)
+    with pytest.raises(files.ResultError, match="give --loss: it may be val_loss or train_loss"):
+        tidy(table)
+    assert same_runs(tidy(table, loss="val_loss"), tidy(planted()))
+
+
+@pytest.mark.parametrize("down", ["batch_size", "learning_rate"])
+def test_wide_tables(down):
+    across = "learning_rate" if down == "batch_size" else "batch_size"
+    wide = planted().pivot(index=down, columns=across, values="loss").reset_index()
+    assert same_runs(tidy(wide), tidy(planted()))
+
+
+def test_batch_sizes_in_tokens():
+    table = planted()
+    tokens = table.assign(batch_size=table["batch_size"] * 2048)
+    assert same_runs(tidy(tokens, sequence_length=2048), tidy(table))
+    units = table.assign(batch_size=[f"{size}k" for size in table["batch_size"]])
+    runs_ = tidy(units)
+    assert runs_.remarks == ["k in 'batch_size' is read as 1,000"]
+    assert runs_.rows["batch_size"].unique().tolist() == [size * 1000 for size in PLANTED]
+
+
+@pytest.mark.parametrize("condition", ["loss", "size=32", "batch_size=33"])
+def test_a_condition_that_no_row_meets_is_refused(condition):
+    with pytest.raises(files.ResultError, match=f"--where={condition} "):
+        tidy(planted(), where=[condition])
+
+
+def test_one_row_of_a_history_is_picked_in_one_way():
+    given = {"last": True, "best": False, "at": None}
+    assert fit_table.picked(given) == "last" and fit_table.picked(given | {"last": False}) is None
+    assert fit_table.picked(given | {"last": False, "at": 0.0}) == 0.0
+    with pytest.raises(files.ResultError, match="give one of --last, --best and --at"):
+        fit_table.picked(given | {"at": 0.0})
+
+
+def test_groups_are_labelled_as_written_and_ordered_by_value():
+    table = pd.concat([planted(width=width) for width in (1024, 256)])
+    groups = tidy(table, group=["width"]).rows["group"]
+    assert groups.unique().tolist() == ["width=256", "width=1024"]
+    blank = pd.concat([planted(width=256), planted()])
+    assert [entry["optimizer"] for entry in fits(blank, group=["width"])] == [
+        "width=256",
+        "width=nan",
+    ]
+
+
+def test_a_run_of_surge_main_is_never_overwritten(tmp_path):
+    runs_ = tidy(planted())
+    files.write_json(tmp_path / "config.json", {})
+    with pytest.raises(files.ResultError, match=r"holds a run of surge.main \(config.json\)"):
+        write(runs_, tmp_path, "runs.csv")
+    assert not (tmp_path / "fit.json").exists()
+
+
+def test_a_workdir_in_use_is_refused_and_a_table_may_be_fitted_again(tmp_path):
+    runs_ = tidy(planted())
+    with claim.lock_workdir(tmp_path), pytest.raises(files.ResultError, match="in use by"):
+        write(runs_, tmp_path, "runs.csv")
+    for _ in range(2):
+        write(runs_, tmp_path, "runs.csv")
+    stored = files.read_json(tmp_path / "fit.json")
+    assert stored["table"] == "runs.csv" and len(stored["fits"]) == 1
+    assert pd.read_csv(tmp_path / "runs.csv")["value"].to_numpy() == pytest.approx(
+        runs_.rows["value"]
+    )
+
+
+def test_importing_the_program_defines_no_flags():
+    code = (
+        "from absl import flags; import surge.fit_table\n"
+        "assert not {'seed', 'loss', 'workdir'} & set(flags.FLAGS)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surge.gradients.batch import mean_gradient, weighted
 from surge.gradients.moments import _stream, merge, minibatch_moments, per_example_moments
-from surge.tasks import gpt
+from surge.tasks import draw_from_arrays, gpt
 
 
 class SmallCNN(nn.Module):
@@ -207,3 +208,20 @@ def test_memory_grows_with_neither_examples_nor_micro_batches():
         return _stream.lower(loss, 4, params, rows).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(64) <= 1.02 * temporaries(16)
+
+
+@pytest.mark.parametrize("batch_size", [64, 65_536])
+def test_a_batch_of_bfloat16_gradients_is_summed_in_float32(batch_size):
+    data = jnp.ones((4, 3), jnp.float32)
+    params = jnp.zeros(3, jnp.bfloat16)
+    gradient = mean_gradient(
+        weighted(lambda theta, example: theta.astype(jnp.float32) @ example),
+        draw_from_arrays,
+        params,
+        data,
+        jax.random.key(0),
+        batch_size,
+        8,
+    )
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient, 1.0)

@@ -28,7 +28,8 @@ def mean_gradient(
     """Gradient of the loss of one batch, the sum of those of its micro-batches.
 
     Example i of the batch comes from fold_in(key, i), so a larger batch contains every smaller one
-    of the same key, and splitting into micro-batches changes nothing but rounding.
+    of the same key, and splitting into micro-batches changes nothing but rounding. Sums are kept in
+    float32 or better, whatever the parameters' dtype.
 
     Args:
       loss: (params, examples, weight) -> scalar, for a micro-batch of examples whose weights
@@ -50,7 +51,7 @@ def mean_gradient(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
         examples = jax.vmap(draw, (None, 0))(data, keys)
         weight = (position < batch_size) / batch_size
-        return jax.grad(loss)(params, examples, weight)
+        return jax.tree.map(_widened, jax.grad(loss)(params, examples, weight))
 
     def add(index: jax.Array, total: Any) -> Any:
         return jax.tree.map(jnp.add, total, part(index))
@@ -58,4 +59,10 @@ def mean_gradient(
     # The first micro-batch outside the loop: no zeros to fill and add to, a third off the step of a
     # small model.
     chunks = (batch_size + microbatch_size - 1) // microbatch_size
-    return jax.lax.fori_loop(1, chunks, add, part(0))
+    total = jax.lax.fori_loop(1, chunks, add, part(0))
+    return jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), total, params)
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    """In float32 or better: a sum of thousands of bfloat16 terms stops growing at 256 of them."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

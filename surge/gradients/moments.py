@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from surge.gradients.products import BLOCK, LeafSums, Plan, leaf_sums, plan, tapped_gradients
+from surge.gradients.leaf_sums import BLOCK, LeafSums, leaf_sums
+from surge.gradients.products import Plan, plan, tapped_gradients
 
-MICROBATCH_BYTES = (
-    128 * 2**20
-)  # of activations and gradients of examples held at once, where no size is asked for
-MOST = 2048  # examples in any micro-batch: sums that hold signs and zeros in one number have room for no more
+# Of activations and gradients of examples held at once, where no size is asked for.
+MICROBATCH_BYTES = 128 * 2**20
+# Examples in any micro-batch: sums that hold signs and zeros in one number have room for no more.
+MOST = 2048
 
 
 class GradientMoments(NamedTuple):
@@ -82,7 +83,8 @@ def per_example_moments(
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(
-            f"batch must hold arrays with one common leading axis of at least 1, got {sorted(lengths)}"
+            "batch must hold arrays with one common leading axis of at least 1, "
+            f"got {sorted(lengths)}"
         )
     n = lengths.pop()
     if microbatch_size is not None and microbatch_size < 1:
@@ -98,7 +100,8 @@ def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> Gra
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
     others = sum(sizes[index] for index in found.read)
     logging.info(
-        "moments: %d of %d parameters by products, %d also or only by single gradients, %d examples at once",
+        "moments: %d of %d parameters by products, %d also or only by single gradients, "
+        "%d examples at once",
         sum(sizes) - others,
         sum(sizes),
         others,

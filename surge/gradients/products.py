@@ -7,7 +7,6 @@ a time, while they are in cache, and summed. Places are found in the traced prog
 has them: dense layers, projections, convolutions as patches, tied weights.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,22 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-INLINED = ("jit", "pjit", "closed_call")  # calls whose inside is read as if it stood outside
-LAYOUTS = (
-    "reshape",
-    "transpose",
-    "squeeze",
-    "convert_element_type",
-)  # of a weight on its way to a product
-BLOCK = 4  # gradients of single examples formed at once: separate products, which XLA's CPU backend hands to a library
-ZERO = (
-    1 << 16
-)  # what an exact zero counts in the sum that holds signs and zeros; above the most signs in a micro-batch
-# Where squared means exceed this many variances, Σg² - n·mean² loses the digits that shifted sums
-# keep.
-CANCELLING = 10.0
+from surge.gradients.jaxpr import INLINED, evaluate, inner_programs, walk
+
+# What may happen to a weight on its way to a product.
+LAYOUTS = ("reshape", "transpose", "squeeze", "convert_element_type")
 
 
 class View(NamedTuple):
@@ -92,7 +81,7 @@ class Plan(NamedTuple):
 
     def of(self, leaf: int) -> list[int]:
         """Positions of a leaf's products."""
-        return [index for index, each in enumerate(self.products) if each.view.leaf == leaf]
+        return [at for at, product in enumerate(self.products) if product.view.leaf == leaf]
 
     def plain(self, leaf: int) -> bool:
         """Whether the leaf is used in one product and nowhere else."""
@@ -117,96 +106,72 @@ def plan(loss_fn: Callable[[Any, Any], jax.Array], params: Any, example: Any) ->
 
     leaves = len(jax.tree.leaves(params))
     jax.eval_shape(
-        lambda *args: _run(program, args, _views(program, leaves), meet, read.add)[0],
-        *program.in_avals,
+        lambda *args: _evaluate(program, args, leaves, meet, read.add), *program.in_avals
     )
-    unused = set(range(leaves)) - {each.view.leaf for each in products}
-    return Plan(program, products, frozenset(read | unused), _bytes(program.jaxpr))
+    unused = set(range(leaves)) - {product.view.leaf for product in products}
+    return Plan(program, products, frozenset(read | unused), _bytes(program))
 
 
-def _views(program: ClosedJaxpr, leaves: int) -> list[View | None]:
-    return [
-        View(index, lambda leaf: leaf) if index < leaves else None
-        for index in range(len(program.in_avals))
-    ]
-
-
-def _bytes(jaxpr: Any) -> int:
+def _bytes(program: ClosedJaxpr) -> int:
+    """Of all that a program computes; of one inside another, where that is more than it returns."""
     total = 0
-    for equation in jaxpr.eqns:
-        inner = [each.jaxpr for each in equation.params.values() if isinstance(each, ClosedJaxpr)]
+    for equation in program.jaxpr.eqns:
         outputs = sum(
             math.prod(var.aval.shape) * var.aval.dtype.itemsize for var in equation.outvars
         )
-        total += max([outputs, *map(_bytes, inner)])
+        total += max([outputs, *map(_bytes, inner_programs(equation))])
     return total
 
 
-def _run(
+class Seen(NamedTuple):
+    """A value of which it is known that it is a leaf in another layout."""
+
+    array: jax.Array
+    view: View
+
+
+def _view(value: Any) -> View | None:
+    return value.view if isinstance(value, Seen) else None
+
+
+def _array(value: Any) -> Any:
+    return value.array if isinstance(value, Seen) else value
+
+
+def _evaluate(
     program: ClosedJaxpr,
     args: Sequence[Any],
-    views: Sequence[View | None],
+    leaves: int,
     meet: Callable[[Product, jax.Array, jax.Array], jax.Array],
     read: Callable[[int], None],
-) -> tuple[list[Any], list[View | None]]:
-    """Evaluates a program, with meet(product, x, y) in place of y at every product, and read(leaf)
-    at other uses.
+) -> jax.Array:
+    """The loss, with meet(product, x, y) in place of y at every product, and read(leaf) at other
+    uses of a leaf; the first `leaves` of args are the leaves."""
 
-    Returns:
-      Its outputs, and which of them are views of leaves.
-    """
-    jaxpr = program.jaxpr
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *args], strict=True))
-    known = {var: view for var, view in zip(jaxpr.invars, views, strict=True) if view is not None}
-
-    def value(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    def view(atom: Any) -> View | None:
-        return None if isinstance(atom, Literal) else known.get(atom)
-
-    for equation in jaxpr.eqns:
-        inputs, seen = (
-            [value(atom) for atom in equation.invars],
-            [view(atom) for atom in equation.invars],
-        )
-        name = equation.primitive.name
-        if name in INLINED:
-            outputs, found = _run(equation.params["jaxpr"], inputs, seen, meet, read)
-            known |= {
-                var: each
-                for var, each in zip(equation.outvars, found, strict=True)
-                if each is not None
-            }
-        elif name in LAYOUTS and seen[0] is not None:
-            outputs = [equation.primitive.bind(*inputs, **equation.params)]
-            known[equation.outvars[0]] = _laid_out(seen[0], equation)
-        elif product := _product(equation, seen):
+    def visit(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
+        if equation.primitive.name in INLINED:
+            return walk(equation.params["jaxpr"], inputs, visit)
+        arrays = [_array(value) for value in inputs]
+        views = [_view(value) for value in inputs]
+        if equation.primitive.name in LAYOUTS and views[0] is not None:
+            laid_out = equation.primitive.bind(*arrays, **equation.params)
+            return [Seen(laid_out, _laid_out(views[0], equation))]
+        if product := _product(equation, views):
+            # The weight's gradient comes from x and the cotangent of y.
             held = [
-                each if found is None else jax.lax.stop_gradient(each)
-                for found, each in zip(seen, inputs, strict=True)
+                array if view is None else jax.lax.stop_gradient(array)
+                for view, array in zip(views, arrays, strict=True)
             ]
             y = equation.primitive.bind(*held, **equation.params)
-            outputs = [meet(product, inputs[0 if product.left else 1], y)]
-        else:
-            for each in seen:
-                if each is not None:
-                    read(each.leaf)
-            outputs = evaluate_equation(equation, inputs)
-        values |= dict(zip(equation.outvars, outputs, strict=True))
-    found = [view(atom) for atom in jaxpr.outvars]
-    return [value(atom) for atom in jaxpr.outvars], found
+            return [meet(product, arrays[0 if product.left else 1], y)]
+        for view in views:
+            if view is not None:
+                read(view.leaf)
+        return evaluate(equation, arrays)
 
-
-def evaluate_equation(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-    """The outputs of any equation of a program for its inputs, as those of a program of its own."""
-    given = {
-        atom: each
-        for atom, each in zip(equation.invars, inputs, strict=True)
-        if not isinstance(atom, Literal)
-    }
-    alone = Jaxpr((), list(given), list(equation.outvars), [equation], equation.effects)
-    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
+    seen = [Seen(leaf, View(index, lambda leaf: leaf)) for index, leaf in enumerate(args[:leaves])]
+    [loss] = walk(program, [*seen, *args[leaves:]], visit)
+    return _array(loss)
 
 
 def _laid_out(view: View, equation: Any) -> View:
@@ -217,19 +182,20 @@ def _laid_out(view: View, equation: Any) -> View:
     )
 
 
-def _product(equation: Any, seen: Sequence[View | None]) -> Product | None:
+def _product(equation: Any, views: Sequence[View | None]) -> Product | None:
     """The equation as a product of an activation with a weight, if it is one."""
-    if equation.primitive.name != "dot_general" or sum(each is not None for each in seen) != 1:
+    weights = [view for view in views if view is not None]
+    if equation.primitive.name != "dot_general" or len(weights) != 1:
         return None
     summed, batched = equation.params["dimension_numbers"]
     if batched[0]:
         return None
-    left = seen[0] is None
+    left = views[0] is None
     x, w = (equation.invars[index].aval.shape for index in ((0, 1) if left else (1, 0)))
     inner, over = summed if left else summed[::-1]
     free = [axis for axis in range(len(w)) if axis not in over]
     return Product(
-        view=next(each for each in seen if each is not None),
+        view=weights[0],
         shape=w,
         axes=(*over, *free),
         inner=tuple(inner),
@@ -254,8 +220,9 @@ def tapped_gradients(plan: Plan, params: Any, examples: Any) -> Tapped:
     weights."""
     leaves = jax.tree.leaves(params)
     n = jax.tree.leaves(examples)[0].shape[0]
-    taps = [jnp.zeros((n, each.rows, each.columns), each.dtype) for each in plan.products]
-    views = _views(plan.program, len(leaves))
+    taps = [
+        jnp.zeros((n, product.rows, product.columns), product.dtype) for product in plan.products
+    ]
 
     def loss(
         read: dict[int, jax.Array], taps: list[jax.Array], example: Any
@@ -267,169 +234,11 @@ def tapped_gradients(plan: Plan, params: Any, examples: Any) -> Tapped:
             return y + product.output(taps[len(inputs) - 1], y.shape)
 
         filled = [read.get(index, leaf) for index, leaf in enumerate(leaves)]
-        (value,), _ = _run(
-            plan.program, [*filled, *jax.tree.leaves(example)], views, meet, lambda _: None
-        )
+        args = [*filled, *jax.tree.leaves(example)]
+        value = _evaluate(plan.program, args, len(leaves), meet, lambda _: None)
         return value, inputs
 
     gradient = jax.vmap(jax.grad(loss, (0, 1), has_aux=True), (None, 0, 0))
-    (found, cotangents), inputs = gradient(
-        {index: leaves[index] for index in plan.read}, taps, examples
-    )
-    return Tapped(found, inputs, cotangents)
-
-
-class LeafSums(NamedTuple):
-    """Of n gradients of one leaf: mean, sum of squared deviations, sign sum, zeros in its layout,
-    and norms² [n]."""
-
-    mean: jax.Array
-    square: jax.Array
-    sign_sum: jax.Array
-    zeros: jax.Array
-    square_norms: jax.Array
-
-
-def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSums:
-    """Sums over the per-example gradients of a leaf that is in at least one product."""
-    places = plan.of(leaf)
-    products = [plan.products[index] for index in places]
-    pairs = [(tapped.inputs[index], tapped.cotangents[index]) for index in places]
-    if not plan.plain(leaf):
-        parts = (pairs, [tapped.gradients[leaf]] if leaf in plan.read else [])
-
-        def gradient(part: Any) -> jax.Array:
-            pairs, read = part
-            shares = [
-                each.place(_weight_gradient(*pair), like)
-                for each, pair in zip(products, pairs, strict=True)
-            ]
-            return functools.reduce(jnp.add, [*shares, *read])
-
-        return _streamed(gradient, parts)
-    inputs, cotangents = pairs[0]
-    streamed = lambda: _streamed(lambda pair: _weight_gradient(*pair), (inputs, cotangents))  # noqa: E731
-    sums = _outer(inputs[:, 0], cotangents[:, 0], streamed) if products[0].rows == 1 else streamed()
-
-    def placed(matrix: jax.Array) -> jax.Array:
-        return products[0].place(matrix.astype(jnp.result_type(float)), like).astype(matrix.dtype)
-
-    return LeafSums(
-        placed(sums.mean),
-        placed(sums.square),
-        placed(sums.sign_sum),
-        placed(sums.zeros),
-        sums.square_norms,
-    )
-
-
-def _weight_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(cotangent.dtype, jnp.float32)
-    return jax.lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())), preferred_element_type=wide)
-
-
-def _streamed(gradient: Callable[[Any], jax.Array], parts: Any) -> LeafSums:
-    """Sums over gradient(part) for parts [n, ...], a few at a time.
-
-    Deviations are from the first example's gradient, whose distance from the mean is that of any
-    example: no digits cancel.
-    """
-    n = jax.tree.leaves(parts)[0].shape[0]
-    size = min(n, BLOCK)
-    centre = gradient(jax.tree.map(lambda leaf: leaf[0], parts))
-
-    def add(sums: tuple[jax.Array, ...], block: Any) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        count = jax.tree.leaves(block)[0].shape[0]
-        found = [
-            gradient(jax.tree.map(lambda leaf, index=index: leaf[index], block))
-            for index in range(count)
-        ]
-        first, second, signs = sums
-        for each in found:
-            deviation = each - centre
-            first, second, signs = (
-                first + deviation,
-                second + deviation**2,
-                signs + _sign_code(each),
-            )
-        return (first, second, signs), jnp.stack([(each**2).sum() for each in found])
-
-    sums = jnp.zeros_like(centre), jnp.zeros_like(centre), jnp.zeros(centre.shape, jnp.int32)
-    whole = n // size
-    head = jax.tree.map(
-        lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), parts
-    )
-    sums, norms = jax.lax.scan(add, sums, head)
-    norms = norms.ravel()
-    if n % size:
-        sums, rest = add(sums, jax.tree.map(lambda leaf: leaf[whole * size :], parts))
-        norms = jnp.concatenate([norms, rest])
-    first, second, code = sums
-    zeros = (code + ZERO // 2) // ZERO
-    return LeafSums(
-        centre + first / n, jnp.maximum(second - first**2 / n, 0), code - ZERO * zeros, zeros, norms
-    )
-
-
-def _sign_code(gradient: jax.Array) -> jax.Array:
-    """Sign and zero of each element in one number, so that one pass over the gradient counts
-    both."""
-    code = jnp.where(gradient > 0, 1, jnp.where(gradient < 0, -1, 0))
-    return jnp.where(gradient == 0, ZERO, code).astype(jnp.int32)
-
-
-def _outer(inputs: jax.Array, cotangents: jax.Array, otherwise: Callable[[], LeafSums]) -> LeafSums:
-    """Sums over n outer products of inputs [n, I] and cotangents [n, O], without forming one of
-    them.
-
-    Squares, signs and zeros of x ⊗ δ are outer products too: (x²)ᵀδ², sign(x)ᵀ sign(δ), |sign
-    x|ᵀ|sign δ|.
-    """
-    n = len(inputs)
-    x, d = (
-        each.astype(jnp.promote_types(each.dtype, jnp.float32)) for each in (inputs, cotangents)
-    )
-    mean = x.T @ d / n
-    square = (x**2).T @ d**2 - n * mean**2
-    sign_sum, nonzero = _outer_counts(x, d)
-    sums = LeafSums(
-        mean=mean,
-        square=jnp.maximum(square, 0),
-        sign_sum=sign_sum.astype(jnp.int32),
-        zeros=n - nonzero.astype(jnp.int32),
-        square_norms=(x**2).sum(1) * (d**2).sum(1),
-    )
-    sound = (n * mean**2 <= CANCELLING * square).all() & jnp.isfinite(square).all()
-    return jax.lax.cond(sound, lambda: sums, otherwise)
-
-
-def _outer_counts(x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum of signs and count of what is not zero, over outer products of x [n, I] and d [n, O]."""
-    n = len(x)
-    base = 2 * n + 2  # more than twice any sum of signs, so that two sums fit in one number
-    some = lambda values: (values != 0).astype(values.dtype)  # noqa: E731
-
-    def separate(nonzero: Callable[[], jax.Array]) -> Callable[[], tuple[jax.Array, jax.Array]]:
-        shape = x.shape[1], d.shape[1]
-        return lambda: (jnp.sign(x).T @ jnp.sign(d), jnp.broadcast_to(nonzero(), shape))
-
-    def packed() -> tuple[jax.Array, jax.Array]:
-        code = some(x).T @ jnp.where(d > 0, base + 1, jnp.where(d < 0, base - 1, 0)).astype(d.dtype)
-        nonzero = jnp.round(code / base)
-        return code - base * nonzero, nonzero
-
-    # One product of matrices does where a factor is nowhere zero, or where x is nowhere negative:
-    # after a ReLU.
-    fits = (x.min() >= 0) & (base * n < 2**24)
-    case = jnp.where(
-        jnp.abs(d).min() > 0, 0, jnp.where(fits, 1, jnp.where(jnp.abs(x).min() > 0, 2, 3))
-    )
-    return jax.lax.switch(
-        case,
-        [
-            separate(lambda: some(x).sum(0)[:, None]),
-            packed,
-            separate(lambda: some(d).sum(0)),
-            separate(lambda: some(x).T @ some(d)),
-        ],
-    )
+    read = {index: leaves[index] for index in plan.read}
+    (gradients, cotangents), inputs = gradient(read, taps, examples)
+    return Tapped(gradients, inputs, cotangents)

@@ -27,6 +27,8 @@ OUTSIDE = 4.0  # of the grid beyond the linear rule, in ψ
 PRIOR_ERROR = 0.1  # of a rule, in log ε for each e-fold of batch size, before it was judged
 PRIOR_TASKS = 2.0  # tasks that this guess counts for
 NO_OVERLAP = 1e-6  # of two distributions, below which one of them must be wrong
+
+
 class Belief(NamedTuple):
     """What one rule or law says of ψ: its weight among its rivals, and its distribution [grid]."""
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from surge.gradients.products import evaluate_equation
+from surge.gradients.jaxpr import evaluate, walk, with_inner
 
 
 def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,42 +30,27 @@ def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def faster(*args: Any) -> Any:
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        return jax.tree.unflatten(jax.tree.structure(shapes), _run(program, jax.tree.leaves(args)))
+        outputs = _run(program, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return faster
 
 
 def _run(program: ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    jaxpr = program.jaxpr
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *args], strict=True))
-
-    def value(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        inputs = [value(atom) for atom in equation.invars]
-        if equation.primitive.name == "dot_general":
-            outputs = [_product(equation, *inputs)]
-        elif equation.primitive.name == "div" and _by_one_number(*inputs):
-            outputs = [inputs[0] * (1 / inputs[1])]
-        else:
-            inside = {name: _inside(each) for name, each in equation.params.items()}
-            outputs = evaluate_equation(equation.replace(params=inside), inputs)
-        values |= dict(zip(equation.outvars, outputs, strict=True))
-    return [value(atom) for atom in jaxpr.outvars]
+    return walk(program, args, _faster)
 
 
-def _inside(parameter: Any) -> Any:
-    """A parameter of an equation, with the programs in it rewritten: a loop's body, a branch."""
-    if isinstance(parameter, ClosedJaxpr):
-        return jax.make_jaxpr(lambda *args: _run(parameter, args))(*parameter.in_avals)
-    if (
-        isinstance(parameter, tuple)
-        and parameter
-        and all(isinstance(each, ClosedJaxpr) for each in parameter)
-    ):
-        return tuple(_inside(each) for each in parameter)
-    return parameter
+def _faster(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
+    name = equation.primitive.name
+    if name == "dot_general":
+        return [_product(equation, *inputs)]
+    if name == "div" and _by_one_number(*inputs):
+        return [inputs[0] * (1 / inputs[1])]
+    return evaluate(with_inner(equation, _rewritten_program), inputs)
+
+
+def _rewritten_program(program: ClosedJaxpr) -> ClosedJaxpr:
+    return jax.make_jaxpr(lambda *args: _run(program, args))(*program.in_avals)
 
 
 def _product(equation: Any, x: jax.Array, y: jax.Array) -> jax.Array:
