@@ -22,7 +22,10 @@ import numpy as np
 from absl import app, flags
 
 from surge.tasks.mlp import mnist1d
-from surge.training import grid, hardware, sweep
+from surge.training import grid, hardware
+from surge.training.dense import run_pieces
+from surge.training.engine import Engine
+from surge.training.lanes import of_grid
 
 _ONE = flags.DEFINE_string("one", "", "what a child process measures, as JSON")
 SIZES = tuple(2**power for power in range(2, 12))
@@ -39,9 +42,9 @@ def steps_a_second(cells: int) -> float:
     """Cell-steps a second of one piece."""
     seeds = min(cells, 2)
     rates = tuple(np.geomspace(1e-4, 1e-3, cells // seeds).tolist())
-    block = -(-len(rates) // jax.local_device_count()), seeds
-    engine = sweep.Engine(mnist1d(), jax.random.key(0), stop_loss=-np.inf, block=block)
     piece = grid.Piece("adam", "adam", 64, rates, tuple(range(seeds)), (20,))
+    task = mnist1d()
+    engine = Engine(task, jax.random.key(0), of_grid(task, [piece]), stop_loss=-np.inf)
 
     def run(steps: int) -> float:
         started = time.perf_counter()
@@ -67,7 +70,7 @@ def whole_sweep(design: str) -> float:
         max_examples=100_000,
         evals=48,
     )
-    for _ in sweep.run_pieces(task, pieces, jax.random.key(0), stop_loss=1.0):
+    for _ in run_pieces(task, pieces, jax.random.key(0), stop_loss=1.0):
         pass
     return time.perf_counter() - started
 

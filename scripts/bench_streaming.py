@@ -16,7 +16,9 @@ import numpy as np
 from absl import app, flags
 
 from surge.tasks import Task, gpt
-from surge.training import grid, hardware, sweep
+from surge.training import grid, hardware
+from surge.training.engine import Engine
+from surge.training.lanes import of_grid
 
 _REPEATS = flags.DEFINE_integer("repeats", 5, "timed runs of each form", lower_bound=1)
 FORMS = ("resident", "streamed")
@@ -38,9 +40,8 @@ def draws(task: Task) -> Callable[[], int]:
 
 def steps(task: Task) -> Callable[[], int]:
     """Trains every cell for STEPS steps."""
-    block = -(-len(RATES) // jax.local_device_count()), len(SEEDS)
-    engine = sweep.Engine(task, jax.random.key(0), stop_loss=-np.inf, block=block)
     piece = grid.Piece("adam", "adam", BATCH, RATES, SEEDS, (STEPS,))
+    engine = Engine(task, jax.random.key(0), of_grid(task, [piece]), stop_loss=-np.inf)
 
     def run() -> int:
         engine.run(piece)

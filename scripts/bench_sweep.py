@@ -152,19 +152,17 @@ def jax_loop(workload: str, batch: int, seconds: float, scanned: bool) -> tuple[
 
 def ours(workload: str, batch: int, seconds: float) -> tuple[float, float]:
     """The sweep engine on all cells."""
-    from surge.training import grid, hardware, sweep
+    from surge.training import grid, hardware
+    from surge.training.engine import Engine
+    from surge.training.lanes import of_grid
 
     hardware.one_device_per_core()
     import jax
 
     rates = tuple(np.geomspace(1e-4, 1e-2, RATES).tolist())
-    engine = sweep.Engine(
-        jax_task(workload),
-        jax.random.key(0),
-        stop_loss=-np.inf,
-        block=(-(-RATES // jax.local_device_count()), SEEDS),
-    )
     piece = grid.Piece("adam", "adam", batch, rates, tuple(range(SEEDS)), (1,))
+    task = jax_task(workload)
+    engine = Engine(task, jax.random.key(0), of_grid(task, [piece]), stop_loss=-np.inf)
     started = time.perf_counter()
     engine.compile(piece).result()
     compiling = time.perf_counter() - started

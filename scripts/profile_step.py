@@ -18,7 +18,9 @@ import numpy as np
 from absl import app, flags
 from peers import TITLES, jax_task
 
-from surge.training import grid, hardware, sweep
+from surge.training import grid, hardware
+from surge.training.engine import Engine
+from surge.training.lanes import of_grid
 
 _WORKLOAD = flags.DEFINE_enum("workload", "mlp", list(TITLES), "what is trained")
 _BATCH = flags.DEFINE_integer("batch", 8, "examples in a step")
@@ -56,12 +58,10 @@ def main(_: list[str]) -> None:
     hardware.one_device_per_core()
     import jax
 
-    block = -(-RATES // jax.local_device_count()), SEEDS
-    engine = sweep.Engine(
-        jax_task(_WORKLOAD.value), jax.random.key(0), stop_loss=-np.inf, block=block
-    )
     rates = tuple(np.geomspace(1e-4, 1e-2, RATES).tolist())
     piece = grid.Piece("adam", "adam", _BATCH.value, rates, tuple(range(SEEDS)), (_STEPS.value,))
+    task = jax_task(_WORKLOAD.value)
+    engine = Engine(task, jax.random.key(0), of_grid(task, [piece]), stop_loss=-np.inf)
     engine.run(piece)
     with tempfile.TemporaryDirectory() as trace:
         with jax.profiler.trace(trace):

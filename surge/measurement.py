@@ -25,7 +25,7 @@ from surge.training import checkpoint
 from surge.training.branch import BranchOracle
 from surge.training.grid import geometric_steps
 from surge.training.hardware import microbatch, size_classes
-from surge.training.run import Run, State, make_advance, make_begin
+from surge.training.run import Cell, Run, Shared, State, make_advance, make_begin
 
 GROUPS = 8  # disjoint sets of examples that the independent law is jackknifed over
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -68,14 +68,14 @@ def train_to_losses(
     advance = jax.jit(make_advance(task, optimizer, microbatch_size=size))
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     steps = np.asarray(geometric_steps(chosen.max_steps, 64), np.int32)
-    own = chosen.learning_rate, key, chosen.batch_size, steps
-    trained: Run = begin(*own, task.evaluation)
+    cell = Cell(chosen.learning_rate, key, chosen.batch_size, steps)
+    shared = Shared(-np.inf, task.data, task.evaluation)
+    trained: Run = begin(cell, shared)
     reached = [(trained.state, float(trained.start_loss))]
     for level in sorted((each for each in chosen.losses if each < reached[0][1]), reverse=True):
         going = trained._replace(ended=jnp.zeros((), bool))
-        trained = advance(
-            going, *own, level, task.data, task.evaluation, trained.state.step, steps[-1]
-        )
+        sought = shared._replace(stop_loss=level)
+        trained = advance(going, cell, sought, trained.state.step, steps[-1])
         if trained.diverged or not trained.ended:
             logging.info("measure: loss %g is not reached in %d steps", level, chosen.max_steps)
             break

@@ -18,8 +18,10 @@ from surge.entries import fit_entry
 from surge.report import page, summary
 from surge.tasks import Task, count_rows, draw_from_arrays, make_task
 from surge.theory.objective import FallAfter, Objective
-from surge.training import grid, hardware, sweep
-from surge.training.adaptive import run_adaptive
+from surge.training import grid, hardware
+from surge.training.adaptive import few_lanes, run_adaptive
+from surge.training.dense import run_pieces
+from surge.training.lanes import Lanes, of_grid
 from surge.workdir import claim, files, sweeps
 from surge.workdir.files import ResultError
 
@@ -135,12 +137,15 @@ def _sweep(experiment: Experiment, task: Task, workdir: Path) -> None:
         logging.info("sweep: %d of %d pieces done before, kept", len(done), len(pieces))
     if not todo:
         return
-    attributes = _attributes(experiment)
+    planned = list(pieces.values())
+    choose = few_lanes if experiment.grid == "adaptive" else of_grid
+    lanes = _lanes(workdir) or choose(task, planned)
+    attributes = _attributes(experiment) | {"lanes": lanes.to_json()}
     cells = sum(piece.cells for piece in todo.values())
     ran = 0
     with _progress(todo.values()) as progress:
         progress.set_postfix_str(f"0 of {cells} cells")
-        for piece, result in _results(experiment, task, list(pieces.values()), done):
+        for piece, result in _results(experiment, task, planned, lanes, done):
             path = sweeps.sweep_path(workdir, piece.optimizer, piece.batch_size)
             dataset = sweeps.piece_dataset(
                 piece.optimizer,
@@ -148,8 +153,8 @@ def _sweep(experiment: Experiment, task: Task, workdir: Path) -> None:
                 piece.learning_rates,
                 piece.seeds,
                 piece.eval_steps,
-                *result,
-                attributes,
+                **result._asdict(),
+                attrs=attributes,
             )
             files.write_dataset(path, dataset)
             ran += todo[path].cells
@@ -161,6 +166,7 @@ def _results(
     experiment: Experiment,
     task: Task,
     pieces: Sequence[grid.Piece],
+    lanes: Lanes,
     done: Mapping[grid.Piece, tuple[grid.Piece, grid.PieceResult]],
 ) -> Iterable[tuple[grid.Piece, grid.PieceResult]]:
     """Each piece that is not done, with the rates that were run."""
@@ -168,18 +174,16 @@ def _results(
     if experiment.grid == "adaptive":
         return run_adaptive(
             task,
-            list(pieces),
+            pieces,
             key,
             ratio=experiment.learning_rate_ratio,
             objectives=experiment.fit.objectives,
             stop_loss=experiment.stop_loss,
             done=done,
+            lanes=lanes,
         )
-    # The block of the whole grid, also for its rest: a resumed sweep is then the same to the last
-    # bit.
-    block = sweep.whole_block(pieces, hardware.fastest_form(task))
     todo = [piece for piece in pieces if piece not in done]
-    return sweep.run_pieces(task, todo, key, stop_loss=experiment.stop_loss, block=block)
+    return run_pieces(task, todo, key, stop_loss=experiment.stop_loss, lanes=lanes)
 
 
 def _progress(todo: Iterable[grid.Piece]) -> tqdm.tqdm:
@@ -190,7 +194,16 @@ def _progress(todo: Iterable[grid.Piece]) -> tqdm.tqdm:
 def _finished(piece: grid.Piece, path: Path) -> tuple[grid.Piece, grid.PieceResult]:
     stored = sweeps.read_piece(path)
     ran = piece._replace(learning_rates=tuple(stored.learning_rate.values.tolist()))
-    return ran, grid.PieceResult(stored.loss.values[0, 0], stored.diverged.values[0, 0])
+    fields = (stored[name].values[0, 0] for name in grid.PieceResult._fields)
+    return ran, grid.PieceResult(*fields)
+
+
+def _lanes(workdir: Path) -> Lanes | None:
+    """Those that the sweep in a workdir began with, which it keeps to the end."""
+    for path in sorted((workdir / "sweep").glob("*.nc")):
+        text = sweeps.read_piece(path).attrs.get("lanes")
+        return Lanes.from_json(text) if text else None
+    return None
 
 
 def _fit(experiment: Experiment, workdir: Path) -> None:

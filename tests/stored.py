@@ -31,8 +31,9 @@ def store_sweep(workdir, optimizer="adam", rates=RATES, broken=()):
         loss = 1 + 2 * np.exp(-steps / (10 * slowness * noise * (1 + 60 / size)))
         diverged = np.full(loss.shape[:2], size in broken)
         loss = np.where(diverged[..., None], np.nan, loss)
+        seen = np.where(np.isfinite(loss), steps * size, np.nan)
         dataset = sweeps.piece_dataset(
-            optimizer, size, rates, SEEDS, steps, loss, diverged, ATTRIBUTES
+            optimizer, size, rates, SEEDS, steps, loss, diverged, seen, ATTRIBUTES
         )
         files.write_dataset(sweeps.sweep_path(workdir, optimizer, size), dataset)
 

@@ -11,10 +11,11 @@ import optax
 import pytest
 
 from surge.tasks import Task, cnn, draw_from_arrays, images
-from surge.training import sweep
+from surge.training import engine
+from surge.training.dense import run_pieces
 from surge.training.grid import Piece, plan
-from surge.training.run import make_train
-from surge.training.sweep import run_pieces
+from surge.training.lanes import Lanes
+from surge.training.run import Cell, Shared, make_train
 
 real = pytest.mark.skipif(
     not Path(images.FASHION_MNIST).exists(), reason="needs dataset-fashion-mnist"
@@ -70,7 +71,9 @@ def test_the_form_for_accelerators_runs_on_every_lane_of_a_sweep(monkeypatch):
     )
 
     def losses():
-        [(_, result)] = run_pieces(task, pieces, jax.random.key(1), stop_loss=0.0, form="vmap")
+        [(_, result)] = run_pieces(
+            task, pieces, jax.random.key(1), stop_loss=0.0, lanes=Lanes("vmap", 2, 2)
+        )
         return result.loss
 
     patches = losses()
@@ -92,7 +95,8 @@ def test_bfloat16_computes_a_finite_loss_and_leaves_parameters_float32():
         init = lambda key, model=model: model.init(key, jnp.zeros((12, 12, 1)))  # noqa: E731
         task = Task(init, loss, data, draw_from_arrays, data)
         train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
-        result = train(1e-2, jax.random.key(1), 8, np.array([1, 10]), 0.0, data, data)
+        cell = Cell(1e-2, jax.random.key(1), 8, np.array([1, 10]))
+        result = train(cell, Shared(0.0, data, data))
         assert {leaf.dtype for leaf in jax.tree.leaves(result.state)} <= {
             jnp.dtype("float32"),
             jnp.dtype("int32"),
@@ -107,7 +111,8 @@ def test_loss_falls_on_fashion_mnist():
     task = cnn.fashion_mnist(channels=(4, 8), hidden=16, evaluation_examples=64)
     assert task.data["x"].shape == (60_000, 28, 28, 1)
     train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
-    result = train(3e-3, jax.random.key(0), 8, np.array([1, 200]), 0.0, task.data, task.evaluation)
+    cell = Cell(3e-3, jax.random.key(0), 8, np.array([1, 200]))
+    result = train(cell, Shared(0.0, task.data, task.evaluation))
     assert result.loss[0] > 1.5 > 1.2 > result.loss[1]
 
 
@@ -116,7 +121,8 @@ def test_loss_falls_on_fashion_mnist():
 def test_cnn_reaches_ninety_percent_of_the_test_images():
     task = cnn.fashion_mnist()
     train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=64))
-    result = train(1e-3, jax.random.key(0), 64, np.array([8_000]), 0.0, task.data, task.evaluation)
+    cell = Cell(1e-3, jax.random.key(0), 64, np.array([8_000]))
+    result = train(cell, Shared(0.0, task.data, task.evaluation))
     test = images.fashion_mnist_arrays(split="test")
     model, params = cnn.CNN(), result.state.params
     pixels = (jnp.asarray(test["x"], jnp.float32) / 255 - 0.2860) / 0.3530
@@ -139,13 +145,13 @@ def test_memory_does_not_grow_with_steps(monkeypatch):
     loss = cnn.image_loss(model.apply, (0.5,), (0.25,))
     init = lambda key: model.init(key, jnp.zeros((28, 28, 1)))  # noqa: E731
     task = Task(init, loss, data, draw_from_arrays, jax.tree.map(lambda leaf: leaf[:1], data))
-    monkeypatch.setattr(sweep, "CALL_SECONDS", 2.0)
-    engine = sweep.Engine(task, jax.random.key(0), stop_loss=-np.inf, block=(1, 2))
-    rates = tuple(1e-5 * 2.0**power for power in range(2 * engine.devices))
+    monkeypatch.setattr(engine, "CALL_SECONDS", 2.0)
+    runs = engine.Engine(task, jax.random.key(0), Lanes("map", 1, 2), stop_loss=-np.inf)
+    rates = tuple(1e-5 * 2.0**power for power in range(2 * runs.devices))
     piece = Piece("adam", "adam", 64, rates, (0, 1), (100,))
     mebibytes = []
     for steps in (100, 100, 800):  # the first two settle what the allocator keeps
-        engine.run(piece._replace(eval_steps=(steps,)))
+        runs.run(piece._replace(eval_steps=(steps,)))
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         mebibytes.append(pages * resource.getpagesize() / 2**20)
     print("MiB", mebibytes)

@@ -16,9 +16,10 @@ from surge import pipeline
 from surge.optimizers import make_optimizer
 from surge.tasks import gpt, gpt_weights, text, windows
 from surge.tasks.data import load_rows
+from surge.training.dense import run_pieces
 from surge.training.grid import plan
-from surge.training.run import make_train
-from surge.training.sweep import run_pieces
+from surge.training.lanes import Lanes
+from surge.training.run import Cell, Shared, make_train
 from surge.workdir import files
 
 SIZE = gpt.Size(vocabulary=97, context=16, width=24, depth=3, heads=4)
@@ -360,7 +361,9 @@ def test_streamed_text_trains_on_every_lane_of_a_sweep(tmp_path):
     task = gpt.text("tiny", str(tmp_path / "a.txt"), context=16, evaluation_examples=8, stream=True)
     assert not jax.tree.leaves(task.data)
     pieces = plan(optimizers={"adam": ("adam", (1e-2, 2e-2))}, **PLAN)
-    [(_, result)] = run_pieces(task, pieces, jax.random.key(1), stop_loss=0.0, form="vmap")
+    [(_, result)] = run_pieces(
+        task, pieces, jax.random.key(1), stop_loss=0.0, lanes=Lanes("vmap", 1, 2)
+    )
     assert (result.loss[..., -1] < result.loss[..., 0] - 1).all()
 
 
@@ -370,7 +373,8 @@ def test_loss_falls_on_the_standard_library(tmp_path, monkeypatch):
     )
     task = gpt.text("tiny", evaluation_examples=16)
     train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
-    result = train(1e-2, jax.random.key(0), 8, np.array([1, 80]), 0.0, task.data, task.evaluation)
+    cell = Cell(1e-2, jax.random.key(0), 8, np.array([1, 80]))
+    result = train(cell, Shared(0.0, task.data, task.evaluation))
     assert result.loss[0] > 4.5 > 3.2 > result.loss[1]
 
 
@@ -428,9 +432,8 @@ def test_small_gpt_beats_five_grams_on_held_out_text(tmp_path):
     held_windows = windows.windows(held, 256, 4 + 129)
     optimizer = make_optimizer("adam(b1=0.9, b2=0.99, schedule='cosine', warmup=0.05)")
     train = jax.jit(make_train(task, optimizer, microbatch_size=16))
-    result = train(
-        3e-3, jax.random.key(0), 16, np.array([2_500]), 0.0, task.data, held_windows[:, 4:]
-    )
+    cell = Cell(3e-3, jax.random.key(0), 16, np.array([2_500]))
+    result = train(cell, Shared(0.0, task.data, held_windows[:, 4:]))
     learned = float(result.loss[-1]) / np.log(2)
     bits = -np.log2(kneser_ney(tokens, held_windows[:, 1:].astype(np.uint8).ravel()))
     # Without the four bytes that straddle two windows.

@@ -15,7 +15,9 @@ import surge
 from surge.optimizers import ENTRIES, make_optimizer, update
 from surge.optimizers.rule import HISTORY
 from surge.tasks import Task, draw_from_arrays
-from surge.training import grid, sweep
+from surge.training import grid
+from surge.training.engine import Engine
+from surge.training.lanes import Lanes
 
 
 class Row(NamedTuple):
@@ -247,7 +249,8 @@ def test_measures_on_a_model_with_biases(spec):
 
 @all_or("muon(b2=0.98)", "adabelief(b2=0.98)")
 def test_sweeps_two_cells(spec):
-    engine = sweep.Engine(regression(), jax.random.key(0), stop_loss=-np.inf, block=(1, 1))
+    alone = Lanes("vmap", 1, 1)
+    engine = Engine(regression(), jax.random.key(0), alone, stop_loss=-np.inf)
     result = engine.run(grid.Piece(spec, spec, 4, (0.003, 0.01), (0,), (5, 20)))
     assert np.isfinite(result.loss).all() and not result.diverged.any()
     assert (result.loss[..., 1] < result.loss[..., 0]).all()

@@ -12,7 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 from surge import measurement
 from surge.tasks import by_ghosts, ghost_batches, resnet
-from surge.training.run import batch_gradient, evaluate
+from surge.training.run import evaluate
+from surge.training.step import batch_gradient
 
 WIDTHS, BLOCKS, GROUPS = (4, 8), (1, 2), 2
 

@@ -14,8 +14,10 @@ from jax.flatten_util import ravel_pytree
 from surge.optimizers import make_optimizer
 from surge.tasks import Task, draw_from_arrays
 from surge.tasks.mlp import mnist1d
-from surge.training import grid, sweep
-from surge.training.run import batch_gradient, evaluate, make_advance, make_begin, make_train
+from surge.training import engine, grid
+from surge.training.lanes import Lanes
+from surge.training.run import Cell, Shared, evaluate, make_advance, make_begin, make_train
+from surge.training.step import batch_gradient
 
 KEY = jax.random.key(0)
 CHAINS = {  # written out, so that names are checked too
@@ -46,6 +48,7 @@ SPECS = {
         )
     ),
 }
+ALONE = Lanes("vmap", 1, 1)
 STEPS, RATES, SIZE = (1, 3, 7), (0.01, 0.02, 0.03, 0.04), 8
 
 
@@ -62,6 +65,7 @@ def regression(examples=64):
 
 
 TASK = regression()
+SHARED = Shared(-np.inf, TASK.data, TASK.evaluation)
 
 
 @cache
@@ -103,10 +107,10 @@ def plain_loop(name, spec):
     return np.array(losses), ravel_pytree(params)[0]
 
 
-def in_engine(monkeypatch, name, spec, block):
+def in_engine(monkeypatch, name, spec, lanes):
     """The same of the same run, as the engine has it in blocks of some shape."""
 
-    run_block = sweep.Engine._run_block
+    run_block = engine.Engine._run_block
 
     def ending_in_parameters(*args):
         runs = run_block(*args)
@@ -116,16 +120,17 @@ def in_engine(monkeypatch, name, spec, block):
         ]
         return runs._replace(diverged=np.concatenate(leaves, -1))
 
-    monkeypatch.setattr(sweep.Engine, "_run_block", ending_in_parameters)
-    engine = sweep.Engine(task_named(name), KEY, stop_loss=-np.inf, block=block)
-    loss, parameters = engine.run(grid.Piece(spec, spec, SIZE, RATES, (0, 1), STEPS))
-    return loss[1, 1], parameters[1, 1]
+    monkeypatch.setattr(engine.Engine, "_run_block", ending_in_parameters)
+    task = task_named(name)
+    runs = engine.Engine(task, KEY, lanes, stop_loss=-np.inf)
+    result = runs.run(grid.Piece(spec, spec, SIZE, RATES, (0, 1), STEPS))
+    return result.loss[1, 1], result.diverged[1, 1]
 
 
 @pytest.mark.parametrize("spec", CHAINS)
 def test_alone_in_the_engine_a_run_equals_a_plain_optax_loop_bit_for_bit(monkeypatch, spec):
     ours, theirs = (
-        in_engine(monkeypatch, "regression", spec, (1, 1)),
+        in_engine(monkeypatch, "regression", spec, ALONE),
         plain_loop("regression", spec),
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -137,7 +142,7 @@ def test_alone_in_the_engine_a_run_equals_a_plain_optax_loop_bit_for_bit(monkeyp
     + [("mlp", spec) for spec in ("sgd", "adam", "lion")],
 )
 def test_a_lane_equals_the_run_alone(monkeypatch, name, spec):
-    lane, alone = in_engine(monkeypatch, name, spec, (2, 2)), plain_loop(name, spec)
+    lane, alone = in_engine(monkeypatch, name, spec, Lanes("vmap", 2, 2)), plain_loop(name, spec)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), lane, alone)
 
 
@@ -177,9 +182,8 @@ def compiled(spec):
 
 
 def run(spec, *, learning_rate=0.02, batch_size=8, steps=(1, 3, 7), stop=-np.inf, **options):
-    steps = jnp.asarray(steps, jnp.int32)
-    shared = KEY, batch_size, steps, stop, TASK.data, TASK.evaluation
-    return compiled(spec)(jnp.float32(learning_rate), *shared, **options)
+    cell = Cell(jnp.float32(learning_rate), KEY, batch_size, jnp.asarray(steps, jnp.int32))
+    return compiled(spec)(cell, SHARED._replace(stop_loss=stop), **options)
 
 
 def test_a_branch_goes_on_as_the_whole_run():
@@ -194,14 +198,15 @@ def test_a_run_may_be_cut_anywhere():
     """Between evals, at one, or before the last: its schedule counts to the end all the same."""
     optimizer = make_optimizer("adam(schedule='cosine')")
     begin, advance = make_begin(TASK, optimizer), make_advance(TASK, optimizer, microbatch_size=8)
-    own, cuts = (jnp.float32(0.02), KEY, 8, jnp.asarray((1, 3, 7), jnp.int32)), (0, 2, 3, 6)
-    advance, part = jax.jit(advance), jax.jit(begin)(*own, TASK.evaluation)
-    for since, until in pairwise(cuts):
-        part = advance(part, *own, -np.inf, TASK.data, TASK.evaluation, since, until)
+    cell = Cell(jnp.float32(0.02), KEY, 8, jnp.asarray((1, 3, 7), jnp.int32))
+    advance = jax.jit(advance)
+    part = jax.jit(begin)(cell, SHARED)
+    for since, until in pairwise((0, 2, 3, 6)):
+        part = advance(part, cell, SHARED, since, until)
         assert int(part.state.step) == until and not part.ended
     assert np.isfinite(part.loss).tolist() == [True, True, False]
     whole = run("adam(schedule='cosine')")
-    rest = advance(part, *own, -np.inf, TASK.data, TASK.evaluation, 6, 7)
+    rest = advance(part, cell, SHARED, 6, 7)
     jax.tree.map(np.testing.assert_array_equal, rest, whole)
 
 
@@ -211,6 +216,7 @@ def test_stops_at_the_target_loss():
     stopped = run("sgd", learning_rate=0.05, steps=(1, 2, 4, 8, 16), stop=target)
     np.testing.assert_array_equal(stopped.loss[:3], free.loss[:3])
     assert np.all(np.isnan(stopped.loss[3:]))
+    assert stopped.examples.tolist() == [8, 8, 16, 0, 0]
     assert int(stopped.state.step) == 4
     assert not stopped.diverged
 
@@ -224,21 +230,66 @@ def test_divergence_is_data():
 def test_a_lane_that_ended_keeps_its_state_while_others_go_on():
     begin = make_begin(TASK, make_optimizer("sgd"))
     advance = make_advance(TASK, make_optimizer("sgd"), microbatch_size=8, axis_name=("rate",))
-    own = KEY, 8, jnp.asarray((1, 2, 4, 8), jnp.int32)
+    steps = jnp.asarray((1, 2, 4, 8), jnp.int32)
 
     def train(rate):
-        return advance(
-            begin(rate, *own, TASK.evaluation),
-            rate,
-            *own,
-            -jnp.inf,
-            TASK.data,
-            TASK.evaluation,
-            0,
-            8,
-        )
+        cell = Cell(rate, KEY, 8, steps)
+        return advance(begin(cell, SHARED), cell, SHARED, 0, 8)
 
     lanes = jax.vmap(train, axis_name="rate")(jnp.asarray([1e6, 0.01]))
     assert lanes.diverged.tolist() == [True, False]
     assert lanes.state.step[0] < lanes.state.step[1] == 8
     assert np.all(np.isfinite(lanes.loss[1]))
+    assert lanes.examples[1].tolist() == [8, 8, 16, 32]
+    ended = int(lanes.state.step[0])
+    assert lanes.examples[0].sum() == 8 * ended
+
+
+@pytest.mark.parametrize("spec", ["sgd", "adam(scaling='sde', base_batch_size=4)"])
+def test_each_lane_may_have_its_own_batch_size(spec):
+    begin = make_begin(TASK, make_optimizer(spec))
+    advance = make_advance(TASK, make_optimizer(spec), microbatch_size=8, axis_name=("size",))
+    steps = jnp.asarray((1, 3, 7), jnp.int32)
+
+    def train(size):
+        cell = Cell(jnp.float32(0.02), KEY, size, steps)
+        return advance(begin(cell, SHARED), cell, SHARED, 0, 7)
+
+    sizes = (3, 8, 20)
+    lanes = jax.jit(jax.vmap(train, axis_name="size"))(jnp.asarray(sizes))
+    assert lanes.examples.sum(-1).tolist() == [7 * size for size in sizes]
+    for lane, size in enumerate(sizes):
+        alone = run(spec, batch_size=size)
+        np.testing.assert_allclose(lanes.loss[lane], alone.loss, rtol=1e-5)
+        np.testing.assert_array_equal(lanes.examples[lane], alone.examples)
+
+
+def test_the_batch_size_may_change_during_a_run():
+    """After 3 steps, between two evaluations; the examples that were seen are recorded."""
+    optimizer = make_optimizer("adam")
+    advance = jax.jit(make_advance(TASK, optimizer, microbatch_size=8))
+    cell = Cell(jnp.float32(0.02), KEY, 4, jnp.asarray((1, 4, 7), jnp.int32))
+    part = jax.jit(make_begin(TASK, optimizer))(cell, SHARED)
+    part = advance(part, cell, SHARED, 0, 3)
+    whole = advance(part, cell._replace(batch_size=10), SHARED, 3, 7)
+    assert whole.examples.tolist() == [4, 4 + 4 + 10, 30]
+
+    _, data_key = jax.random.split(KEY)
+
+    @jax.jit
+    def step(params, state, index):
+        key = jax.random.fold_in(data_key, index)
+        gradient = batch_gradient(TASK, params, TASK.data, key, 10, 8)
+        updates, state = optax.adam(0.02).update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state, _ = part.state
+    for index in range(3, 7):
+        params, state = step(params, state, index)
+    np.testing.assert_allclose(whole.state.params["w"], params["w"], rtol=1e-4, atol=1e-6)
+
+
+def test_examples_have_room_for_a_long_run():
+    """2^32 and more in all, where no gap between evaluations has as many."""
+    trained = np.full((1, 3), 2**31 + 5, np.uint32)
+    np.testing.assert_array_equal(engine._seen(trained), [[2**31 + 5, 2**32 + 10, 3 * (2**31 + 5)]])

@@ -1,4 +1,4 @@
-"""The grid: the same data whatever the devices, blocks and forms; few programs; adaptive against
+"""The grid: the same data whatever the devices and lanes; few programs; adaptive against
 dense."""
 
 import logging
@@ -17,13 +17,17 @@ from surge.tasks.mlp import mnist1d
 from surge.tasks.quadratic import quadratic
 from surge.theory.objective import FinalLoss, StepsTo
 from surge.theory.optimum import optimal_lr
-from surge.training import hardware, sweep
-from surge.training.adaptive import run_adaptive
+from surge.training import engine, hardware, lanes
+from surge.training.adaptive import few_lanes, run_adaptive
+from surge.training.dense import run_pieces
+from surge.training.engine import Engine
 from surge.training.grid import plan
-from surge.training.run import State, make_train
+from surge.training.lanes import Lanes, of_grid
+from surge.training.run import Cell, Shared, State, make_train
 
 KEY = jax.random.key(0)
 TASK = quadratic(size=6, noise=2.0)
+SHARED = Shared(-np.inf, TASK.data, TASK.evaluation)
 GRID = {
     "optimizers": {"sgd": ("sgd", (0.02, 0.7))},
     "learning_rate_ratio": 2**0.5,
@@ -48,7 +52,7 @@ STEPS = tuple(map(StepsTo, TARGETS))
 def collected(pieces, **options):
     return {
         piece.batch_size: result
-        for piece, result in sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf, **options)
+        for piece, result in run_pieces(TASK, pieces, KEY, stop_loss=-np.inf, **options)
     }
 
 
@@ -74,7 +78,9 @@ def optimum(piece, value):
 def optima(runs, objectives=STEPS):
     """(batch size, objective) -> Optimum."""
     return {
-        (size, objective): optimum(piece, objective.value(*result, piece.eval_steps))
+        (size, objective): optimum(
+            piece, objective.value(result.loss, result.diverged, piece.eval_steps)
+        )
         for size, (piece, result) in runs.items()
         for objective in objectives
     }
@@ -133,14 +139,15 @@ def test_a_cell_equals_the_run_done_alone(dense):
     steps = jnp.asarray(piece.eval_steps, jnp.int32)
     for rate, seed in ((0, 0), (3, 2), (len(piece.learning_rates) - 1, 1)):
         key, learning_rate = jax.random.fold_in(KEY, seed), jnp.float32(piece.learning_rates[rate])
-        alone = train(learning_rate, key, 8, steps, -jnp.inf, TASK.data, TASK.evaluation)
+        alone = train(Cell(learning_rate, key, 8, steps), SHARED)
         np.testing.assert_allclose(dense[8].loss[rate, seed], alone.loss, rtol=2e-5)
         assert dense[8].diverged[rate, seed] == alone.diverged
+        np.testing.assert_array_equal(dense[8].examples[rate, seed], 8 * np.asarray(steps))
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"block": (1, 1)}, {"block": (2, 2)}, {"form": "map"}],
+    [{"lanes": Lanes("vmap", 1, 1)}, {"lanes": Lanes("vmap", 2, 2)}, {"lanes": Lanes("map", 1, 3)}],
     ids=["one by one", "two by two", "map"],
 )
 def test_blocks_and_forms_give_the_same_data(dense, options):
@@ -149,21 +156,22 @@ def test_blocks_and_forms_give_the_same_data(dense, options):
         np.testing.assert_array_equal(result.diverged, dense[size].diverged)
 
 
-@pytest.mark.parametrize(("form", "block"), [("map", (1, 1)), ("map", (2, 3)), ("vmap", (2, 3))])
-def test_calls_may_end_anywhere(monkeypatch, form, block):
+@pytest.mark.parametrize(
+    "shape", [Lanes("map", 1, 1), Lanes("map", 2, 3), Lanes("vmap", 2, 3)], ids=str
+)
+def test_calls_may_end_anywhere(monkeypatch, shape):
     """A call a step against a call a run, with lanes that diverge, reach the loss that is sought,
     or do neither."""
     piece = PIECES[1]._replace(learning_rates=(0.002, 0.004, 0.3, 5.0))
     results = []
     for seconds in (0.0, 1e9):
-        monkeypatch.setattr(sweep, "CALL_SECONDS", seconds)
-        engine = sweep.Engine(TASK, KEY, stop_loss=0.9, block=block, form=form)
-        programs, lengths = engine.compile(piece).result(), []
+        monkeypatch.setattr(engine, "CALL_SECONDS", seconds)
+        runs = Engine(TASK, KEY, shape, stop_loss=0.9)
+        programs, lengths = runs.compile(piece).result(), []
         counted = programs._replace(advance=counting(programs.advance, lengths))
-        monkeypatch.setattr(
-            engine, "compile", lambda _, counted=counted: SimpleNamespace(result=lambda: counted)
-        )
-        results.append(engine.run(piece))
+        compiled = SimpleNamespace(result=lambda counted=counted: counted)
+        monkeypatch.setattr(runs, "compile", lambda *_, compiled=compiled: compiled)
+        results.append(runs.run(piece))
         assert max(lengths) == 1 if seconds == 0 else max(lengths) > 40
     jax.tree.map(np.testing.assert_array_equal, *results)
     assert results[0].diverged.any()
@@ -181,7 +189,7 @@ def counting(advance, lengths):
 
 
 def test_a_long_block_says_how_far_it_is(monkeypatch, caplog):
-    monkeypatch.setattr(sweep, "SAY_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "SAY_SECONDS", 0.0)
     with caplog.at_level(logging.INFO):
         collected(PIECES[1:])
     assert "sgd at batch size 8: step 60 of 60" in caplog.text
@@ -196,9 +204,9 @@ def test_a_resumed_grid_is_the_same_to_the_last_bit():
     optimizers = {"wide": ("sgd", (0.02, 0.7)), "narrow": ("momentum", (0.02, 0.07))}
     pieces = plan(**GRID | {"optimizers": optimizers, "batch_sizes": (8,)})
     left = [piece for piece in pieces if piece.optimizer == "narrow"]
-    assert sweep.whole_block(pieces, "vmap") != sweep.whole_block(left, "vmap")
-    options = {"stop_loss": -np.inf, "block": sweep.whole_block(pieces, "vmap"), "form": "vmap"}
-    whole, resumed = (dict(sweep.run_pieces(TASK, each, KEY, **options)) for each in (pieces, left))
+    assert of_grid(TASK, pieces) != of_grid(TASK, left)
+    options = {"stop_loss": -np.inf, "lanes": of_grid(TASK, pieces)}
+    whole, resumed = (dict(run_pieces(TASK, each, KEY, **options)) for each in (pieces, left))
     for piece, result in resumed.items():
         np.testing.assert_array_equal(result.loss, whole[piece].loss)
 
@@ -229,7 +237,8 @@ def test_one_device_gives_the_same_data(dense, one_device):
     np.testing.assert_allclose(one_device[0].loss, dense[8].loss, rtol=2e-5)
 
 
-def test_one_device_gives_the_same_adaptive_optima(narrow, one_device):
+def test_one_device_takes_the_same_path_to_the_same_adaptive_optima(narrow, one_device):
+    assert [ran for ran, _ in one_device[1].values()] == [ran for ran, _ in narrow.values()]
     ours, theirs = optima(narrow), optima(one_device[1])
     assert ours.keys() == theirs.keys()
     for cell, found in ours.items():
@@ -238,21 +247,21 @@ def test_one_device_gives_the_same_adaptive_optima(narrow, one_device):
 
 def test_three_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     made, begun = [], []
-    compile_one, compile_begin = sweep.Engine._compile, sweep.compile_begin
+    compile_one, compile_begin = Engine._compile, engine.compile_begin
     monkeypatch.setattr(
-        sweep,
+        engine,
         "compile_begin",
         lambda *args, **form: begun.append(args[1]) or compile_begin(*args, **form),
     )
     monkeypatch.setattr(
-        sweep.Engine,
+        Engine,
         "_compile",
         lambda self, *args: made.append(args[0].optimizer) or compile_one(self, *args),
     )
     sizes = (1, 2, 3, 8, 16, 48, 64, 100, 128, 181, 256, 320)
     optimizers = {"sgd": ("sgd", (0.1, 0.2)), "momentum": ("momentum", (0.1, 0.2))}
     pieces = plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
-    assert len(list(sweep.run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == 2 * len(sizes)
+    assert len(list(run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == 2 * len(sizes)
     assert sorted(made) == 3 * ["momentum"] + 3 * ["sgd"]
     assert sorted(begun) == ["momentum", "sgd"]  # where runs begin is the same for every size class
 
@@ -275,51 +284,73 @@ def test_size_classes_and_form_follow_what_an_example_costs():
     assert hardware.size_classes(vector) == hardware.MICROBATCHES and hardware.size_classes(
         rows
     ) == (8,)
-    assert (hardware.fastest_form(TASK), hardware.fastest_form(vector)) == ("vmap", "map")
-    assert sweep.whole_block(PIECES, "map") == (1, 3) != sweep.whole_block(PIECES, "vmap")
+    rates = len(PIECES[0].learning_rates)
+    assert of_grid(TASK, PIECES) == ("vmap", -(-rates // jax.local_device_count()), 3)
+    assert of_grid(vector, PIECES) == ("map", 1, 3)
+
+
+def test_a_search_runs_few_rates_at_once_whatever_the_devices(monkeypatch):
+    given = {1: Lanes("vmap", 4, 3), 2: Lanes("vmap", 2, 3), 8: Lanes("vmap", 1, 3)}
+    for devices, want in given.items():
+        monkeypatch.setattr(lanes.jax, "local_device_count", lambda devices=devices: devices)
+        assert few_lanes(TASK, PIECES) == want
+
+
+def test_lanes_are_written_and_read():
+    for written in (Lanes("map", 1, 3), of_grid(TASK, PIECES)):
+        assert Lanes.from_json(written.to_json()) == written
+        assert isinstance(Lanes.from_json(written.to_json()), Lanes)
+
+
+def test_lanes_become_fewer_until_one_is_alone():
+    shapes = [Lanes("vmap", 5, 3)]
+    while not shapes[-1].alone:
+        shapes.append(shapes[-1].smaller())
+    assert [shape[1:] for shape in shapes] == [(5, 3), (2, 3), (1, 3), (1, 1)]
+    assert [shape.side_by_side for shape in shapes] == [True, True, True, False]
 
 
 def test_runs_of_any_length_share_one_program_and_its_memory():
-    engine = sweep.Engine(TASK, KEY, stop_loss=-np.inf, block=(1, 1))
+    runs = Engine(TASK, KEY, Lanes("vmap", 1, 1), stop_loss=-np.inf)
     short, long = (PIECES[1]._replace(eval_steps=steps) for steps in ((1,), (1, 100, 10**6)))
-    assert engine.compile(short).result() is engine.compile(long).result()
+    assert runs.compile(short).result() is runs.compile(long).result()
 
 
 def test_data_stay_on_the_devices(monkeypatch):
-    task, seen, compile_one = TASK._replace(data=np.asarray(TASK.data)), [], sweep.Engine._compile
+    task, seen, compile_one = TASK._replace(data=np.asarray(TASK.data)), [], Engine._compile
 
     def guarded(self, *args):
         programs = compile_one(self, *args)
 
         def advance(*arguments):
-            seen.append(arguments[6])
+            seen.append(arguments[2].data)
             with jax.transfer_guard("disallow"):
                 return programs.advance(*arguments)
 
         return programs._replace(advance=advance)
 
-    monkeypatch.setattr(sweep.Engine, "_compile", guarded)
-    engine = sweep.Engine(task, KEY, stop_loss=-np.inf, block=(1, 1))
-    engine.run(PIECES[1]._replace(seeds=(0,)))
+    monkeypatch.setattr(Engine, "_compile", guarded)
+    runs = Engine(task, KEY, Lanes("vmap", 1, 1), stop_loss=-np.inf)
+    runs.run(PIECES[1]._replace(seeds=(0,)))
     assert len(seen) > 2 and all(each is seen[0] for each in seen)
     assert len(seen[0].addressable_shards) == jax.local_device_count()
 
 
 def starve(monkeypatch, fits):
-    compile_one = sweep.Engine._compile
+    compile_one = Engine._compile
 
-    def little(self, piece, size, block):
-        if not fits(size, block):
+    def little(self, piece, shape, start):
+        if not fits(self.size(piece), shape):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return compile_one(self, piece, size, block)
+        return compile_one(self, piece, shape, start)
 
-    monkeypatch.setattr(sweep.Engine, "_compile", little)
+    monkeypatch.setattr(Engine, "_compile", little)
 
 
 def test_short_memory_makes_smaller_blocks_of_the_programs_that_need_them(
     dense, monkeypatch, caplog
 ):
-    starve(monkeypatch, lambda size, block: size == 8 or block[0] * block[1] <= 6)
+    starve(monkeypatch, lambda size, shape: size == 8 or shape.rates * shape.seeds <= 6)
     with caplog.at_level(logging.WARNING):
         result = collected(PIECES)
     np.testing.assert_allclose(result[64].loss, dense[64].loss, rtol=2e-5)
@@ -331,8 +362,8 @@ def test_a_run_that_does_not_fit_ends_in_a_sentence(monkeypatch):
     one_run = r"^one run does not fit in memory \(sgd at batch size 8\): "
     with monkeypatch.context() as patch, pytest.raises(MemoryError, match=one_run):
         patch.setattr(hardware, "device_bytes", lambda: 1.0)
-        collected(PIECES[1:], block=(1, 1))
-    starve(monkeypatch, lambda size, block: False)
+        collected(PIECES[1:], lanes=Lanes("vmap", 1, 1))
+    starve(monkeypatch, lambda *_: False)
     with pytest.raises(MemoryError, match=one_run):
         collected(PIECES[1:])
 
@@ -387,7 +418,7 @@ def test_other_failures_are_not_hidden(monkeypatch):
     def fail(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(sweep.Engine, "_compile", fail)
+    monkeypatch.setattr(Engine, "_compile", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
         collected(PIECES[1:])
 
@@ -396,28 +427,24 @@ def test_runs_branch_from_a_state_of_parameters_and_optimizer():
     train = jax.jit(make_train(TASK, make_optimizer("adam"), microbatch_size=8))
 
     def alone(*steps):
-        shared = (
-            jax.random.fold_in(KEY, 1),
-            8,
-            jnp.asarray(steps, jnp.int32),
-            -jnp.inf,
-            TASK.data,
-            TASK.evaluation,
-        )
-        return train(jnp.float32(0.1), *shared)
+        key = jax.random.fold_in(KEY, 1)
+        return train(Cell(jnp.float32(0.1), key, 8, jnp.asarray(steps, jnp.int32)), SHARED)
 
     whole, start = alone(5, 9), alone(4, 5).state
     ends = {"max_steps": 4, "evals": 3, "batch_sizes": (8,), "start_step": 5}
     (piece,) = plan(**GRID | ends | {"optimizers": {"adam": ("adam", (0.03, 0.3))}})
     assert piece.eval_steps == (6, 7, 9)
     piece = piece._replace(learning_rates=(0.1, 0.2))
-    engine = sweep.Engine(TASK, KEY, stop_loss=-np.inf, block=(1, 2), start=start)
-    branch = engine.run(piece).loss[0, 1, -1]
-    assert branch == pytest.approx(float(whole.loss[-1]), rel=2e-5)
-    engine.start = State(start.params, jax.tree.map(jnp.zeros_like, start.opt_state), start.step)
-    assert abs(engine.run(piece).loss[0, 1, -1] / branch - 1) > 1e-3
+    runs = Engine(TASK, KEY, Lanes("vmap", 1, 2), stop_loss=-np.inf)
+    branch = runs.run(piece, start=start)
+    assert branch.loss[0, 1, -1] == pytest.approx(float(whole.loss[-1]), rel=2e-5)
+    assert branch.examples[0, 1].tolist() == [8, 16, 32]
+    forgot = State(start.params, jax.tree.map(jnp.zeros_like, start.opt_state), start.step)
+    other = runs.run(piece, start=forgot)
+    assert abs(other.loss[0, 1, -1] / branch.loss[0, 1, -1] - 1) > 1e-3
+    assert np.isfinite(runs.run(piece).loss).all()  # the same engine, from initialisation
     with pytest.raises(ValueError, match="from step 5: the first eval, at 5, must be later"):
-        engine.run(piece._replace(eval_steps=(5, 9)))
+        runs.run(piece._replace(eval_steps=(5, 9)), start=start)
 
 
 def assert_same_for_less(narrow, wide, objectives):
@@ -433,7 +460,7 @@ def assert_same_for_less(narrow, wide, objectives):
 
 
 def test_adaptive_finds_the_dense_optima_for_less(narrow):
-    runs = sweep.run_pieces(SEARCHED, plan(**GRID | WIDE), KEY, stop_loss=TARGETS[-1])
+    runs = run_pieces(SEARCHED, plan(**GRID | WIDE), KEY, stop_loss=TARGETS[-1])
     assert_same_for_less(narrow, by_size(runs), STEPS)
 
 
@@ -445,7 +472,7 @@ def test_adaptive_finds_the_dense_optima_of_an_mlp_for_less():
         "batch_sizes": (8, 16, 32, 64, 128, 256),
     }
     grid |= {"max_steps": 1000, "max_examples": 50_000, "evals": 40}
-    runs = sweep.run_pieces(task, plan(**GRID | grid), KEY, stop_loss=targets[-1])
+    runs = run_pieces(task, plan(**GRID | grid), KEY, stop_loss=targets[-1])
     steps = tuple(map(StepsTo, targets))
     assert_same_for_less(adaptive(task, grid, steps, targets[-1]), by_size(runs), steps)
 
@@ -453,11 +480,11 @@ def test_adaptive_finds_the_dense_optima_of_an_mlp_for_less():
 def test_adaptive_judges_runs_that_ended_early_by_their_last_loss():
     grid = {"optimizers": {"sgd": ("sgd", (0.004, 4.0))}, "batch_sizes": (64,)}
     (piece,) = plan(**GRID | grid)
-    ((_, wide),) = sweep.run_pieces(TASK, [piece], KEY, stop_loss=0.6)
+    ((_, wide),) = run_pieces(TASK, [piece], KEY, stop_loss=0.6)
     assert (np.isnan(wide.loss[..., -1]) & (wide.diverged == 0)).any() and wide.diverged.any()
     ((found, result),) = adaptive(TASK, grid, (FinalLoss(),), 0.6).values()
-    want = optimum(piece, FinalLoss().value(*wide, piece.eval_steps))
-    got = optimum(found, FinalLoss().value(*result, found.eval_steps))
+    want = optimum(piece, FinalLoss().value(wide.loss, wide.diverged, piece.eval_steps))
+    got = optimum(found, FinalLoss().value(result.loss, result.diverged, found.eval_steps))
     assert got.lr == pytest.approx(want.lr, rel=0.05)
     assert not got.at_edge
 

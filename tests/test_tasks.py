@@ -15,7 +15,7 @@ from surge.config import check
 from surge.gradients.moments import per_example_moments
 from surge.tasks import linear, make_task, mlp, moe
 from surge.tasks.quadratic import problem, quadratic
-from surge.training.run import evaluate, make_train
+from surge.training.run import Cell, Shared, evaluate, make_train
 from surge.workdir import files
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -123,9 +123,8 @@ def test_balance_over_a_batch_couples_its_examples(prose):
     with pytest.raises(ValueError, match="balance couples the examples"):
         coupled.loss(params, windows[0])
     train = jax.jit(make_train(single, lambda rate, *_: optax.adam(rate), microbatch_size=4))
-    result = train(
-        1e-2, jax.random.key(0), 4, np.array([1, 40]), 0.0, single.data, single.evaluation
-    )
+    cell = Cell(1e-2, jax.random.key(0), 4, np.array([1, 40]))
+    result = train(cell, Shared(0.0, single.data, single.evaluation))
     assert result.loss[1] < result.loss[0] - 1
     with pytest.raises(ValueError, match="active must be"):
         moe.text(**options, active=9)
@@ -136,7 +135,8 @@ def test_balance_over_a_batch_couples_its_examples(prose):
 def test_experts_in_bfloat16_have_a_finite_loss_and_float32_parameters(prose):
     task = moe.text(source=prose, context=8, evaluation_examples=4, dtype="bfloat16")
     train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=4))
-    result = train(1e-2, jax.random.key(0), 4, np.array([1, 40]), 0.0, task.data, task.evaluation)
+    cell = Cell(1e-2, jax.random.key(0), 4, np.array([1, 40]))
+    result = train(cell, Shared(0.0, task.data, task.evaluation))
     assert np.isfinite(result.loss).all() and result.loss[1] < result.loss[0] - 1
     assert {leaf.dtype for leaf in jax.tree.leaves(result.state.params)} == {jnp.dtype("float32")}
 

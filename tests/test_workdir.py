@@ -18,8 +18,9 @@ from surge.workdir.files import ResultError
 def store(workdir, optimizer, batch_size, rates, loss, steps, **attrs):
     loss = np.asarray(loss, float)  # [learning_rate, seed, eval]
     diverged = np.zeros(loss.shape[:2], bool)
+    seen = np.where(np.isfinite(loss), np.multiply(steps, batch_size), np.nan)
     dataset = sweeps.piece_dataset(
-        optimizer, batch_size, rates, range(loss.shape[1]), steps, loss, diverged, attrs
+        optimizer, batch_size, rates, range(loss.shape[1]), steps, loss, diverged, seen, attrs
     )
     files.write_dataset(sweeps.sweep_path(workdir, optimizer, batch_size), dataset)
 
@@ -37,7 +38,17 @@ def test_pieces_of_unlike_grids_make_one_array(sweep):
         optimizer="adam", batch_size=8, learning_rate=0.1, seed=0
     ).values.tolist() == [3, 2, 1]
     assert np.isnan(sweep.loss.sel(optimizer="adam", learning_rate=0.4)).all()
-    assert sweep.examples.sel(optimizer="sgd", batch_size=16).values[:2].tolist() == [16, 64]
+    seen = sweep.examples.sel(optimizer="sgd", batch_size=16, seed=0)
+    assert seen.sel(learning_rate=0.4).values[:2].tolist() == [16, 64]
+    assert sweeps.examples_trained(sweep) == 2 * 800 + 16 + 64
+
+
+def test_examples_of_an_older_piece_are_those_of_all_its_runs(sweep, tmp_path):
+    path = sweeps.sweep_path(tmp_path, "sgd", 16)
+    piece = sweeps.read_piece(path)
+    old = piece.assign(examples=piece.steps * piece.batch_size)
+    files.write_dataset(path, old)
+    xr.testing.assert_identical(sweeps.read_piece(path).examples, piece.examples)
 
 
 def test_units_survive_joining(sweep):

@@ -11,9 +11,10 @@ import numpy as np
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
 from surge.theory.optimum import Optimum, optimal_lr
+from surge.training.engine import Engine
 from surge.training.grid import Piece
+from surge.training.lanes import spread
 from surge.training.run import State
-from surge.training.sweep import Engine
 
 POWERS = range(-6, 6)  # of 2: learning rates tried, in units of the one-step optimum
 SEEDS = (2, 16)  # fewest and most per learning rate
@@ -43,8 +44,8 @@ class BranchOracle:
 
     def __init__(self, task: Task, key: jax.Array, budget: int):
         self.task, self.budget = task, budget
-        block = -(-len(POWERS) // jax.local_device_count()), SEEDS[0]
-        self._engine = Engine(task, key, stop_loss=-np.inf, block=block)
+        lanes = spread(task, len(POWERS), SEEDS[0])
+        self._engine = Engine(task, key, lanes, stop_loss=-np.inf)
 
     def __call__(
         self, spec: str, params: Any, batch_size: int, centre: float, horizons: Sequence[int]
@@ -74,8 +75,8 @@ class BranchOracle:
         steps = tuple(hold + horizon for horizon in fitting)
         piece = Piece("branch", held.spec, batch_size, rates, tuple(range(seeds)), steps)
         opt_state = held(1.0, batch_size, 1).init(params)
-        self._engine.start = State(params, opt_state, jnp.zeros((), jnp.int32))
-        result = self._engine.run(piece)
+        start = State(params, opt_state, jnp.zeros((), jnp.int32))
+        result = self._engine.run(piece, start=start)
         rate, seed = (each.ravel() for each in np.meshgrid(rates, piece.seeds, indexing="ij"))
         loss = np.where(np.isfinite(result.loss), result.loss, np.nan).reshape(-1, len(steps))
         optima = {

@@ -31,10 +31,17 @@ class Piece(NamedTuple):
 
 
 class PieceResult(NamedTuple):
-    """loss [learning_rate, seed, eval], nan after a run's end; diverged [learning_rate, seed]."""
+    """What the runs of a piece recorded.
+
+    Attributes:
+      loss: [learning_rate, seed, eval], nan after a run's end.
+      diverged: [learning_rate, seed].
+      examples: [learning_rate, seed, eval] trained on by then, nan after a run's end.
+    """
 
     loss: np.ndarray
     diverged: np.ndarray
+    examples: np.ndarray
 
 
 def powers(low: float, high: float, ratio: float) -> range:

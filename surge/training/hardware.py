@@ -1,5 +1,4 @@
-"""What the devices want: how many, how much memory, micro-batches of which sizes, lanes side by
-side or in turns."""
+"""What the devices want: how many, how much memory, micro-batches of which sizes."""
 
 import os
 from collections.abc import Sequence
@@ -17,9 +16,6 @@ MICROBATCHES = (8, 32, 128)
 # (a convolution's positions, a text's tokens): 8 fill the product, more leave the cache. That takes
 # a fifth to a third off a step.
 ROWS, FLOPS = 10, 5e5  # of an example's gradient, at least
-# On CPU a run of more parameters than this fills a core. Runs then take turns (lax.map), as fast as
-# side by side (vmap), and each ends by itself.
-VMAP_PARAMETERS = 3_000
 MEMORY_SHARE = 0.8  # of a device's memory, for the arguments and temporaries of one program
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -40,7 +36,8 @@ def one_device_per_core() -> None:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
-def _parameters(task: Task) -> int:
+def parameters(task: Task) -> int:
+    """How many a task's model has."""
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))))
 
 
@@ -52,12 +49,9 @@ def size_classes(task: Task) -> tuple[int, ...]:
     if jax.default_backend() == "cpu":
         key = jax.random.key(0)
         shapes = jax.eval_shape(task.init, key), jax.eval_shape(task.draw, task.data, key)
-        flops = (jax.jit(jax.grad(task.loss)).lower(*shapes).cost_analysis() or {}).get(
-            "flops", 0.0
-        )
-        if flops > max(
-            FLOPS, ROWS * 6 * _parameters(task)
-        ):  # two for a product, forward once and backward twice
+        costs = jax.jit(jax.grad(task.loss)).lower(*shapes).cost_analysis() or {}
+        products = 6 * parameters(task)  # of one row: two each, forward once and backward twice
+        if costs.get("flops", 0.0) > max(FLOPS, ROWS * products):
             return MICROBATCHES[:1]
     return MICROBATCHES
 
@@ -73,13 +67,6 @@ def microbatch(task: Task, classes: Sequence[int], batch_size: int) -> int:
             f"batch size {batch_size} is no multiple of the {task.ghost} examples of a ghost batch"
         )
     return max((size for size in classes if size <= batch_size), default=classes[0])
-
-
-def fastest_form(task: Task) -> str:
-    """ "vmap" or "map": how lanes share a device."""
-    return (
-        "map" if jax.default_backend() == "cpu" and _parameters(task) > VMAP_PARAMETERS else "vmap"
-    )
 
 
 def device_bytes() -> float:

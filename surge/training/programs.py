@@ -8,18 +8,23 @@ from jax.stages import Compiled
 
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
+from surge.training.lanes import Lanes
 from surge.training.rewriting import rewritten
-from surge.training.run import Run, make_advance, make_begin
+from surge.training.run import Cell, Run, Shared, State, make_advance, make_begin
+
+# Each device has learning rates of its own; all else of a block is the same on every one.
+CELLS = Cell(learning_rate=0, key=None, batch_size=None, eval_steps=None)
 
 
 class Programs(NamedTuple):
     """begin and advance of a run, compiled for a block of R learning rates and S seeds on each
     device.
 
-    begin(None, rates, keys, batch_size, eval_steps, evaluation, start) -> runs
-    advance(runs, rates, keys, batch_size, eval_steps, stop_loss, data, evaluation, since, until) ->
-      runs: of rates
-    [device, R], keys [S] and runs [device, R, S], which it takes the memory of.
+    begin(cells, shared, start) -> runs
+    advance(runs, cells, shared, since, until) -> runs
+
+    of cells with learning_rate [device, R], key [S], batch_size [] and eval_steps [evals], and runs
+    [device, R, S], which advance takes the memory of.
     """
 
     begin: Compiled
@@ -27,86 +32,101 @@ class Programs(NamedTuple):
 
     def bytes(self) -> int:
         """Memory that a device needs for arguments and temporaries, results not counted."""
-        sizes = (program.memory_analysis() for program in self)
-        return max(each.temp_size_in_bytes + each.argument_size_in_bytes for each in sizes if each)
+        sizes = [program.memory_analysis() for program in self]
+        return max(size.temp_size_in_bytes + size.argument_size_in_bytes for size in sizes if size)
 
 
 def compile_begin(
-    task: Task, spec: str, own: tuple, evaluation: Any, start: Any, *, form: str
+    task: Task,
+    spec: str,
+    cells: Cell,
+    shared: Shared,
+    start: State | None,
+    *,
+    lanes: Lanes,
 ) -> Compiled:
     """`Programs.begin` for arguments like these.
 
     Args:
       task: what is trained.
       spec: of the optimizer.
-      own: rates, keys, batch_size, eval_steps of a block.
-      evaluation: of the task, as it lies on the devices.
-      start: a State, or None.
-      form: how the lanes of a device share it: "vmap" or "map", or "alone" for one lane that equals
-        a plain loop bit for bit.
+      cells: of a block.
+      shared: what all runs have in common, as it lies on the devices.
+      start: what runs branch from; None is initialisation.
+      lanes: the block.
     """
     begin = make_begin(task, make_optimizer(spec))
-    lanes = _lanes(lambda _, *arguments: begin(*arguments), form)
-    lowered = jax.pmap(lanes, in_axes=(None, 0, *(None,) * 5)).lower(None, *own, evaluation, start)
-    return lowered.compile(compiler_options=_options(form))
+
+    def one(_: None, cell: Cell, shared: Shared, start: State | None) -> Run:
+        return begin(cell, shared, start)
+
+    block = _block(one, lanes)
+
+    def begin_block(cells: Cell, shared: Shared, start: State | None) -> Run:
+        return block(None, cells, shared, start)
+
+    mapped = jax.pmap(begin_block, in_axes=(CELLS, None, None))
+    return mapped.lower(cells, shared, start).compile(compiler_options=_options(lanes))
 
 
 def compile_advance(
     task: Task,
     spec: str,
     begin: Compiled,
-    own: tuple,
-    shared: tuple,
-    steps: tuple,
+    cells: Cell,
+    shared: Shared,
+    steps: tuple[jax.Array, jax.Array],
     *,
     microbatch_size: int,
-    form: str,
+    lanes: Lanes,
 ) -> Compiled:
     """`Programs.advance` for arguments like these.
 
     Args:
-      task, spec, own, form: those of begin, the program that the runs come from.
-      shared: stop_loss, data, evaluation.
+      task, spec, cells, shared, lanes: those of begin, the program that the runs come from.
+      begin: see there.
       steps: since, until.
       microbatch_size: examples per gradient.
     """
-    names = ("learning_rate", "seed") if form == "vmap" else ()
     advance = make_advance(
-        task, make_optimizer(spec), microbatch_size=microbatch_size, axis_name=names
+        task,
+        make_optimizer(spec),
+        microbatch_size=microbatch_size,
+        axis_name=("learning_rate", "seed") if lanes.side_by_side else (),
     )
-    lanes = _lanes(advance, form)
-    lanes = rewritten(lanes) if _fast(form) else lanes
+    block = _block(advance, lanes)
+    block = rewritten(block) if _fast(lanes) else block
+    mapped = jax.pmap(block, in_axes=(0, CELLS, None, None, None), donate_argnums=0)
     runs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), begin.out_info)
-    mapped = jax.pmap(lanes, in_axes=(0, 0, *(None,) * 8), donate_argnums=0)
-    return mapped.lower(runs, *own, *shared, *steps).compile(compiler_options=_options(form))
+    return mapped.lower(runs, cells, shared, *steps).compile(compiler_options=_options(lanes))
 
 
-def _fast(form: str) -> bool:
-    """Whether rounding may differ from a plain loop's; one lane alone keeps its order."""
-    return jax.default_backend() == "cpu" and form != "alone"
+def _fast(lanes: Lanes) -> bool:
+    """Whether rounding may differ from a plain loop's; one run alone keeps its order."""
+    return jax.default_backend() == "cpu" and not lanes.alone
 
 
-def _options(form: str) -> dict[str, Any] | None:
+def _options(lanes: Lanes) -> dict[str, Any] | None:
     """Level 1 compiles these programs twice as fast, and their matrix products are library calls
     either way."""
-    return {"xla_backend_optimization_level": 1} if _fast(form) else None
+    return {"xla_backend_optimization_level": 1} if _fast(lanes) else None
 
 
-def _lanes(one: Callable[..., Run], form: str) -> Callable[..., Run]:
-    """one(run, rate, key, shared...) -> Run for runs [R, S] (or None), rates [R] and keys [S]."""
+def _block(one: Callable[..., Run], lanes: Lanes) -> Callable[..., Run]:
+    """one(run, cell, ...) -> Run, for runs [R, S] (or None) and cells of rates [R] and keys [S]."""
 
-    def lanes(runs: Run | None, rates: jax.Array, keys: jax.Array, *shared: Any) -> Run:
-        def side_by_side(runs: Run | None, rate: jax.Array) -> Run:
-            return jax.vmap(lambda run, key: one(run, rate, key, *shared), axis_name="seed")(
-                runs, keys
-            )
+    def block(runs: Run | None, cells: Cell, *rest: Any) -> Run:
+        def lane(run: Run | None, rate: jax.Array, key: jax.Array) -> Run:
+            return one(run, cells._replace(learning_rate=rate, key=key), *rest)
 
         def in_turns(row: tuple[Run | None, jax.Array]) -> Run:
             runs, rate = row
-            return jax.lax.map(lambda lane: one(lane[0], rate, lane[1], *shared), (runs, keys))
+            return jax.lax.map(lambda own: lane(own[0], rate, own[1]), (runs, cells.key))
 
-        if form == "vmap":
-            return jax.vmap(side_by_side, axis_name="learning_rate")(runs, rates)
-        return jax.lax.map(in_turns, (runs, rates))
+        if lanes.side_by_side:
+            row = jax.vmap(lane, (0, None, 0), axis_name="seed")
+            both = jax.vmap(row, (0, 0, None), axis_name="learning_rate")
+            return both(runs, cells.learning_rate, cells.key)
+        return jax.lax.map(in_turns, (runs, cells.learning_rate))
 
-    return lanes
+    return block

@@ -1,17 +1,30 @@
-"""One training run as a pure function of its learning rate and key."""
+"""One training run as a pure function of its cell: how it begins, and how it gets further."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from surge.gradients.batch import mean_gradient, weighted
-from surge.optimizers import update
 from surge.tasks import Task
+from surge.training.step import Cell, Optimizer, make_step
 
-DIVERGED = 1e3  # a loss this many times the starting loss counts as diverged, and so does one that is not finite
+# A loss this many times the starting loss counts as diverged, and so does one that is not finite.
+DIVERGED = 1e3
+
+
+class Shared(NamedTuple):
+    """What all runs of a grid have in common.
+
+    Attributes:
+      stop_loss: a run ends at a loss of at most this; -inf for never.
+      data: that batches are drawn from.
+      evaluation: examples whose mean loss is recorded.
+    """
+
+    stop_loss: Any
+    data: Any
+    evaluation: Any
 
 
 class State(NamedTuple):
@@ -25,19 +38,22 @@ class State(NamedTuple):
 class Run(NamedTuple):
     """A run so far.
 
-    state, after the last step before the run's end; start_loss; loss [evals] on the evaluation
-    subset, nan where not reached or after the end; ended, at the loss that was sought or diverged;
-    diverged.
+    Attributes:
+      state: after the last step before the run's end.
+      start_loss: on the evaluation subset, before the first step.
+      loss: [evals] on the evaluation subset; nan where not reached, or after the end.
+      examples: [evals] trained on since the evaluation before; 0 where none were. Counted between
+        evaluations, since the sum over a long run may have no room in 32 bits.
+      ended: at the loss that was sought, or diverged.
+      diverged: the loss stopped being finite, or was DIVERGED times the start's.
     """
 
     state: State
     start_loss: jax.Array
     loss: jax.Array
+    examples: jax.Array
     ended: jax.Array
     diverged: jax.Array
-
-
-Optimizer = Callable[[Any, Any, Any], optax.GradientTransformation]
 
 
 def evaluate(task: Task, params: Any, evaluation: Any) -> jax.Array:
@@ -45,31 +61,6 @@ def evaluate(task: Task, params: Any, evaluation: Any) -> jax.Array:
     if task.batch_loss is not None:
         return task.batch_loss(params, evaluation)
     return jax.vmap(task.loss, (None, 0))(params, evaluation).mean()
-
-
-def batch_gradient(
-    task: Task,
-    params: Any,
-    data: Any,
-    key: jax.Array,
-    batch_size: jax.Array | int,
-    microbatch_size: int,
-) -> Any:
-    """Gradient of the mean loss of one batch of a task, drawn by key; see `mean_gradient`.
-
-    Args:
-      task: whose `draw` and `loss` are used; with `batch_loss`, batch_size must be a multiple of
-        microbatch_size.
-      params, data, key, batch_size, microbatch_size: as for `mean_gradient`.
-    """
-    coupled = task.batch_loss
-
-    def share(params: Any, examples: Any, weight: jax.Array) -> jax.Array:
-        if coupled is None:
-            return weighted(task.loss)(params, examples, weight)
-        return coupled(params, examples) * microbatch_size / batch_size
-
-    return mean_gradient(share, task.draw, params, data, key, batch_size, microbatch_size)
 
 
 def make_begin(task: Task, optimizer: Optimizer) -> Callable[..., Run]:
@@ -80,32 +71,35 @@ def make_begin(task: Task, optimizer: Optimizer) -> Callable[..., Run]:
       optimizer: (learning_rate, batch_size, total_steps) -> optax transformation.
 
     Returns:
-      begin(learning_rate, key, batch_size, eval_steps, evaluation, start=None) -> Run: start is a
-        State, from
-      initialisation if None. A run branches from it with the batches that the whole run would have
-      seen.
+      begin(cell, shared, start=None) -> Run. start is a State that the run branches from, with the
+      batches that the whole run would have seen; None is initialisation.
     """
 
-    def begin(
-        learning_rate: jax.Array,
-        key: jax.Array,
-        batch_size: jax.Array,
-        eval_steps: jax.Array,
-        evaluation: Any,
-        start: State | None = None,
-    ) -> Run:
+    def begin(cell: Cell, shared: Shared, start: State | None = None) -> Run:
         if start is None:
-            params = task.init(jax.random.split(key)[0])
-            transform = optimizer(learning_rate, batch_size, eval_steps[-1])
+            params = task.init(jax.random.split(cell.key)[0])
+            transform = optimizer(cell.learning_rate, cell.batch_size, cell.eval_steps[-1])
             start = State(params, transform.init(params), jnp.zeros((), jnp.int32))
-        loss, no = evaluate(task, start.params, evaluation), jnp.zeros((), bool)
-        return Run(start, loss, jnp.full(eval_steps.shape, jnp.nan, loss.dtype), no, no)
+        evals = cell.eval_steps.shape
+        loss = evaluate(task, start.params, shared.evaluation)
+        return Run(
+            state=start,
+            start_loss=loss,
+            loss=jnp.full(evals, jnp.nan, loss.dtype),
+            examples=jnp.zeros(evals, jnp.uint32),
+            ended=jnp.zeros((), bool),
+            diverged=jnp.zeros((), bool),
+        )
 
     return begin
 
 
 def make_advance(
-    task: Task, optimizer: Optimizer, *, microbatch_size: int, axis_name: Sequence[str] = ()
+    task: Task,
+    optimizer: Optimizer,
+    *,
+    microbatch_size: int,
+    axis_name: Sequence[str] = (),
 ) -> Callable[..., Run]:
     """How a training run gets further, as a pure function.
 
@@ -113,39 +107,18 @@ def make_advance(
       task, optimizer: those that it began with.
       microbatch_size: static number of examples per gradient; one program serves every batch size.
       axis_name: axes that the run will be mapped over by vmap. A run then goes on until every lane
-        on these axes has ended, which keeps step counters and data draws common to all learning
-        rates.
+        on these axes has ended, which keeps step counters and data draws common to all lanes.
 
     Returns:
-      advance(run, learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, since,
-        until) -> Run: from
-      step `since`, where the run has got to, to step `until`; records the loss at those of
-      eval_steps [evals] (absolute, increasing, all after start's) that it passes; ends early at a
-      loss of at most stop_loss, or diverged. How a run is cut into advances does not change a bit
-      of it.
+      advance(run, cell, shared, since, until) -> Run, from step `since`, where the run has got to,
+      to step `until`. It records the loss at those of the cell's eval_steps (all after start's)
+      that it passes, and ends early at a loss of at most stop_loss, or diverged. How a run is cut
+      into advances does not change a bit of it; a cell of another batch size changes it from there.
     """
 
-    def advance(
-        run: Run,
-        learning_rate: jax.Array,
-        key: jax.Array,
-        batch_size: jax.Array,
-        eval_steps: jax.Array,
-        stop_loss: jax.Array,
-        data: Any,
-        evaluation: Any,
-        since: jax.Array,
-        until: jax.Array,
-    ) -> Run:
-        transform = optimizer(learning_rate, batch_size, eval_steps[-1])
-        data_key = jax.random.split(key)[1]
-
-        def step(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            params, opt_state = carry
-            step_key = jax.random.fold_in(data_key, index)
-            gradient = batch_gradient(task, params, data, step_key, batch_size, microbatch_size)
-            updates, opt_state = update(transform, gradient, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state
+    def advance(run: Run, cell: Cell, shared: Shared, since: jax.Array, until: jax.Array) -> Run:
+        step = make_step(task, optimizer, cell, shared.data, microbatch_size=microbatch_size)
+        batch_size = jnp.asarray(cell.batch_size).astype(jnp.uint32)
 
         def go_on(carry: tuple[jax.Array, Run]) -> jax.Array:
             now, run = carry
@@ -154,28 +127,27 @@ def make_advance(
             return (now < until) & (anyone > 0)
 
         def segment(carry: tuple[jax.Array, Run]) -> tuple[jax.Array, Run]:
+            """To the next evaluation, or to `until` where that comes first."""
             now, run = carry
-            index = (eval_steps <= now).sum()
-            end = jnp.minimum(eval_steps[index], until)
-            params, opt_state = jax.lax.fori_loop(
-                now, end, step, (run.state.params, run.state.opt_state)
-            )
+            index = (cell.eval_steps <= now).sum()
+            end = jnp.minimum(cell.eval_steps[index], until)
+            params, opt_state = jax.lax.fori_loop(now, end, step, run.state[:2])
             after = State(params, opt_state, end)
+            trained = (end - now).astype(jnp.uint32) * batch_size
+            # A lane that has ended goes along with the others, and keeps what it ended with.
             run = run._replace(
-                state=jax.tree.map(
-                    lambda old, new: jnp.where(run.ended, old, new), run.state, after
-                )
+                state=jax.tree.map(lambda a, b: jnp.where(run.ended, a, b), run.state, after),
+                examples=run.examples.at[index].add(jnp.where(run.ended, 0, trained)),
             )
-            return end, jax.lax.cond(
-                end == eval_steps[index], record, lambda run, _: run, run, index
-            )
+            at_eval = end == cell.eval_steps[index]
+            return end, jax.lax.cond(at_eval, record, lambda run, _: run, run, index)
 
         def record(run: Run, index: jax.Array) -> Run:
-            loss = evaluate(task, run.state.params, evaluation)
+            loss = evaluate(task, run.state.params, shared.evaluation)
             broke = ~(loss <= DIVERGED * jnp.abs(run.start_loss))
             return run._replace(
                 loss=run.loss.at[index].set(jnp.where(run.ended, jnp.nan, loss)),
-                ended=run.ended | broke | (loss <= stop_loss),
+                ended=run.ended | broke | (loss <= shared.stop_loss),
                 diverged=run.diverged | broke,
             )
 
@@ -190,27 +162,13 @@ def make_train(task: Task, optimizer: Optimizer, *, microbatch_size: int) -> Cal
     Args: those of `make_advance`.
 
     Returns:
-      train(learning_rate, key, batch_size, eval_steps, stop_loss, data, evaluation, start=None) ->
-        Run, to the last
-      of eval_steps.
+      train(cell, shared, start=None) -> Run, to the last of the cell's eval_steps.
     """
-    begin, advance = (
-        make_begin(task, optimizer),
-        make_advance(task, optimizer, microbatch_size=microbatch_size),
-    )
+    begin = make_begin(task, optimizer)
+    advance = make_advance(task, optimizer, microbatch_size=microbatch_size)
 
-    def train(
-        learning_rate: jax.Array,
-        key: jax.Array,
-        batch_size: jax.Array,
-        eval_steps: jax.Array,
-        stop_loss: jax.Array,
-        data: Any,
-        evaluation: Any,
-        start: State | None = None,
-    ) -> Run:
-        shared = learning_rate, key, batch_size, eval_steps
-        run = begin(*shared, evaluation, start)
-        return advance(run, *shared, stop_loss, data, evaluation, run.state.step, eval_steps[-1])
+    def train(cell: Cell, shared: Shared, start: State | None = None) -> Run:
+        run = begin(cell, shared, start)
+        return advance(run, cell, shared, run.state.step, cell.eval_steps[-1])
 
     return train

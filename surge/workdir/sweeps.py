@@ -16,7 +16,11 @@ PIECE = (*DIMS, "loss", "diverged", "steps", "examples")
 def read_piece(path: Path | str) -> xr.Dataset:
     """Reads one finished piece of the sweep, as `piece_dataset` labels it; raises as `read_dataset`
     does."""
-    return read_dataset(path, PIECE)
+    piece = read_dataset(path, PIECE)
+    if piece.examples.dims != DIMS:  # as it was written while runs of a batch size saw the same
+        seen = piece.examples.broadcast_like(piece.loss).transpose(*DIMS)
+        piece["examples"] = seen.where(np.isfinite(piece.loss)).assign_attrs(piece.examples.attrs)
+    return piece
 
 
 def sweep_path(workdir: Path, optimizer: str, batch_size: int) -> Path:
@@ -32,16 +36,17 @@ def piece_dataset(
     eval_steps: Iterable[int],
     loss: np.ndarray,
     diverged: np.ndarray,
+    examples: np.ndarray,
     attrs: dict[str, str],
 ) -> xr.Dataset:
-    """Labels one piece: loss [learning_rate, seed, eval] and diverged [learning_rate, seed]."""
+    """Labels one piece: loss and examples [learning_rate, seed, eval], diverged without eval."""
     steps = np.asarray(tuple(eval_steps), float)[None, None]
     return xr.Dataset(
         {
             "loss": (DIMS, loss[None, None]),
             "diverged": (DIMS[:-1], diverged[None, None].astype(float)),
             "steps": (("optimizer", "batch_size", "eval"), steps),
-            "examples": (("optimizer", "batch_size", "eval"), steps * batch_size),
+            "examples": (DIMS, examples[None, None]),
         },
         coords={
             "optimizer": [optimizer],
@@ -58,9 +63,10 @@ def open_sweep(workdir: Path | str) -> xr.Dataset:
     """All finished pieces of a sweep as one array; nan where a cell is not in an optimizer's grid.
 
     Returns:
-      Dataset with dims optimizer, batch_size, learning_rate, seed, eval and variables loss,
-      diverged (without eval), steps and examples (optimizer, batch_size, eval); attributes give
-      units, config, versions and devices, and `mixed` names those that differ between pieces.
+      Dataset with dims optimizer, batch_size, learning_rate, seed, eval and variables loss and
+      examples (of all dims), diverged (without eval), and steps (optimizer, batch_size, eval);
+      attributes give units, config, versions and devices, and `mixed` names those that differ
+      between pieces.
 
     Raises:
       ResultError: no piece is finished, or a file in the folder is not one.
@@ -162,4 +168,4 @@ def loss_when_first_arrives(
 
 def examples_trained(sweep: xr.Dataset) -> float:
     """Training examples of all runs, each to its own end."""
-    return float(sweep.examples.where(np.isfinite(sweep.loss)).max("eval").sum())
+    return float(sweep.examples.max("eval").sum())

@@ -1,0 +1,38 @@
+"""Every cell of a grid, piece by piece."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from surge.tasks import Task
+from surge.training.engine import Engine
+from surge.training.forecast import announce
+from surge.training.grid import Piece, PieceResult
+from surge.training.lanes import Lanes, of_grid
+
+
+def run_pieces(
+    task: Task,
+    pieces: Sequence[Piece],
+    key: jax.Array,
+    *,
+    stop_loss: float,
+    lanes: Lanes | None = None,
+) -> Iterator[tuple[Piece, PieceResult]]:
+    """Logs the plan; the iterator runs pieces one after another on all local devices, and yields
+    each when it is finished.
+
+    Learning rates are dealt out to devices in turn (pmap), and share one with the seeds. Later
+    programs are compiled while earlier pieces run.
+
+    Args:
+      task, key, stop_loss: as for `Engine`.
+      pieces: of the grid, in the order in which they are run.
+      lanes: runs that go on at once; None is `of_grid` of these pieces. To go on with a grid of
+        which some pieces are done, give those that it began with.
+    """
+    if not pieces:
+        return iter(())
+    engine = Engine(task, key, lanes or of_grid(task, pieces), stop_loss=stop_loss)
+    announce(engine, pieces)
+    return engine.finish((piece, engine.run(piece)) for piece in pieces)

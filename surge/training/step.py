@@ -1,0 +1,87 @@
+"""One step of training: the gradient of a batch, the optimizer's update of it, new parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from surge.gradients.batch import mean_gradient, weighted
+from surge.optimizers import update
+from surge.tasks import Task
+
+Optimizer = Callable[[Any, Any, Any], optax.GradientTransformation]
+
+
+class Cell(NamedTuple):
+    """What a run has of its own; all may be traced.
+
+    Attributes:
+      learning_rate: of the optimizer.
+      key: of the initial parameters and of all batches.
+      batch_size: examples B a step.
+      eval_steps: [evals], absolute and increasing, where the loss is recorded; the last ends the
+        run, and is the horizon of its schedule.
+    """
+
+    learning_rate: Any
+    key: Any
+    batch_size: Any
+    eval_steps: Any
+
+
+def batch_gradient(
+    task: Task,
+    params: Any,
+    data: Any,
+    key: jax.Array,
+    batch_size: jax.Array | int,
+    microbatch_size: int,
+) -> Any:
+    """Gradient of the mean loss of one batch of a task, drawn by key; see `mean_gradient`.
+
+    Args:
+      task: whose `draw` and `loss` are used; with `batch_loss`, batch_size must be a multiple of
+        microbatch_size.
+      params, data, key, batch_size, microbatch_size: as for `mean_gradient`.
+    """
+    coupled = task.batch_loss
+
+    def share(params: Any, examples: Any, weight: jax.Array) -> jax.Array:
+        if coupled is None:
+            return weighted(task.loss)(params, examples, weight)
+        return coupled(params, examples) * microbatch_size / batch_size
+
+    return mean_gradient(share, task.draw, params, data, key, batch_size, microbatch_size)
+
+
+def make_step(
+    task: Task,
+    optimizer: Optimizer,
+    cell: Cell,
+    data: Any,
+    *,
+    microbatch_size: int,
+) -> Callable[[jax.Array, tuple[Any, Any]], tuple[Any, Any]]:
+    """The step of one run.
+
+    Args:
+      task, optimizer, microbatch_size: as for `surge.training.run.make_advance`.
+      cell: of the run.
+      data: that batches are drawn from.
+
+    Returns:
+      step(index, (params, opt_state)) -> (params, opt_state), on batch number `index` of the run.
+    """
+    # Outside of the step, so that a loop over steps makes them once.
+    transform = optimizer(cell.learning_rate, cell.batch_size, cell.eval_steps[-1])
+    data_key = jax.random.split(cell.key)[1]
+
+    def step(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, opt_state = carry
+        key = jax.random.fold_in(data_key, index)
+        gradient = batch_gradient(task, params, data, key, cell.batch_size, microbatch_size)
+        updates, opt_state = update(transform, gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
