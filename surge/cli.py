@@ -1,31 +1,95 @@
-"""How a program ends when the user made a mistake: one sentence, exit code 2, no traceback."""
+"""How a program begins and ends: its own flags, help, and one sentence for each mistake.
 
-import difflib
+Flags are defined on values of the program's own, so that its module can be imported beside others
+and beside a user's flags.
+"""
+
+import io
+import os
 import runpy
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
-EXAMPLE = "give one, like --config=configs/mnist1d.py"
+from surge.fields import no_field
+
+EXAMPLE = "give one, like --config=configs/mnist1d.py or --config=surge:mnist1d"
+MISTAKE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # exit codes; the last two as shells have them
+HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
-def fail(sentence: object) -> NoReturn:
+def fail(sentence: object, code: int = MISTAKE) -> NoReturn:
     """Ends the program with one sentence on stderr."""
     print("surge: " + " ".join(str(sentence).split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
+
+
+def run(program: Callable[[Sequence[str]], None]) -> None:
+    """Runs a program on the command line; Ctrl-C and a reader that has gone end it quietly."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal has no √
+    flags.FLAGS.mark_as_parsed()  # or logging says that nobody parsed them
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    try:
+        program(sys.argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        fail("interrupted: the same command goes on from what is finished", INTERRUPTED)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())  # what Python flushes as it ends has a place to go
+        sys.exit(CLOSED_PIPE)
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str], usage: str | None) -> list[str]:
+    """Parses a command line into `values`; what is wrong in it ends in one sentence."""
+    if set(HELP) & set(argv):
+        print(f"{usage}\n{values.get_help()}")
+        sys.exit(0)
+    try:
+        return values(list(argv))
+    except flags.Error as error:
+        fail(error)
 
 
 def parsed(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; what is wrong in it ends in one sentence."""
+    """Parses the command line of a script, whose flags are absl's own."""
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
         fail(error)
+
+
+def shipped(argv: Sequence[str]) -> list[str]:
+    """A command line with a path in the place of surge:NAME, a config that comes with surge."""
+    return [_with_path(argument) for argument in argv]
+
+
+def _with_path(argument: str) -> str:
+    flag, equals, value = argument.rpartition("=")
+    if not value.startswith("surge:") or flag not in ("", "--config", "-config"):
+        return argument
+    name = value.removeprefix("surge:")
+    stem, colon, variant = name.partition(":")
+    configs = {path.stem: path for path in sorted(_configs().glob("*.py"))}
+    if stem not in configs:
+        fail(f"surge comes with no config {stem!r}: choose {', '.join(configs)}")
+    return f"{flag}{equals}{configs[stem]}{colon}{variant}"
+
+
+def _configs() -> Path:
+    """Where the configs are: in the package, once it is installed, else beside it."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def config_fault(argv: Sequence[str]) -> str:
@@ -34,12 +98,10 @@ def config_fault(argv: Sequence[str]) -> str:
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=values)
     values(list(argv), known_only=True)
+    if values.config is None:
+        return f"--config is missing: {EXAMPLE}"
     if not values.config:
-        return (
-            f"--config is missing: {EXAMPLE}"
-            if values.config is None
-            else f"--config= names no file: {EXAMPLE}"
-        )
+        return f"--config= names no file: {EXAMPLE}"
     path, colon, variant = values.config.partition(":")
     if not Path(path).is_file():
         return f"{path} {'is a folder' if Path(path).is_dir() else 'does not exist'}: {EXAMPLE}"
@@ -51,33 +113,27 @@ def config_fault(argv: Sequence[str]) -> str:
     except Exception as error:  # a config file is a program: it may raise anything
         return _raised(path, error)
     if not isinstance(config, ConfigDict):
-        return f"{path}: get_config() must return an ml_collections.ConfigDict, not {type(config).__name__}"
+        kind = type(config).__name__
+        return f"{path}: get_config() must return an ml_collections.ConfigDict, not {kind}"
     return _unknown_field(config, argv)
 
 
 def _raised(path: str, error: Exception) -> str:
     if isinstance(error, ValueError) and path in str(error):  # written for the user
         return str(error)
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == path
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
     where = f"{path}, line {lines[-1]}" if lines else path
     return f"{where}: {type(error).__name__}: {error}"
 
 
 def _unknown_field(config: ConfigDict, argv: Sequence[str]) -> str:
-    for path in (
-        each.removeprefix("--config.").partition("=")[0]
-        for each in argv
-        if each.startswith("--config.")
-    ):
+    given = [argument for argument in argv if argument.startswith("--config.")]
+    for path in (argument.removeprefix("--config.").partition("=")[0] for argument in given):
         node = config
         for name in path.split("."):
             if not isinstance(node, ConfigDict) or name not in node:
-                fields = list(node) if isinstance(node, ConfigDict) else []
-                near = difflib.get_close_matches(name, fields) or fields
-                return f"the config has no field {path}: did you mean {' or '.join(near) or 'its parent'}?"
+                names = list(node) if isinstance(node, ConfigDict) else []
+                return no_field(path, name, names)
             node = node[name]
     return ""

@@ -156,9 +156,12 @@ class Fields(ConfigDict):
             raise AttributeError(fields.no_field(key, key, list(self)))
         if isinstance(value, np.generic):
             value = value.item()
-        if type(value) is int and key in self and isinstance(self[key], float):
+        if not isinstance(value, fields.SCALARS):
+            super().__setitem__(key, value)
+            return
+        if type(value) is int and abs(value) <= LONG and isinstance(self.get(key), float):
             value = float(value)
-        super().__setitem__(key, value)
+        self._fields[key] = value  # ConfigDict itself would make a float of True
 
 
 def default() -> ConfigDict:

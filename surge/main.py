@@ -1,77 +1,107 @@
 """Measures, sweeps, fits and reports one experiment.
 
 python -m surge.main --config=configs/mnist1d.py [--workdir=DIR] [--stages=measure,sweep,fit,report]
+
+--config=surge:mnist1d takes a config that comes with surge; --config.FIELD=VALUE changes a field.
 """
 
 from collections.abc import Sequence
-from logging import WARNING, Formatter
+from logging import WARNING, Formatter, LogRecord
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from surge.cli import config_fault, fail
+from surge.cli import HELP, config_fault, fail, parse, run, shipped
 
 STAGES = ("measure", "sweep", "fit", "report")
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment, as FILE.py or FILE.py:VARIANT.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where results go; default runs/NAME-VARIANT of the config."
-)
-_STAGES = flags.DEFINE_list(
-    "stages", list(STAGES), "Stages to run, in order, each from the workdir alone."
-)
+
+def define(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags, those for fields of the config among them, which `argv` names."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Experiment, as FILE.py or FILE.py:VARIANT, or surge:NAME or surge:NAME:VARIANT.",
+        flag_values=values,
+        sys_argv=list(argv),
+        lock_config=True,
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Where results go; default runs/NAME-VARIANT of the config.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "stages",
+        list(STAGES),
+        "Stages to run, in order, each from the workdir alone.",
+        flag_values=values,
+    )
+    return values
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; whatever is wrong in it, or in the config file, ends in one
-    sentence."""
+def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """The flags with their values; whatever is wrong on the command line, or in the config file,
+    ends in one sentence."""
+    argv = shipped(argv)
+    values = define(argv)
+    if set(HELP) & set(argv):
+        parse(values, argv, __doc__)
     from surge.training.hardware import one_device_per_core
 
     one_device_per_core()  # before the config file, which may ask what devices there are
     try:
-        positional = flags.FLAGS(list(argv))
+        positional = values(argv)
     except Exception as error:  # the config file is a program: it may raise anything
         misspelt = isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith(
             "config."
         )
         fail(error if misspelt else config_fault(argv) or error)
-    if not isinstance(_CONFIG.value, ConfigDict):
+    if not isinstance(values["config"].value, ConfigDict):
         fail(config_fault(argv))
-    if not _STAGES.value or not set(_STAGES.value) <= set(STAGES):
-        fail(
-            f"--stages={','.join(_STAGES.value)} is no list of stages: choose among {','.join(STAGES)}"
-        )
-    return positional
+    if not values.stages or not set(values.stages) <= set(STAGES):
+        stages = ",".join(values.stages)
+        fail(f"--stages={stages} is no list of stages: choose among {','.join(STAGES)}")
+    if len(positional) > 1:
+        fail(f"unexpected argument {positional[1]!r}: every option is a flag, --name=value")
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        fail(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
-    from surge import pipeline
-
-    handler, package = logging.get_absl_handler(), str(Path(__file__).parent)
-    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(
-        lambda record: record.levelno >= WARNING or record.pathname.startswith(package)
-    )
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    """The program, `argv` being its name and its arguments."""
+    values = parse_flags(argv)
+    _log_ours()
+    name = config_flags.get_config_filename(values["config"])
     path, _, variant = name.partition(":")
     default = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
-    workdir = Path(_WORKDIR.value or default)
+    workdir = Path(values.workdir or default)
+    from surge import pipeline
+
     try:
-        pipeline.run(_CONFIG.value, workdir, _STAGES.value)
+        pipeline.run(values.config, workdir, values.stages)
     except pipeline.UserError as error:
         fail(error)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        fail(
-            f"{error.strerror or error} ({error.filename or workdir}): what was finished before is kept"
-        )
-    except KeyboardInterrupt:
-        fail("interrupted: the same command goes on from the last finished piece")
+        where = error.filename or workdir
+        fail(f"{error.strerror or error} ({where}): what was finished before is kept")
+
+
+def _log_ours() -> None:
+    """Our own lines, and warnings of others, each with its time."""
+    package = str(Path(__file__).parent)
+
+    def ours(record: LogRecord) -> bool:
+        return record.levelno >= WARNING or record.pathname.startswith(package)
+
+    handler = logging.get_absl_handler()
+    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(ours)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run(main)

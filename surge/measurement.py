@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import xarray as xr
 from absl import logging
 from jax.flatten_util import ravel_pytree
 
+from surge.config import Experiment
 from surge.gradients import curvature, independent, one_step
 from surge.gradients.moments import GradientMoments, merge, per_example_moments
 from surge.optimizers import Optimizer, make_optimizer
@@ -46,9 +46,7 @@ FEWEST = (
 )  # batch sizes with a known optimum: through fewer points the curve is arbitrary
 
 
-def train_to_losses(
-    config: ml_collections.ConfigDict, task: Task, directory: Path
-) -> list[tuple[State, float]]:
+def train_to_losses(config: Experiment, task: Task, directory: Path) -> list[tuple[State, float]]:
     """Trains one run, and saves the state at its start and each time the loss first falls to a
     level.
 
@@ -86,7 +84,7 @@ def train_to_losses(
     return reached
 
 
-def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Dataset:
+def run(config: Experiment, task: Task, directory: Path) -> xr.Dataset:
     """Trains to the chosen losses and measures there.
 
     Where only a batch of examples has a loss, its ghost batches stand in for examples: moments are
@@ -119,7 +117,7 @@ def run(config: ml_collections.ConfigDict, task: Task, directory: Path) -> xr.Da
 
 
 def _checkpoint(
-    config: ml_collections.ConfigDict,
+    config: Experiment,
     task: Task,
     unit: int,
     params: Any,
@@ -158,7 +156,7 @@ def _checkpoint(
 
 
 def _estimates(
-    config: ml_collections.ConfigDict,
+    config: Experiment,
     samples: list[one_step.StepSample],
     formula: one_step.OneStepLR | None,
 ) -> xr.Dataset:
@@ -211,7 +209,7 @@ def _estimates(
 
 
 def _branches(
-    config: ml_collections.ConfigDict,
+    config: Experiment,
     branch: BranchOracle,
     spec: str,
     params: Any,

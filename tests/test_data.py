@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surge.tasks import cnn, images, linear, mlp
+from surge.tasks import cnn, data, images, linear, mlp, text
 
 
 def write_idx(path: Path, array: np.ndarray, zipped: bool = True) -> None:
@@ -95,3 +95,28 @@ def test_local_copy_of_a_hub_data_set_loads_as_the_hub_does(tmp_path, pixels, mo
         images.image_rows(source, "train", (28, 28, 1), 5, "how")
     with pytest.raises(ValueError, match="cannot load nosplit"):
         images.image_rows(source, "nosplit", (28, 28, 1), 10, "how")
+
+
+def test_generated_data_that_is_damaged_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SURGE_CACHE", str(tmp_path))
+    made, _ = data.mnist1d_arrays(100, seed=3)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    other = tmp_path / "other.npz"
+    np.savez(other, x=np.zeros((80, 40)), y=np.zeros(80), x_test=np.zeros((20, 40)), y_test="no")
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (content[:500], b"", b"not an archive", bytes(flipped), other.read_bytes()):
+        path.write_bytes(damaged)
+        again, _ = data.mnist1d_arrays(100, seed=3)
+        np.testing.assert_array_equal(again["x"], made["x"])
+        assert path.read_bytes() == content
+
+
+def test_packed_text_that_is_damaged_is_packed_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SURGE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("abc")
+    assert bytes(text.text_tokens(str(tmp_path / "a.txt"))) == b"abc\0"
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_bytes(path.read_bytes()[:-2])
+    assert bytes(text.text_tokens(str(tmp_path / "a.txt"))) == b"abc\0"

@@ -17,14 +17,14 @@ QUADRATIC = "--config=configs/quadratic.py"
 # take seconds.
 DRIVER = """
 import contextlib, io, json, os, sys, traceback
-from surge import main, pipeline
+from surge import cli, main, pipeline
 
 def run(arguments, pipe):
     said, code = io.StringIO(), 0
     sys.argv = ["surge", *arguments]
     with contextlib.redirect_stderr(said):
         try:
-            main.main(main.parse_flags(sys.argv))
+            cli.run(main.main)
         except SystemExit as end:
             code = end.code
         except BaseException:
@@ -85,6 +85,14 @@ FLAGS = [
         "no field measure.optimiser: did you mean optimizer",
     ),
     ([QUADRATIC, "--config.seeds.first=3"], "no field seeds.first: did you mean its parent"),
+    ([QUADRATIC, "--config.seeds=1000000000"], "config.max_cells (100,000): make it smaller"),
+    ([QUADRATIC, "--config.learning_rate_ratio=1.0000001"], "config.learning_rate_ratio"),
+    ([QUADRATIC, "--config.evals=1000000000"], "config.evals must be at most 10,000"),
+    ([QUADRATIC, "--config.seed=100000000000000000000"], "config.seed must be at most"),
+    ([QUADRATIC, "--config.stop_loss=nan"], "config.stop_loss must be a finite number"),
+    ([QUADRATIC, "--config.fit.target_losses=inf"], "fit.target_losses"),
+    (["--config=surge:mnist2d"], "surge comes with no config 'mnist2d': choose distilgpt2"),
+    (["--config=surge:quadratic:huge"], "quadratic.py has no variant 'huge': choose diagonal"),
     ([QUADRATIC, "--config.measure=3"], "--config.measure=3"),
     ([QUADRATIC, "--config.batch_sizes=('a',)"], "batch_sizes must be whole numbers"),
     ([QUADRATIC, "--wrokdir=x"], "'wrokdir'"),
@@ -125,6 +133,7 @@ WORKDIRS = {  # name -> files in it, stages, words
     ),
 }
 FILES = [("a-file", "a-file is a file: give a folder"), ("a-file/below", "a-file")]
+REMOTE = ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run", "hdfs://host:9000/run"]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +155,8 @@ def said(tmp_path_factory):
     (folder / "a-file").write_text("mine")
     for path, _ in FILES:
         commands[path] = [QUADRATIC, f"--workdir={folder / path}", "--stages=fit"]
+    for address in REMOTE:
+        commands[address] = [QUADRATIC, f"--workdir={address}"]
     lines = "".join(json.dumps(each) + "\n" for each in commands.values())
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER],
@@ -171,6 +182,7 @@ def foreign():
         *((words, words) for _, words in FLAGS),
         *((name, words) for name, (_, _, words) in WORKDIRS.items()),
         *FILES,
+        *((address, "is a remote address") for address in REMOTE),
     ],
 )
 def test_one_sentence(said, case, words):
@@ -184,6 +196,7 @@ def test_nothing_is_lost_or_left_behind(said):
     _, folder = said
     assert (folder / "a-file").read_text() == "mine"
     assert not (folder / "unused").exists()
+    assert not any((ROOT / address.partition("/")[0]).exists() for address in REMOTE)
     for name, (files, _, _) in WORKDIRS.items():
         left = {
             str(path.relative_to(folder / name))

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +156,60 @@ def test_a_truncated_file_is_named(tmp_path, name):
         read(tmp_path / "missing")
 
 
+def flipped(content):
+    """The bytes with each of some single bits changed."""
+    random = np.random.default_rng(0)
+    for bit in random.integers(0, 8 * len(content), 300):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        yield bytes(damaged)
+
+
+def test_a_flipped_bit_changes_no_value_silently(tmp_path):
+    store(tmp_path, "adam", 8, [0.1, 0.2], [[[3, 2, 1]], [[3, 3, 3]]], [1, 10, 100])
+    path = sweeps.sweep_path(tmp_path, "adam", 8)
+    whole = sweeps.read_piece(path)
+    refused = 0
+    for content in flipped(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            assert sweeps.read_piece(path).identical(whole)
+        except ResultError as error:
+            assert re.search(r"b8\.nc cannot be read \(.*\): delete that file", str(error))
+            refused += 1
+    assert refused > 290  # all but those that hit the seal's own first bytes
+
+
+def test_a_flipped_bit_in_the_fits_changes_nothing_silently(tmp_path):
+    entry = dict.fromkeys(files.FIT, 1.5) | {"laws": {"surge": [0.1, float("nan")]}}
+    files.write_fits(tmp_path, [entry], ["adam-b4"])
+    whole = files.read_fits(tmp_path)
+    assert whole == [entry | {"laws": {"surge": [0.1, None]}}]
+    path = tmp_path / "fit.json"
+    for content in flipped(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            assert files.read_fits(tmp_path) == whole
+        except ResultError as error:
+            assert "fit.json cannot be read" in str(error)
+
+
+def test_a_file_from_before_there_were_checksums_opens(tmp_path):
+    store(tmp_path, "adam", 8, [0.1], [[[3, 2, 1]]], [1, 10, 100])
+    path = sweeps.sweep_path(tmp_path, "adam", 8)
+    new = sweeps.read_piece(path)
+    new.to_netcdf(path, engine="h5netcdf")
+    assert files.SEAL not in path.read_bytes()
+    xr.testing.assert_identical(sweeps.read_piece(path), new)
+
+
+def test_other_readers_open_a_file_with_a_checksum(tmp_path):
+    store(tmp_path, "adam", 8, [0.1], [[[3, 2, 1]]], [1, 10, 100])
+    path = sweeps.sweep_path(tmp_path, "adam", 8)
+    assert files.SEAL in path.read_bytes()
+    xr.testing.assert_identical(xr.load_dataset(path, engine="h5netcdf"), sweeps.read_piece(path))
+
+
 CONFIG = {"a": {"b": (1, 2)}, "grid": "dense", "fit": 1}
 
 
@@ -169,6 +225,47 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     claim.claim_workdir(tmp_path, CONFIG | {"fit": 2})  # what only the fit reads may change
     with pytest.raises(ResultError, match=r"a\.b was \[1, 2\] and is now \[1, 3\]"):
         claim.claim_workdir(tmp_path, CONFIG | {"a": {"b": (1, 3)}})
+
+
+def test_a_new_field_with_a_default_leaves_old_workdirs_usable(tmp_path):
+    computed(tmp_path, CONFIG)
+    default = {"new": 0, "a": {"inner": 7, "b": ()}, "fit": {"new": 0}}
+    now = CONFIG | {"new": 0, "a": {"b": (1, 2), "inner": 7}}
+    claim.claim_workdir(tmp_path, now, default)
+    with pytest.raises(ResultError, match="new was 0 and is now 1"):
+        claim.claim_workdir(tmp_path, now | {"new": 1}, default)
+    with pytest.raises(ResultError, match=r"a\.inner was 7 and is now 8"):
+        claim.claim_workdir(tmp_path, now | {"a": {"b": (1, 2), "inner": 8}}, default)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_field_that_is_not_finite_does_not_orphan_its_workdir(tmp_path, value):
+    config = CONFIG | {"task_args": {"limit": value}}
+    computed(tmp_path, config)
+    claim.claim_workdir(tmp_path, config)
+    (tmp_path / "config.json").unlink()
+    claim.claim_workdir(tmp_path, config)  # by what stands in its results
+    before = files.finite_or_none(config)  # as config.json was written once
+    files.write_json(tmp_path / "config.json", before)
+    claim.claim_workdir(tmp_path, config)
+    with pytest.raises(ResultError, match=r"task_args\.limit was .* and is now 3"):
+        claim.claim_workdir(tmp_path, CONFIG | {"task_args": {"limit": 3}})
+
+
+def test_how_large_a_grid_may_be_binds_nothing(tmp_path):
+    computed(tmp_path, CONFIG | {"max_cells": 10})
+    claim.claim_workdir(tmp_path, CONFIG | {"max_cells": 20})
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://b", "file:///tmp/run"])
+def test_a_remote_workdir_is_refused(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(ResultError, match="is a remote address"),
+        claim.lock_workdir(Path(name)),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_targets_of_an_adaptive_grid_are_bound_too(tmp_path):
@@ -218,7 +315,8 @@ def test_a_workdir_is_a_folder(tmp_path):
 def test_a_workdir_is_locked_while_a_process_lives(tmp_path):
     program = (
         "import pathlib, sys, time; from surge.workdir import claim\n"
-        "with claim.lock_workdir(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+        "with claim.lock_workdir(pathlib.Path(sys.argv[1])):\n"
+        "    print('in', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE

@@ -124,7 +124,7 @@ def sign_summary(hessian: Hessian, groups: Sequence[GradientMoments]) -> SignSum
         mu_l1=mu_l1,
         trace=trace,
         off_diagonal=off(jnp.sign(mu_a), jnp.sign(mu_b)),
-        snr=aligned / mu_l1,
+        snr=aligned / mu_l1 if mu_l1 else np.nan,  # a loss without a slope
         b_noise=np.pi * trace / (2 * coupling) if peaked else np.inf,
         max_lr=aligned / (2 * np.sqrt(trace * coupling)) if peaked else np.inf,
     )

@@ -8,6 +8,9 @@ from typing import IO, Any
 
 import numpy as np
 
+MNIST1D_ARRAYS = ("x", "y", "x_test", "y_test")
+MNIST1D_MOST = 1_000_000  # they are made one by one
+
 
 def cache_directory() -> Path:
     """Where generated data is kept: $SURGE_CACHE, or surge/ in the user's cache directory."""
@@ -71,24 +74,47 @@ def mnist1d_arrays(examples: int, seed: int) -> tuple[dict[str, np.ndarray], dic
     """MNIST-1D by the published recipe: {"x": [n, 40] float32, "y": [n] int32} for training and for
     testing.
 
-    Raises:
-      ValueError: fewer than ten examples, one for each class.
-    """
-    if examples < 10:
-        raise ValueError(f"MNIST-1D needs at least 10 examples, one for each class; got {examples}")
-    path = cache_directory() / f"mnist1d-{examples}-{seed}.npz"
-    if not path.exists():
-        from mnist1d.data import get_dataset_args, make_dataset
+    They are kept in the cache, and made again where what is there is damaged.
 
-        recipe: Any = get_dataset_args()
-        recipe.num_samples, recipe.seed = examples, seed
-        made = make_dataset(recipe)
-        arrays: Any = {name: made[name] for name in ("x", "y", "x_test", "y_test")}
+    Raises:
+      ValueError: fewer than ten examples, one for each class, or more than MNIST1D_MOST.
+    """
+    if not 10 <= examples <= MNIST1D_MOST:
+        raise ValueError(
+            "MNIST-1D needs at least 10 examples, one for each class, and at most "
+            f"{MNIST1D_MOST:,}; got {examples}"
+        )
+    path = cache_directory() / f"mnist1d-{examples}-{seed}.npz"
+    arrays = _read_mnist1d(path, examples)
+    if arrays is None:
+        arrays = _make_mnist1d(examples, seed)
         write_whole(path, lambda file: np.savez(file, **arrays))
-    with np.load(path) as stored:
-        arrays = {name: stored[name] for name in stored.files}
     train, test = (
         {"x": arrays["x" + part].astype(np.float32), "y": arrays["y" + part].astype(np.int32)}
         for part in ("", "_test")
     )
     return train, test
+
+
+def _make_mnist1d(examples: int, seed: int) -> dict[str, Any]:
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    recipe: Any = get_dataset_args()
+    recipe.num_samples = examples
+    recipe.seed = seed
+    made = make_dataset(recipe)
+    return {name: made[name] for name in MNIST1D_ARRAYS}
+
+
+def _read_mnist1d(path: Path, examples: int) -> dict[str, np.ndarray] | None:
+    """The arrays in a file of the cache; None where they are not what was written there."""
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            arrays = {name: stored[name] for name in MNIST1D_ARRAYS}
+        inputs = np.concatenate([arrays["x"], arrays["x_test"]])
+        labels = np.concatenate([arrays["y"], arrays["y_test"]])
+    except Exception:  # each layer of the format has errors of its own; the file is only a cache
+        return None
+    whole = inputs.shape == (examples, 40) and labels.shape == (examples,)
+    sound = whole and np.isfinite(inputs).all() and np.isin(labels, range(10)).all()
+    return arrays if sound else None

@@ -155,6 +155,8 @@ def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "tr
         if not _pack(file, _documents(source, files, split), rules):
             raise ValueError(f"the text of {source} is empty")
 
-    if not path.exists():
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # it is not there, or not whole
         write_whole(path, write)
     return np.load(path, mmap_mode="r")

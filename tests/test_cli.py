@@ -1,0 +1,108 @@
+"""How programs begin and end: help, flags of their own, and terminals that are not there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from surge import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(program, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_help_is_no_mistake():
+    done = subprocess.run(
+        [sys.executable, "-m", "surge.main", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for words in ("python -m surge.main --config=", "--workdir", "--stages"):
+        assert words in done.stdout
+    assert "UnparsedFlag" not in done.stderr
+
+
+def test_programs_are_imported_beside_a_users_own_flags():
+    program = (
+        "from absl import flags\n"
+        "for name in ('config', 'workdir', 'stages', 'loss', 'group', 'seed', 'batch_size'):\n"
+        "    flags.DEFINE_string(name, 'mine', '')\n"
+        "import surge.main, surge.fit_table\n"
+        "surge.main.define(['notebook'])\n"
+        "flags.FLAGS(['notebook', '--workdir=ours'])\n"
+        "assert flags.FLAGS.config == 'mine' and flags.FLAGS.workdir == 'ours'\n"
+    )
+    process = python(program)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+
+
+def test_a_reader_that_has_gone_ends_the_program_quietly():
+    program = "from surge import cli; cli.run(lambda argv: [print(i) for i in range(10**6)])"
+    process = python(program)
+    assert process.stdout and process.stderr
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(timeout=100) == cli.CLOSED_PIPE
+    assert said == ""
+    process.stderr.close()
+
+
+def test_interrupted_it_says_so_in_one_sentence():
+    program = (
+        "import time; from surge import cli\n"
+        "cli.run(lambda argv: (print('in', flush=True), time.sleep(100)))"
+    )
+    process = python(program)
+    assert process.stdout and process.stdout.readline() == "in\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == cli.INTERRUPTED
+    assert said == "surge: interrupted: the same command goes on from what is finished\n"
+
+
+def test_an_ascii_terminal_gets_what_it_can_show():
+    program = "from surge import cli; cli.run(lambda argv: print('\\u03b5 = \\u221aB'))"
+    process = python(program, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    shown, said = process.communicate(timeout=100)
+    assert process.returncode == 0, said
+    assert shown == "\\u03b5 = \\u221aB\n"
+
+
+def test_a_config_that_comes_with_surge_is_named_without_its_file():
+    path = ROOT / "configs" / "mnist1d.py"
+    given = ["surge", "--config=surge:mnist1d:quick", "--stages=fit", "--config", "surge:mnist1d"]
+    assert cli.shipped(given) == [
+        "surge",
+        f"--config={path}:quick",
+        "--stages=fit",
+        "--config",
+        str(path),
+    ]
+    assert cli.shipped(["--workdir=surge:mnist1d"]) == ["--workdir=surge:mnist1d"]
+
+
+def test_a_flag_that_is_wrong_is_one_sentence(capsys):
+    values = flags.FlagValues()
+    flags.DEFINE_integer("count", 1, "How many.", flag_values=values)
+    assert cli.parse(values, ["name", "--count=3", "rest"], "") == ["name", "rest"]
+    with pytest.raises(SystemExit) as end:
+        cli.parse(values, ["name", "--count=few"], "")
+    assert end.value.code == cli.MISTAKE
+    assert capsys.readouterr().err.startswith("surge: flag --count=few")

@@ -1,0 +1,294 @@
+"""A config is checked before anything is made: types first, then ranges, sizes and names."""
+
+import dataclasses
+import json
+import time
+import tracemalloc
+
+import ml_collections
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surge import measurement
+from surge.config import GROUPS, ConfigError, Experiment, check, default
+from surge.gradients import directions
+from surge.theory.objective import FallAfter, FinalLoss, StepsTo
+
+SPEC = "adam(b1=0.9, b2=0.999)"
+MEBIBYTE = 2**20
+
+
+def plain():
+    """A config that can be run."""
+    config = default()
+    config.task = "surge.tasks.quadratic:quadratic"
+    config.optimizers = {"adam": {"spec": SPEC, "learning_rates": (1e-3, 1e-1)}}
+    config.fit.target_losses = (1.0,)
+    return config
+
+
+def changed(**fields):
+    """`plain` with fields changed, a dot in a name written as two underscores."""
+    config = plain()
+    for path, value in fields.items():
+        *parents, name = path.split("__")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        with node.unlocked():
+            node[name] = value
+    return config
+
+
+BAD = [  # field, value, words
+    ("seed", -1, "whole number of at least 0"),
+    ("seed", 10**20, "at most 4,294,967,295"),
+    ("seed", 10**5000, "too many digits"),
+    ("seed", 1.0, "whole number"),
+    ("seed", True, "whole number"),
+    ("seed", "0", "whole number"),
+    ("seed", None, "whole number"),
+    ("seed", np.float64(2), "whole number"),
+    ("seed", float("nan"), "whole number"),
+    ("seeds", 0, "at least 1"),
+    ("seeds", 10**9, "more than config.max_cells (100,000)"),
+    ("seeds", float("inf"), "whole number"),
+    ("seeds", (3,), "whole number"),
+    ("task", "", "is empty"),
+    ("task", None, "text in quotes"),
+    ("task", 3, "text in quotes"),
+    ("task", lambda: None, "got a function"),
+    ("task_args", 3, "fields with names"),
+    ("task_args", {"widths": {1, 2}}, "task_args.widths must be made of numbers"),
+    ("task_args", {"activation": lambda x: x}, "task_args.activation must be made of"),
+    ("task_args", {"a": {"b": [object()]}}, "task_args.a.b must be made of"),
+    ("task_args", {"z": 1j}, "task_args.z must be made of"),
+    ("optimizers", {}, "is empty"),
+    ("optimizers", None, "fields with names"),
+    ("optimizers", ("adam",), "fields with names"),
+    ("optimizers__adam", "adam", "optimizers.adam must be fields with names"),
+    ("optimizers__adam", {"learning_rates": (1e-3, 1e-1)}, "optimizers.adam lacks spec"),
+    ("optimizers__adam", {"spec": SPEC}, "optimizers.adam lacks learning_rates"),
+    ("optimizers__adam__momentum", 0.9, "no field optimizers.adam.momentum"),
+    ("optimizers__adam__learning_rate", 0.9, "did you mean learning_rates"),
+    ("optimizers__a/b", {"spec": SPEC, "learning_rates": (1e-3, 1e-1)}, "a label is letters"),
+    ("optimizers__" + 300 * "a", {"spec": SPEC, "learning_rates": (1e-3, 1e-1)}, "at most 100"),
+    ("optimizers__adam__spec", None, "text in quotes"),
+    ("optimizers__adam__spec", "adma", "optimizers.adam.spec"),
+    ("optimizers__adam__spec", 3, "text in quotes"),
+    ("optimizers__adam__learning_rates", 1e-3, "0 < low < high"),
+    ("optimizers__adam__learning_rates", (1e-3,), "0 < low < high"),
+    ("optimizers__adam__learning_rates", (1e-1, 1e-3), "0 < low < high"),
+    ("optimizers__adam__learning_rates", (0.0, 1e-3), "0 < low < high"),
+    ("optimizers__adam__learning_rates", (1e-3, float("inf")), "0 < low < high"),
+    ("optimizers__adam__learning_rates", (float("nan"), 1.0), "0 < low < high"),
+    ("optimizers__adam__learning_rates", ("1e-3", "1e-1"), "0 < low < high"),
+    ("optimizers__adam__learning_rates", {1e-3, 1e-1}, "0 < low < high"),
+    ("optimizers__adam__learning_rates", (True, 2), "0 < low < high"),
+    ("optimizers__adam__learning_rates", (1.1e-3, 1.2e-3), "no power of 1.41421 lies in"),
+    ("learning_rate_ratio", 1.0, "above 1"),
+    ("learning_rate_ratio", 0.5, "above 1"),
+    ("learning_rate_ratio", 1.0000001, "learning rates (config.learning_rate_ratio)"),
+    ("learning_rate_ratio", float(np.nextafter(1, 2)), "more than config.max_cells"),
+    ("learning_rate_ratio", float("nan"), "finite number"),
+    ("learning_rate_ratio", float("inf"), "finite number"),
+    ("learning_rate_ratio", 10**400, "finite number"),
+    ("learning_rate_ratio", "2", "finite number"),
+    ("learning_rate_ratio", True, "finite number"),
+    ("grid", "sparse", "'dense' or 'adaptive'"),
+    ("grid", None, "'dense' or 'adaptive'"),
+    ("grid", ["dense"], "'dense' or 'adaptive'"),
+    ("batch_sizes", 4, "whole numbers of at least 1, got 4"),
+    ("batch_sizes", (), "whole numbers of at least 1"),
+    ("batch_sizes", (8, -16), "whole numbers of at least 1"),
+    ("batch_sizes", (8, 16.0), "whole numbers of at least 1"),
+    ("batch_sizes", (8, True), "whole numbers of at least 1"),
+    ("batch_sizes", ("a",), "whole numbers of at least 1"),
+    ("batch_sizes", {4, 8}, "whole numbers of at least 1"),
+    ("batch_sizes", "48", "whole numbers of at least 1"),
+    ("batch_sizes", ((4, 8),), "whole numbers of at least 1"),
+    ("batch_sizes", (4, 4), "holds a number twice"),
+    ("batch_sizes", (10**12,), "at most 2,147,483,647"),
+    ("batch_sizes", np.array([0.5]), "whole numbers of at least 1"),
+    ("max_steps", 10**12, "at most"),
+    ("max_steps", 0, "at least 1"),
+    ("max_examples", 100, "allows no step at batch size 1024"),
+    ("max_examples", 10**30, "at most"),
+    ("evals", 10**9, "at most 10,000"),
+    ("evals", None, "whole number"),
+    ("stop_loss", float("nan"), "finite number"),
+    ("stop_loss", float("-inf"), "finite number"),
+    ("stop_loss", None, "finite number"),
+    ("stop_loss", 2.0, "lie below config.stop_loss"),
+    ("max_cells", 0, "at least 1"),
+    ("max_cells", 3, "raise config.max_cells"),
+    ("measure", 3, "measure must be fields with names"),
+    ("measure", {"optimiser": "adam"}, "no field measure.optimiser: did you mean optimizer"),
+    ("measure__optimizer", "lion", "not in config.optimizers"),
+    ("measure__optimizer", 3, "text in quotes"),
+    ("measure__learning_rate", 0.0, "above 0"),
+    ("measure__learning_rate", float("nan"), "finite number"),
+    ("measure__batch_size", 0, "at least 1"),
+    ("measure__max_steps", -1, "at least 1"),
+    ("measure__losses", 1.0, "must be numbers"),
+    ("measure__losses", (1.0, "x"), "must be numbers"),
+    ("measure__losses", (1.0, float("nan")), "must be numbers"),
+    ("measure__losses", (1.0, 1.0), "holds a number twice"),
+    ("measure__examples", 8, "at least 16, a multiple of 8"),
+    ("measure__examples", 100, "a multiple of 8"),
+    ("measure__examples", 8 * 10**12, "at most"),
+    ("measure__directions", 12, "a multiple of 8"),
+    ("measure__directions", 8 * 10**12, "at most"),
+    ("measure__horizons", (), "whole numbers of at least 1"),
+    ("measure__horizons", (1, 0), "whole numbers of at least 1"),
+    ("measure__branch_examples", 0, "at least 1"),
+    ("fit", None, "fit must be fields with names"),
+    ("fit__objective", "step", "'steps' or 'loss' or 'fall'"),
+    ("fit__objective", {"steps"}, "'steps' or 'loss' or 'fall'"),
+    ("fit__objective", "fall", "fit.horizons is empty"),
+    ("fit__target_losses", 1.0, "must be numbers"),
+    ("fit__target_losses", (), "fit.target_losses is empty"),
+    ("fit__target_losses", (1.2, None), "must be numbers"),
+    ("fit__target_losses", (10**400,), "must be numbers"),
+    ("fit__target_losses", (-1.0,), "lie below config.stop_loss"),
+    ("fit__horizons", (0,), "whole numbers of at least 1"),
+    ("fit__horizons", 3, "whole numbers of at least 1"),
+    ("sedes", 3, "no field sedes: did you mean seeds"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "words"), BAD, ids=range(len(BAD)))
+def test_a_bad_value_is_one_sentence_and_nothing_is_made(field, value, words):
+    config = changed(**{field: value})
+    tracemalloc.start()
+    started = time.process_time()
+    try:
+        with pytest.raises(ConfigError) as caught:
+            check(config)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - started < 1
+    assert peak < MEBIBYTE
+    sentence = str(caught.value)
+    assert words in sentence
+    assert field.split("__")[0] in sentence
+    assert len(sentence.splitlines()) == 1 and len(sentence) < 500
+
+
+def test_enough_bad_values_are_tried():
+    assert len(BAD) >= 100
+    declared = {field.name for field in dataclasses.fields(Experiment)}
+    assert declared <= {field.split("__")[0] for field, _, _ in BAD}
+
+
+def test_a_grid_of_many_runs_is_asked_for():
+    assert check(changed(seeds=5_000, max_cells=10**6)).seeds == 5_000
+    with pytest.raises(ConfigError, match=r"has 325,000 runs, 13 learning rates .* x 5 .* x 5,000"):
+        check(changed(seeds=5_000))
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    config = changed(
+        seeds=np.int64(3),
+        seed=np.uint32(7),
+        stop_loss=np.float32(0.5),
+        batch_sizes=np.array([4, 8]),
+        task_args={"widths": (np.int32(4),), "scale": np.float32(2)},
+        measure__losses=(np.float64(2.0), np.int16(1)),
+        optimizers__adam__learning_rates=(np.float32(0.25), 1),
+    )
+    experiment = check(config)
+    assert experiment.batch_sizes == (4, 8)
+    assert experiment.measure.losses == (2.0, 1.0)
+    assert experiment.optimizers["adam"].learning_rates == (0.25, 1.0)
+    for value in (experiment.seeds, experiment.seed, *experiment.batch_sizes):
+        assert type(value) is int
+    assert json.loads(json.dumps(experiment.plain()))["task_args"] == {"widths": [4], "scale": 2.0}
+
+
+def test_a_whole_number_may_stand_for_another_one_and_be_overridden():
+    config = plain()
+    config.stop_loss = 1
+    assert type(config.stop_loss) is float  # or a flag would read 0.5 as no whole number
+
+
+def test_a_misspelt_field_is_an_error_where_it_is_written():
+    config = default()
+    with pytest.raises(AttributeError, match="no field sedes: did you mean seeds"):
+        config.sedes = 3
+    with pytest.raises(AttributeError, match="did you mean directions"):
+        config.measure.direction = 8
+
+
+def test_a_config_without_some_field_has_its_default():
+    bare = {
+        "task": "module:task",
+        "optimizers": {"adam": {"spec": SPEC, "learning_rates": (1e-3, 1e-1)}},
+        "fit": {"objective": "loss"},
+    }
+    experiment = check(ml_collections.ConfigDict(bare))
+    assert experiment == check(bare)
+    assert experiment.plain() == default().to_dict() | experiment.plain()
+    assert experiment.evals == default().evals
+    assert experiment.measure.horizons == default().measure.horizons
+
+
+def test_an_experiment_survives_json():
+    experiment = check(plain())
+    assert check(json.loads(json.dumps(experiment.plain()))) == experiment
+
+
+def test_an_experiment_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        check(plain()).seed = 3  # pyrefly: ignore
+
+
+def test_objectives():
+    assert check(changed(fit__objective="loss")).fit.objectives == (FinalLoss(),)
+    steps = changed(fit__target_losses=(2.0, 1.0))
+    assert check(steps).fit.objectives == (StepsTo(2.0), StepsTo(1.0))
+    falls = changed(fit__objective="fall", fit__horizons=(10, 100))
+    assert check(falls).fit.objectives == (FallAfter(1.0, 10), FallAfter(1.0, 100))
+    with pytest.raises(ConfigError, match=r"must be below config\.max_steps"):
+        check(changed(fit__objective="fall", fit__horizons=(10_000,)))
+
+
+def test_parts_that_are_measured_are_as_many_as_the_config_says():
+    assert measurement.GROUPS == directions.GROUPS == GROUPS
+
+
+anything = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=5),
+        st.complex_numbers(),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    ),
+    max_leaves=4,
+)
+PATHS = [
+    *(field.name for field in dataclasses.fields(Experiment)),
+    *(f"measure__{name}" for name in default().measure),
+    *(f"fit__{name}" for name in default().fit),
+    "optimizers__adam__spec",
+    "optimizers__adam__learning_rates",
+]
+
+
+@given(st.sampled_from(PATHS), anything)
+def test_any_value_is_taken_or_refused(path, value):
+    try:
+        experiment = check(changed(**{path: value}))
+    except ConfigError:
+        return
+    json.dumps(experiment.plain())
