@@ -110,13 +110,11 @@ def svg(panel: Panel, name: str) -> str:
     markup = re.sub(r"\s+", " ", buffer.getvalue())
     view = re.search(r'viewBox="[^"]*"', markup)
     body = markup[markup.index(">", markup.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>|<defs> </defs>", "", body)
-    body = re.sub(r"<[^>]*>", lambda tag: _slim(tag[0]), body)
-    body = _identify(body, name)
-    for role, color in COLOR.items():
-        body = body.replace(color, f"var(--{role},{color})")
+    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body)
+    used = set(re.findall(r"(?:url\(|href=\")#([^\")]*)", body))
+    body = re.sub(r"<[^>]*>", lambda tag: _slim(tag[0], name, used), body)
     size = view[0] if view else ""
-    return f'<svg {size} role="img">{body}'.strip()
+    return f'<svg {size} role="img">{_ungrouped(body)}'.strip()
 
 
 def standalone(markup: str) -> str:
@@ -128,25 +126,29 @@ def standalone(markup: str) -> str:
     return f"{head}><style>{themes}</style>{body}\n"
 
 
-def _slim(tag: str) -> str:
-    """A tag with coordinates to a tenth of a point, and the page's font."""
+def _slim(tag: str, name: str, used: set[str]) -> str:
+    """A tag with coordinates to a tenth of a point, the page's font and colors, and, of its
+    identifiers, those that are referred to, made unique on the page."""
     tag = re.sub(r"\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}", tag)
     tag = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", tag)
     tag = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", tag)
-    return tag.replace("xlink:href", "href")
+    tag = tag.replace("xlink:href", "href")
+    named = re.search(r' id="([^"]*)"', tag)
+    if named:
+        kept = f' id="{name}-{named[1]}"' if named[1] in used else ""
+        tag = tag.replace(named[0], kept)
+    tag = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", tag)
+    for role, color in COLOR.items():
+        tag = tag.replace(color, f"var(--{role},{color})")
+    return tag
 
 
-def _identify(body: str, name: str) -> str:
-    """Identifiers that are referred to become unique on the page; the others, and groups that held
-    only them, go."""
-    used = set(re.findall(r"(?:url\(|href=\")#([^\")]*)", body))
-    named = lambda match: f' id="{name}-{match[1]}"' if match[1] in used else ""  # noqa: E731
-    body = re.sub(r' id="([^"]*)"', named, body)
-    body = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", body)
+def _ungrouped(body: str) -> str:
+    """Without groups that have no attributes, from the innermost on."""
     bare = re.compile(r"<g> *((?:<(?!/?g\b)[^>]*>[^<]*)*)</g>")
     while bare.search(body):
         body = bare.sub(r"\1", body)
-    return re.sub(r"> <", "><", body)
+    return re.sub(r"<defs> *</defs>", "", body).replace("> <", "><")
 
 
 def variables(dark: bool) -> str:

@@ -17,7 +17,7 @@ def lines(workdir: Path) -> list[str]:
     chosen = dict([*entries.items()][:FEW])
     table = rates_table(chosen)
     out = ["optimal learning rate by batch size:"]
-    out += _aligned([tuple(table.header), *map(tuple, table.rows)])
+    out += _aligned([("B", *table.header[1:]), *map(tuple, table.rows)])
     for optimizer, entry in chosen.items():
         out.append(f"{optimizer}, {judged(entry)}: {verdicts.answer(entry)}")
         out.append(f"  {verdicts.peak_and_law(entry)}")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import LogNorm, Normalize
 
 from surge.report import drawing
@@ -135,8 +136,8 @@ def loss_map(axes: Axes, cells: LossMap, entry: dict[str, Any]) -> None:
     rates = edges(loss.learning_rate.values)
     drawing.log_axes(axes, SIZE, "learning rate")
     axes.grid(False)
-    _absent(axes, sizes, rates, np.isnan(loss.values) & ~diverged, "not run", "")
-    _absent(axes, sizes, rates, diverged, "diverged", "/////")
+    _absent(axes, sizes, rates, np.argwhere(np.isnan(loss.values) & ~diverged), "not run", "")
+    _absent(axes, sizes, rates, np.argwhere(diverged), "diverged", "/////")
     values = np.ma.masked_invalid(loss.values)
     # Losses far above the rest, of runs about to diverge, would leave one color to all others.
     low = float(values.min())
@@ -179,17 +180,25 @@ def _over_the_map(axes: Axes, entry: dict[str, Any], sizes: np.ndarray) -> None:
 
 
 def _absent(
-    axes: Axes, sizes: np.ndarray, rates: np.ndarray, where: np.ndarray, label: str, hatch: str
+    axes: Axes,
+    sizes: np.ndarray,  # [batch_size + 1] borders
+    rates: np.ndarray,  # [learning_rate + 1] borders
+    where: np.ndarray,  # [cell, 2] row and column
+    label: str,
+    hatch: str,
 ) -> None:
     """Cells without a loss."""
-    if not where.any():
+    if not len(where):
         return
-    shade = COLOR["absent"]
-    look = {"facecolor": "none" if hatch else shade, "edgecolor": shade, "hatch": hatch}
-    blank = axes.pcolor(sizes, rates, np.ma.masked_where(~where, where), linewidth=0)
-    blank.set_array(None)  # which would color the cells by a map
-    blank.set(**look)
+    face = "none" if hatch else COLOR["absent"]
+    look = {"facecolor": face, "edgecolor": COLOR["rejected"], "hatch": hatch}
+    cells = [_corners(sizes[column : column + 2], rates[row : row + 2]) for row, column in where]
+    axes.add_collection(PolyCollection(cells, linewidth=0, **look))
     axes.fill_between([], [], linewidth=0.5, label=label, **look)
+
+
+def _corners(size: np.ndarray, rate: np.ndarray) -> list[tuple[float, float]]:
+    return [(size[0], rate[0]), (size[1], rate[0]), (size[1], rate[1]), (size[0], rate[1])]
 
 
 def edges(centres: np.ndarray) -> np.ndarray:

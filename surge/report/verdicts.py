@@ -116,13 +116,15 @@ def _inside(entry: dict[str, Any]) -> list[Optimum]:
     """Optima with an interval, by batch size."""
     points = [point for point in entry["optimal_lr"] if known(point)]
     return sorted(
-        Optimum(
-            point["batch_size"],
-            math.log(point["lr"]),
-            math.log(point["high"] / point["low"]) / (2 * HALF_INTERVAL),
-        )
-        for point in points
+        Optimum(point["batch_size"], math.log(point["lr"]), _error(point)) for point in points
     )
+
+
+def _error(point: dict[str, Any]) -> float:
+    """Standard error of the log rate, which an earlier fit.json has only as an interval."""
+    if point.get("error"):
+        return point["error"]
+    return math.log(point["high"] / point["low"]) / (2 * HALF_INTERVAL)
 
 
 @functools.cache
