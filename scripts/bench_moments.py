@@ -26,6 +26,8 @@ from typing import Any
 from absl import app, flags
 from peers import TITLES, jax_task, torch_data, torch_model
 
+from surge.cli import parsed
+
 _WORKLOADS = flags.DEFINE_list("workloads", ["mlp", "cnn", "resnet", "gpt"], "models")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "calls that the median is of")
 _ONE = flags.DEFINE_list("one", [], "contestant, workload: what a child process measures")
@@ -215,4 +217,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parsed)

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from surge.cli import parsed
 from surge.tasks.mlp import mnist1d
 from surge.training import grid, hardware
 from surge.training.dense import run_pieces
@@ -105,4 +106,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parsed)

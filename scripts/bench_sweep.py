@@ -13,6 +13,7 @@ scanned JAX loop for each cell, and ours. The last column is the speed over that
 form so far in the table, which ours is judged by.
 """
 
+import atexit
 import json
 import os
 import subprocess
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 from peers import ROWS, TITLES, jax_task, torch_data, torch_model
+
+from surge.cli import parsed
 
 _WORKLOADS = flags.DEFINE_list("workloads", ["mlp", "wide", "cnn", "gpt"], "what is trained")
 _BATCHES = flags.DEFINE_list("batches", ["8", "64", "512"], "examples in a step")
@@ -192,9 +195,11 @@ def child(
         f"--seconds={_SECONDS.value}",
     ]
     extra = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, env=os.environ | extra, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    atexit.register(process.kill)
+    return process
 
 
 def outcome(process: subprocess.Popen[str]) -> tuple[float, float, str]:
@@ -234,4 +239,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parsed)

@@ -20,6 +20,7 @@ import xarray as xr
 from absl import app, flags
 
 from surge import pipeline
+from surge.cli import parsed
 from surge.config import check
 from surge.workdir import files
 
@@ -203,4 +204,4 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", "runs/one_step", "where the measurements are kept")
     _RESULTS = flags.DEFINE_string("results", "docs/results/one_step.md", "where the page goes")
     _ONLY = flags.DEFINE_list("only", [], "names of experiments; empty for all")
-    app.run(main)
+    app.run(main, flags_parser=parsed)

@@ -31,6 +31,7 @@ import numpy as np
 import xarray as xr
 from absl import app, flags
 
+from surge.cli import parsed
 from surge.theory.objective import StepsTo
 from surge.workdir import files, sweeps
 
@@ -455,4 +456,4 @@ if (
         "results", "docs/results/predictions", "where the judgement and its page go"
     )
     _ONLY = flags.DEFINE_list("only", [], "names of experiments; empty for all")
-    app.run(main)
+    app.run(main, flags_parser=parsed)

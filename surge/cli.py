@@ -7,6 +7,7 @@ and beside a user's flags.
 import io
 import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from surge.fields import no_field
 
 EXAMPLE = "give one, like --config=configs/mnist1d.py or --config=surge:mnist1d"
-MISTAKE, INTERRUPTED, CLOSED_PIPE = 2, 130, 141  # exit codes; the last two as shells have them
+MISTAKE, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 130, 141, 143  # exit codes, as shells have them
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
@@ -61,7 +62,9 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str | None) -> l
 
 
 def parsed(argv: Sequence[str]) -> list[str]:
-    """Parses the command line of a script, whose flags are absl's own."""
+    """Parses the command line of a script, whose flags are absl's own; a script that is told to end
+    ends its children too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         return flags.FLAGS(list(argv))
     except flags.Error as error:

@@ -221,6 +221,10 @@ def _fit(experiment: Experiment, workdir: Path) -> None:
         for objective in experiment.fit.objectives:
             rows = sweeps.rows(dataset, optimizer, objective)
             labels = {"optimizer": optimizer} | _labels(objective)
+            remark = sweeps.why_unjudged(dataset, optimizer, objective.target_loss)
+            if remark:
+                logging.warning("fit: %s", remark)
+                labels["remark"] = remark
             fits.append(fit_entry(rows, objective.judged_by, **labels))
     files.write_fits(workdir, fits, missing)
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")

@@ -106,3 +106,20 @@ def test_a_flag_that_is_wrong_is_one_sentence(capsys):
         cli.parse(values, ["name", "--count=few"], "")
     assert end.value.code == cli.MISTAKE
     assert capsys.readouterr().err.startswith("surge: flag --count=few")
+
+
+def test_a_script_that_is_told_to_end_ends_its_child():
+    script = (
+        "import subprocess, sys; from surge.cli import parsed\n"
+        "parsed(['script'])\n"
+        "child = 'import os, time; print(os.getpid(), flush=True); time.sleep(100)'\n"
+        "subprocess.run([sys.executable, '-c', child], check=True)"
+    )
+    process = python(script)
+    assert process.stdout
+    child = int(process.stdout.readline())
+    process.terminate()
+    process.communicate(timeout=100)
+    assert process.returncode == cli.TERMINATED
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

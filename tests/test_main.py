@@ -149,6 +149,10 @@ def test_truncated_piece_is_named_and_the_rest_kept(finished, tmp_path):
         failed.returncode != 0 and broken.name in failed.stderr and "Traceback" not in failed.stderr
     )
     broken.unlink()
+    incomplete = surge(*SMALL, f"--workdir={copy}", "--stages=fit")
+    assert incomplete.returncode == 0
+    assert "incomplete, without 1 of its pieces" in incomplete.stderr
+    assert files.read_json(copy / "fit.json")["missing"] == [broken.stem]
     assert surge(*SMALL, f"--workdir={copy}", "--stages=sweep").returncode == 0
     xr.testing.assert_identical(sweeps.open_sweep(copy), sweeps.open_sweep(workdir))
 

@@ -103,6 +103,17 @@ def test_losses_are_compared_when_the_first_rate_arrives(sweep):
     assert loss.sel(batch_size=8).values.tolist() == [2, 3]
 
 
+def test_why_runs_cannot_be_told_apart_is_said(tmp_path, sweep):
+    why = sweeps.why_unjudged
+    assert why(sweep, "adam", 2.0) == why(sweep, "adam", None) == ""
+    assert why(sweep, "adam", 0.5) == "no run of adam reaches loss 0.5: the lowest is 1"
+    assert why(sweep, "adam", 3.0).startswith("every run of adam is at loss 3 or below when it is")
+    store(tmp_path / "other", "adam", 8, [0.1], [[[np.inf, np.nan, np.nan]]], [1, 10, 100])
+    lost = sweeps.open_sweep(tmp_path / "other")
+    for target in (1.0, None):
+        assert why(lost, "adam", target) == "no run of adam has a finite loss"
+
+
 def test_json_has_no_nan(tmp_path):
     files.write_json(tmp_path / "a.json", {"x": [np.float32("nan"), np.inf, np.int64(2)]})
     assert files.read_json(tmp_path / "a.json") == {"x": [None, None, 2]}

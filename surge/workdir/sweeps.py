@@ -142,6 +142,32 @@ def rows(sweep: xr.Dataset, optimizer: str, objective: Objective) -> dict[str, n
     }
 
 
+def why_unjudged(sweep: xr.Dataset, optimizer: str, target: float | None) -> str:
+    """Why the runs of one optimizer cannot be told apart by a target; "" where they can.
+
+    Args:
+      sweep: as `open_sweep` gives it.
+      optimizer: a label of its `optimizer` coordinate.
+      target: a loss; None: the loss at the last evaluation.
+    """
+    loss = sweep.loss.sel(optimizer=optimizer)
+    loss = loss.where(np.isfinite(loss))
+    lowest = float(loss.min())
+    if np.isnan(lowest):
+        return f"no run of {optimizer} has a finite loss"
+    if target is None:
+        return ""
+    if lowest > target:
+        return f"no run of {optimizer} reaches loss {target:g}: the lowest is {lowest:.4g}"
+    first = float(loss.isel(eval=0).max())
+    if first <= target:
+        return (
+            f"every run of {optimizer} is at loss {first:.4g} or below when it is first evaluated: "
+            f"how long it takes to {target:g} says nothing of the learning rate"
+        )
+    return ""
+
+
 def loss_when_first_arrives(
     sweep: xr.Dataset, optimizer: str, target: float | None
 ) -> xr.DataArray:
