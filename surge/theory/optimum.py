@@ -16,6 +16,8 @@ WINDOW = math.log(
     2
 )  # in log ε, on each side of the best rate: the rates that the parabola is put through
 HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
+RIDGE = 3 * math.sqrt(2)  # standard errors by which a ridge stands above two basins
+NEAR = 1.0  # a basin whose minimum is higher by more is none
 FEWEST = 5  # of them, where the grid is coarse or ends
 
 
@@ -26,8 +28,8 @@ class Optimum(NamedTuple):
       lr: the optimum, or the last rate that was tried where it lies beyond; nan if undefined.
       low, high: 95% interval; nan if undefined.
       error: standard error of log lr; nan if undefined.
-      bound: 0 inside the grid; +1 where the optimum is at least lr, the highest rate; -1 where it is
-        at most lr, the lowest rate.
+      bound: 0 inside the grid; +1 where the optimum is at least lr, the highest rate; -1 where it
+        is at most lr, the lowest rate.
       basins: number of separate minima that the noise does not explain; above 1 the deepest counts.
       value: the objective at the optimum (log steps, or loss).
       n: runs that the fit rests on.
@@ -147,7 +149,7 @@ def optimal_lr(
     if not np.isfinite(spread):
         low = high = math.nan
         why = why or "one run per cell and too few rates to tell the noise: add seeds"
-    basins = _basins(mean, spread / np.sqrt(count))
+    basins = count_basins(mean, spread / np.sqrt(count))
     if basins > 1:
         why = why or f"{basins} separate basins: the deepest is reported"
     lr = math.exp(vertex[0])
@@ -276,17 +278,27 @@ def _spread(x: np.ndarray, cells: list[np.ndarray], paired: bool) -> tuple[float
     return math.sqrt((residual**2).sum() / freedom), freedom
 
 
-def _basins(mean: np.ndarray, error: np.ndarray) -> int:
-    """Minima separated by a ridge more than three standard errors above both."""
-    found, lowest, ridge, falling = 0, math.inf, -math.inf, True
-    threshold = 3 * float(np.nan_to_num(error).max()) * math.sqrt(2)
+def count_basins(mean: np.ndarray, error: np.ndarray) -> int:
+    """Minima no more than NEAR above the deepest, behind ridges that the noise does not explain.
+
+    Args:
+      mean: value at each rate [rates], rates rising; without rates at which runs failed.
+      error: its standard error [rates].
+    """
+    if not len(mean):
+        return 1
+    minima, lowest, ridge, falling = [], math.inf, -math.inf, True
+    threshold = RIDGE * float(np.nan_to_num(error).max())
     for value in mean:
         if falling:
             lowest = min(lowest, value)
             if value > lowest + threshold:
-                found, ridge, falling = found + 1, value, False
+                minima.append(lowest)
+                ridge, falling = value, False
         else:
             ridge = max(ridge, value)
             if value < ridge - threshold:
                 lowest, falling = value, True
-    return max(found + falling, 1)
+    if falling:
+        minima.append(lowest)
+    return max(sum(value <= min(minima) + NEAR for value in minima), 1)
