@@ -101,7 +101,7 @@ def _measure(experiment: Experiment, task: Task, workdir: Path) -> None:
         logging.info("measure: done before, kept (%s)", path)
         return
     dataset = measurement.run(experiment, task, workdir / "checkpoints")
-    dataset.attrs |= _attributes(experiment)
+    dataset.attrs |= _attributes(experiment, task)
     files.write_dataset(path, dataset)
 
 
@@ -140,7 +140,7 @@ def _sweep(experiment: Experiment, task: Task, workdir: Path) -> None:
     planned = list(pieces.values())
     choose = few_lanes if experiment.grid == "adaptive" else of_grid
     lanes = _lanes(workdir) or choose(task, planned)
-    attributes = _attributes(experiment) | {"lanes": lanes.to_json()}
+    attributes = _attributes(experiment, task) | {"lanes": lanes.to_json()}
     cells = sum(piece.cells for piece in todo.values())
     ran = 0
     with _progress(todo.values()) as progress:
@@ -238,11 +238,12 @@ def _labels(objective: Objective) -> dict[str, Any]:
     return labels
 
 
-def _attributes(experiment: Experiment) -> dict[str, Any]:
+def _attributes(experiment: Experiment, task: Task) -> dict[str, Any]:
     names = ("surge", "jax", "flax", "optax")
     versions = {name: importlib.metadata.version(name) for name in names}
     return {
         "config": json.dumps(experiment.plain(), sort_keys=True),
         "versions": json.dumps(versions),
         "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+        "parameters": hardware.parameters(task),
     }

@@ -277,6 +277,15 @@ def test_closed_forms_of_any_summary(changed, left_out):
     assert {"exact, every μ and σ", "true one-step optimum"} < set(legend(drawn))
 
 
+def test_a_stored_curve_is_drawn_by_the_law_that_has_its_parameters(row):
+    """Whatever the law is called, and nothing where the registry has lost it."""
+    for names, drawn in ((["max_lr", "exponent"], True), (["max_lr", "lost"], False)):
+        stored = row.drop_vars("measured_curve")
+        stored = stored.assign(measured_curve=("parameter", [0.1, 0.5]), parameter=names)
+        shown = legend(figure(partial(checkpoint_figures.one_step, checkpoint=stored)))
+        assert ("power through the measured" in shown) == drawn
+
+
 def test_an_interval_without_an_end_is_cut(row):
     estimate = xr.DataArray(
         [[2.0, 1.0, np.inf]], dims=("x", "bound"), coords={"bound": ["value", "low", "high"]}

@@ -74,6 +74,19 @@ def test_what_the_grid_does_not_hold_is_said():
     assert "At B = 4,096 its interval is open." in answer(optima)
 
 
+@pytest.mark.parametrize(
+    ("rates", "p", "said"),
+    [
+        ((1, 2, 4, 2, 1), 0.0123, "to 1,024 (such a fall by chance alone: p = 0.01); beyond"),
+        ((1, 2, 4, 8, 16), 0.6, "to 1,024 (no fall is seen: p = 0.60); beyond"),
+    ],
+)
+def test_a_fall_has_its_p_value(rates, p, said):
+    fit = entry(rates)
+    fit["b_peak"]["p_fall"] = p
+    assert said in answer(fit)
+
+
 def test_one_optimum_or_none_moves_nowhere():
     assert "at B = 4 is 0.500, which is all that is known. At B = 16" in answer(entry((0.5, None)))
     assert answer(entry((None, None))).startswith("no batch size up to 16")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from surge.report import drawing
 from surge.report.drawing import COLOR
 from surge.theory.derivations import homogeneous
-from surge.theory.rivals import saturating_surge, surge
+from surge.theory.rivals import LAWS, Law, surge
 
 LEGIBLE = 8  # entries of a legend
 ESTIMATES = {  # name in measure.nc -> what it is
@@ -22,6 +22,7 @@ ENDLESS = 10  # times the value: where an interval without an upper end is cut
 ONE_STEP = "one-step optimal learning rate"
 SIZE = "batch size B"
 CURVE = 80  # points of a curve
+CURVE_OF_OLD = ("max_lr", "b_scale", "r")  # where the names of parameters are not stored
 POINTS = {"marker": "o", "ms": 4}
 
 
@@ -138,14 +139,23 @@ def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
             _band(axes, sizes, checkpoint[f"{name}_lr"], COLOR[name], ESTIMATES[name], **style)
     curve = np.geomspace(sizes.min(), sizes.max(), CURVE)
     color = COLOR["measured"]
-    if "measured_curve" in checkpoint:
-        rates = saturating_surge(curve, *checkpoint.measured_curve.values)
-        label = "saturating surge through the measured"
+    law = _law_through(checkpoint)
+    if law is not None:
+        rates = law.function(curve, *checkpoint.measured_curve.values)
+        label = f"{law.name.replace('_', ' ')} through the measured"
         drawing.line(axes, curve, rates, "--", lw=1, color=color, label=label)
     if "measured_surge" in checkpoint:
         rates = surge(curve, *checkpoint.measured_surge.sel(bound="value").values)
         label = "small-batch surge, N and K' measured"
         drawing.line(axes, curve, rates, ":", lw=1.5, color=color, label=label)
+
+
+def _law_through(checkpoint: xr.Dataset) -> Law | None:
+    """The law whose parameters are stored, known by their names; a registry may have lost it."""
+    if "measured_curve" not in checkpoint:
+        return None
+    names = tuple(checkpoint.parameter.values) if "parameter" in checkpoint.coords else CURVE_OF_OLD
+    return next((law for law in LAWS.values() if law.parameters == names), None)
 
 
 def branches(axes: Axes, checkpoint: xr.Dataset) -> None:

@@ -67,4 +67,5 @@ def standing(entry: dict[str, Any]) -> dict[str, float]:
     near = [name for name, criterion in criteria.items() if criterion - lowest <= RULED_OUT]
     remaining = [name for name in entry.get("remaining", near) if name in criteria]
     odds = {name: math.exp((lowest - criteria[name]) / 2) for name in remaining}
-    return {name: weight / sum(odds.values()) for name, weight in odds.items()}
+    total = sum(odds.values())
+    return {name: laws[name].get("weight", odds[name] / total) for name in remaining}

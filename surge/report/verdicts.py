@@ -73,7 +73,7 @@ def answer(entry: dict[str, Any]) -> str:
             f"the best rate at B = {count(only.batch_size)} is {rate}, which is all that is known"
         )
         return f"{said}.{_unknown(entry)}"
-    said = f"the best rate {_movement(moves)}{_peak_odds(entry)}"
+    said = f"the best rate {_movement(moves)}{_odds(entry, moves)}"
     if moves.last.batch_size == tried:
         return f"{said}; beyond that nothing was tried.{_unknown(entry)}"
     return f"{said}.{_unknown(entry)} Beyond B = {count(tried)} nothing was tried."
@@ -192,10 +192,17 @@ def _fold(high: Optimum, low: Optimum) -> str:
     return f"{number(math.exp(middle), 2)}-fold {interval(low_end, high_end)}"
 
 
-def _peak_odds(entry: dict[str, Any]) -> str:
-    """The p-value of the fall, where it was judged."""
-    odds = entry["b_peak"].get("p")
-    return "" if odds is None else f" (a fall this large by chance: p = {number(odds, 2)})"
+def _odds(entry: dict[str, Any], moves: Course) -> str:
+    """The p-value of a fall, where it was judged."""
+    odds = entry["b_peak"].get("p_fall")
+    if odds is None:
+        return ""
+    falls = moves.end is not moves.last
+    return f" ({'such a fall by chance alone' if falls else 'no fall is seen'}: p = {_p(odds)})"
+
+
+def _p(odds: float) -> str:
+    return f"{odds:.1g}" if odds < 0.1 else f"{odds:.2f}"
 
 
 def _unknown(entry: dict[str, Any]) -> str:
