@@ -25,7 +25,7 @@ from scipy import stats
 from surge.cli import parsed
 from surge.report import checkpoint_figures, drawing, sweep_figures
 from surge.report.drawing import Panel
-from surge.theory.fit import RULED_OUT
+from surge.theory.comparison import RULED_OUT
 from surge.theory.objective import StepsTo
 from surge.workdir import files, sweeps
 
@@ -37,7 +37,7 @@ YES, NO, OPEN = "reproduced", "not reproduced", "cannot tell"
 FLAT = 0.25  # a power of B between ± this is flat: half of what √B has
 MONOTONE, PEAKED = (
     ("constant", "sqrt", "linear", "power", "mccandlish"),
-    ("surge", "saturating_surge"),
+    ("surge", "saturating_surge", "one_law"),
 )
 
 

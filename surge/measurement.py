@@ -18,8 +18,8 @@ from surge.gradients.moments import GradientMoments, merge, per_example_moments
 from surge.optimizers import Optimizer, make_optimizer
 from surge.tasks import Task, count_rows, ghost_batches
 from surge.theory import noise
+from surge.theory.comparison import compare_laws
 from surge.theory.drift import power_law
-from surge.theory.fit import compare_laws
 from surge.theory.peak import find_peak
 from surge.training import checkpoint
 from surge.training.branch import BranchOracle
@@ -32,7 +32,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BOUNDS = ("value", "low", "high")
 SCALES = ("b_simple", "sign (l1)", "b_simple, normalisation layers")
 VALIDITY_EDGES = np.logspace(-2, 8, 21)  # of the histogram of πσ²/2μ²
-CURVE = ("max_lr", "b_scale", "r")  # of the saturating surge through the measured law
+CURVE = ("max_lr", "b_turn", "kappa")  # of the one law through the measured law
 _draw = jax.jit(lambda draw, data, keys: jax.vmap(draw, (None, 0))(data, keys), static_argnums=0)
 _layer_alignments = jax.jit(curvature.layer_alignments, static_argnames=("loss_fn", "layers"))
 NO_SURGE = one_step.MeasuredSurge(
@@ -184,7 +184,7 @@ def _estimates(
         one_step.measured_surge(samples, config.batch_sizes) if formula is not None else NO_SURGE
     )
     curve = (
-        comparison.fits["saturating_surge"].parameters
+        comparison.fits["one_law"].parameters
         if len(sizes) >= FEWEST
         else dict.fromkeys(CURVE, np.nan)
     )

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import erfinv
 
-from surge.theory import derivations, rivals
+from surge.theory import derivations
 from surge.theory.derivations import Hessian
-from surge.theory.rivals import LAWS
+from surge.theory.rivals import surge as surge_law
 
 RNG = np.random.default_rng(0)
 SIZE = 24
@@ -225,12 +225,6 @@ def test_homogeneous_law_has_the_known_peak_and_plateau(r, plateau):
         2 * erfinv(np.sqrt(r)) ** 2 / snr**2, rel=0.02
     )
     assert float(curve[-1] / curve.max()) == pytest.approx(plateau, abs=2e-3)
-    # The same curve as a `saturating_surge`, which is parametrised by its peak height.
-    same = rivals.saturating_surge(sizes, curve.max(), 2 / snr**2, r)
-    np.testing.assert_allclose(same, curve, rtol=1e-3)
-    assert LAWS["saturating_surge"].peak(1.0, 2 / snr**2, r)[0] == pytest.approx(
-        2 * erfinv(np.sqrt(r)) ** 2 / snr**2
-    )
 
 
 def test_small_batch_coefficients_are_the_limit_of_the_exact_law():
@@ -243,7 +237,7 @@ def test_small_batch_coefficients_are_the_limit_of_the_exact_law():
     assert sizes.max() < derivations.validity(mu, sigma).min() / 10
     exact = derivations.sign_descent(sizes, mu, sigma, hessian)
     np.testing.assert_allclose(
-        exact.optimal_lr, rivals.surge(sizes, surge.max_lr, surge.b_noise), rtol=0.03
+        exact.optimal_lr, surge_law(sizes, surge.max_lr, surge.b_noise), rtol=0.03
     )
     np.testing.assert_allclose(
         exact.gain, derivations.gain(sizes, surge.max_gain, surge.b_noise), rtol=0.03
@@ -423,11 +417,6 @@ UNDEFINED = {  # where a value may be nan or inf: as documented, nowhere else
     "large_batch_limit": lambda mu, sigma: mu == 0,
 }
 OF_BATCH_SIZE = {  # (batch_size, noise scale) -> scalar
-    "power": lambda b, noise: rivals.power(b, 1e-3, 0.7),
-    "mccandlish": lambda b, noise: rivals.mccandlish(b, 1e-3, noise, 0.7),
-    "surge": lambda b, noise: rivals.surge(b, 1e-3, noise),
-    "saturating_surge": lambda b, noise: rivals.saturating_surge(b, 1e-3, noise, 0.1),
-    "saturating_peak_size": lambda b, noise: rivals.saturating_peak_size(noise, 0.1),
     "gain": lambda b, noise: derivations.gain(b, 2.0, noise),
     "steps_to_target": lambda b, noise: derivations.steps_to_target(b, 20.0, noise),
     "examples_to_target": lambda b, noise: derivations.examples_to_target(b, 20.0, noise),

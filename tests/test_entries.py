@@ -11,9 +11,10 @@ from scipy.special import erf
 
 from surge.entries import fit_entry
 from surge.report.verdicts import peak_and_law
+from surge.theory.comparison import compare_laws
 from surge.theory.derivations import homogeneous
-from surge.theory.fit import compare_laws
 from surge.theory.optimum import optimal_lr
+from surge.theory.rivals import LAWS
 
 RATES = 2.0 ** (np.arange(-30, 4) / 2)
 
@@ -50,7 +51,11 @@ NO_PEAK = {
 }
 
 
-REPETITIONS = [20, pytest.param(200, marks=pytest.mark.slow)]
+SWEEPS = [  # noise of a run, how many sweeps
+    (0.05, 8),
+    pytest.param(0.05, 200, marks=pytest.mark.slow),
+    pytest.param(0.2, 200, marks=pytest.mark.slow),
+]
 
 
 def sweep(law, noise, rng, sizes=SIZES, seeds=3):
@@ -85,8 +90,7 @@ def covers(low, high, truth):
     return (low or 0) <= truth <= (math.inf if high is None else high)
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.2])
-@pytest.mark.parametrize("repetitions", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("noise", "repetitions"), [(0.05, 20), (0.2, 20), *SWEEPS[1:]])
 def test_planted_surge_is_recovered(noise, repetitions):
     fits = entries("surge", noise, repetitions)
     intervals = {
@@ -113,35 +117,42 @@ def test_planted_surge_is_recovered(noise, repetitions):
     assert np.mean(optima) >= 0.9
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.2])
-@pytest.mark.parametrize("repetitions", REPETITIONS)
-def test_the_planted_law_is_named_or_none(noise, repetitions):
+def at_most(share, repetitions):
+    """So many of the repetitions that a true share of them exceeds in one test of 1,000."""
+    return stats.binom.ppf(0.999, repetitions, share)
+
+
+@pytest.mark.parametrize(("noise", "repetitions"), SWEEPS)
+def test_a_named_law_is_within_a_factor_of_the_planted_one(noise, repetitions):
     wrong = {}
-    for kind in PLANTED:
-        planted = kind.partition(",")[0]
-        best = [each["best_law"] for each in entries(kind, noise, repetitions)]
-        assert all(
-            each["best_law_why"]
-            for each in entries(kind, noise, repetitions)
-            if not each["best_law"]
-        )
-        wrong[kind] = sum(name not in (planted, None) for name in best)
-        print(
-            f"{kind}, noise {noise}: {best.count(planted)} named, {wrong[kind]} wrong, n = {repetitions}"
-        )
+    for kind, law in PLANTED.items():
+        fits = entries(kind, noise, repetitions)
+        assert all(each["best_law_why"] for each in fits if not each["best_law"])
+        named = [each for each in fits if each["best_law"]]
+        off = [
+            np.abs(np.log(curve_of(each, each["best_law"]) / law(SIZES))).max() for each in named
+        ]
+        wrong[kind] = sum(distance > math.log(1.2) for distance in off)
+        print(f"{kind}, noise {noise}: {len(named)} named, {wrong[kind]} wrong, n = {repetitions}")
         if noise == 0.05 and "r =" not in kind:
-            assert best.count(planted) >= repetitions / 5, kind
-    allowed = 0.05 * repetitions if repetitions == 200 else stats.binom.ppf(0.95, repetitions, 0.05)
-    assert max(wrong.values()) <= allowed, wrong
+            assert len(named) >= repetitions / 5, kind
+    assert max(wrong.values()) <= at_most(0.05, repetitions), wrong
     assert sum(wrong.values()) <= 0.05 * repetitions * len(wrong), wrong
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.2])
-@pytest.mark.parametrize("repetitions", REPETITIONS)
+def curve_of(entry, name):
+    """A fitted law of an entry at the batch sizes of the sweep."""
+    return LAWS[name].function(SIZES, **entry["laws"][name]["params"])
+
+
+@pytest.mark.parametrize(("noise", "repetitions"), SWEEPS)
 @pytest.mark.parametrize("kind", NO_PEAK)
-def test_no_peak_is_seen_where_there_is_none(kind, noise, repetitions):
+def test_a_peak_is_seen_in_five_percent_where_there_is_none(kind, noise, repetitions):
     peaks = [each["b_peak"] for each in entries(kind, noise, repetitions)]
-    assert all(peak["value"] is None and peak["high"] is None and peak["why"] for peak in peaks)
+    seen = [peak for peak in peaks if peak["value"] is not None]
+    assert len(seen) <= at_most(0.05, repetitions)
+    unseen = [peak for peak in peaks if peak["value"] is None]
+    assert all(peak["high"] is None and peak["why"] and peak["p_fall"] > 0.05 for peak in unseen)
 
 
 def test_nothing_reached_is_nan_with_a_reason():
@@ -196,13 +207,27 @@ def test_batch_sizes_need_not_be_whole_numbers():
     assert [point["batch_size"] for point in fit_entry(near, "steps")["optimal_lr"]] == [2.2, 2.7]
 
 
-def test_optima_on_the_edge_are_in_no_fit():
+def test_optima_on_the_edge_are_bounds():
     rows = sweep(PLANTED["surge"], 0.05, np.random.default_rng(10))
     low = (rows["batch_size"] > 8) | (
         rows["learning_rate"] > 2 * PLANTED["surge"](rows["batch_size"])
     )
     entry = fit_entry({name: column[low] for name, column in rows.items()}, "steps")
-    assert [point["batch_size"] for point in entry["optimal_lr"] if point["at_edge"]] == [4, 8]
+    bounds = {point["batch_size"]: point["bound"] for point in entry["optimal_lr"]}
+    assert [size for size, bound in bounds.items() if bound] == [4, 8]
+    assert bounds[4] == bounds[8] == -1  # the optimum is at most the lowest rate that was tried
     assert entry["noise_scale"]["n"] == len(SIZES) - 2
     for key in ("noise_scale", "b_peak"):
-        assert entry[key]["why"] == "batch sizes 4, 8 have no optimum inside the grid"
+        assert "batch sizes 4, 8 have no optimum inside the grid" in entry[key]["why"]
+
+
+def test_an_entry_says_what_the_comparison_does():
+    entry = fit_entry(sweep(PLANTED["saturating_surge"], 0.05, np.random.default_rng(11)), "steps")
+    assert set(entry["laws"]) == set(LAWS)
+    assert sum(law["weight"] for law in entry["laws"].values()) == pytest.approx(1)
+    assert all(law["aic"] == law["score"] for law in entry["laws"].values())
+    assert set(entry["remaining"]) <= set(LAWS)
+    assert entry["p_fall"] == entry["b_peak"]["p_fall"] < 0.05
+    ratio, low, high = entry["laws"]["one_law"]["derived"]["peak_over_plateau"]
+    assert 1 <= low <= ratio and (high is None or ratio <= high)
+    assert all(point["error"] > 0 for point in entry["optimal_lr"])

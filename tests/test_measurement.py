@@ -20,7 +20,7 @@ from surge.measurement import gradient_noise
 from surge.tasks import by_ghosts
 from surge.tasks.quadratic import problem, quadratic
 from surge.theory import noise
-from surge.theory.rivals import saturating_surge
+from surge.theory.rivals import one_law
 from surge.workdir import files
 
 
@@ -178,7 +178,7 @@ def test_laws_curve_and_peak_are_those_of_the_quadratic(along_training):
         mu = (loss / along_training.loss.values[0]) ** 0.5  # L = |μ|²/2λ
         exact = exact_sign_lr(np.array(SIZES, float), mu)
         assert_near(here, exact)
-        curve = saturating_surge(np.array(SIZES, float), *here.measured_curve.values)
+        curve = one_law(np.array(SIZES, float), *here.measured_curve.values)
         np.testing.assert_allclose(curve / exact, 1, atol=0.15)
         peak = 2 * (NOISE / mu) ** 2 * erfinv((1.15 / (0.15 * (P - 1))) ** 0.5) ** 2
         assert (

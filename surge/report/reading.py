@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from surge.report.formats import DASH, estimate, number
-from surge.theory.fit import RULED_OUT
+from surge.theory.comparison import RULED_OUT
 
 
 def goal(entry: dict[str, Any]) -> str:

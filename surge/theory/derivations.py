@@ -418,7 +418,7 @@ def large_batch_limit(mu: jax.Array, hessian: Hessian) -> OneStep:
 
 
 def homogeneous(batch_size: Any, mu_sum: Any, trace: Any, off_diagonal: Any, snr: Any) -> jax.Array:
-    """(Σ|μ|/D) · E/(1 + E²O/D), E = erf(s√(B/2)): `saturating_surge` in gradient terms; O may be 0
+    """(Σ|μ|/D) · E/(1 + E²O/D), E = erf(s√(B/2)): saturates after its peak; O may be 0
     or negative.
 
     `sign_descent` where |μ_i|/σ_i is the same s for all (re-derived): independent Gaussian

@@ -1,319 +1,315 @@
-"""Laws fitted to optima, with intervals, and the comparison of rival laws.
+"""Laws fitted to optima, with intervals.
 
 Every law is a scale times a shape with at most two parameters, so a fit is a search over a grid of
-shapes, all at once, with the scale solved for. Intervals are profile likelihood with a Student
-quantile: a bound that the data do not see stays open.
+shapes, all at once, with the scale solved for, and over finer grids where the best ones lie.
+Intervals are profile likelihood; an end that the search did not reach is open, and says so.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import chdtri, log_ndtr, stdtrit
 
 from surge.theory.rivals import LAWS, Law
 
 CONFIDENCE = 0.95
-GRID = {1: 401, 2: 81}  # points along each shape parameter, by their number
-RULED_OUT = 6.0  # in AICc: twenty times less likely
-WORSE = 0.99  # confidence that a law predicts worse than the one that predicts best
-EQUIVALENT = math.log(
-    1.2
-)  # between two curves of ε on the data: an error of 20% costs 4% of a step's gain
-IMPLAUSIBLE = 1e-3  # probability of a law's misfit by chance
-MISJUDGED = 2.0  # factor by which given errors may be too small; beyond, all laws are wrong and not the errors
-ERROR_FLOOR = 0.03  # of log ε: a parabola is only an approximation of the loss around the optimum
+QUANTILE = float(chdtri(1, 1 - CONFIDENCE))
+COARSE = {0: 1, 1: 201, 2: 61}  # points along each shape parameter, by their number
+FINE = {0: 1, 1: 101, 2: 31}
+REFINEMENTS = 2
+KEPT = 4.0  # of the excess: finer grids cover the shapes below it
+ERROR_FLOOR = 0.03  # of log ε: no law is exact, and no basin is a parabola
+MISJUDGED = 4.0  # factor by which squared errors may be too small; beyond, all laws are wrong
+NEWTON = 8  # steps to the scale where optima are bounds
+HUBER = 2.5  # scatters beyond which a residual counts linearly, where errors are unknown
+
+
+class Optima(NamedTuple):
+    """Optima that laws are fitted to.
+
+    Attributes:
+      size: B [n].
+      y: log ε_opt [n].
+      error: standard errors of y [n].
+      bound: 0 where y is an optimum, +1 where it is at least y, -1 where it is at most y [n].
+      known: whether the errors were given; else they are one common error, of the residuals.
+    """
+
+    size: np.ndarray
+    y: np.ndarray
+    error: np.ndarray
+    bound: np.ndarray
+    known: bool
+
+    @property
+    def weight(self) -> np.ndarray:
+        """1/error² of the optima, 0 for bounds [n]."""
+        return (self.bound == 0) / self.error**2
 
 
 class Fit(NamedTuple):
-    """One law fitted to n points: parameters and their intervals by name, residuals of log ε [n],
-    and its profile."""
+    """One law fitted to n optima.
+
+    Attributes:
+      law: name in LAWS.
+      parameters: by name.
+      intervals: 95% interval of each parameter.
+      derived: name -> (value, low, high) of what else the law says.
+      opened: parameter -> why its interval has no end on one side or both.
+      residuals: of log ε [n].
+      misfit: -2 log likelihood: χ² of the optima, and what the bounds add to it.
+      shapes: shape parameters that were tried [g, k].
+      scale: log of the best scale of each shape [g].
+      lines: log ε of each shape at the data [g, n].
+      critical: misfit above the best shape's at the end of a 95% interval of one parameter.
+      excess: misfit above the best shape's in units of it, at most 1 in such an interval [g].
+    """
 
     law: str
     parameters: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    derived: dict[str, tuple[float, float, float]]
+    opened: dict[str, str]
     residuals: np.ndarray
-    misfit: float  # sum of squared residuals in units of their errors
-    shapes: np.ndarray  # grid of shape parameters [g, k]
-    lines: np.ndarray  # log ε of each shape at the data, its scale solved for [g, n]
-    excess: np.ndarray  # misfit above the best shape's [g], in units of the critical value: at most 1 in the interval
+    misfit: float
+    shapes: np.ndarray
+    scale: np.ndarray
+    lines: np.ndarray
+    critical: float
+    excess: np.ndarray
 
 
-def _grid(law: Law, batch_size: np.ndarray) -> np.ndarray:
-    """All shapes of a law that a fit considers [g, k]."""
-    axes = []
-    for name, (low, high) in law.bounds.items():
-        if name.startswith("b_"):
-            low, high = low * batch_size.min(), high * batch_size.max()
-        space = np.linspace if low <= 0 or name == "alpha" else np.geomspace
-        axes.append(space(low, high, GRID[len(law.bounds)]))
-    return (
-        np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
-        if axes
-        else np.zeros((1, 0))
-    )
-
-
-def _log_shapes(law: Law, shapes: np.ndarray, batch_size: np.ndarray) -> np.ndarray:
-    """log of the law at scale 1 [g, n]."""
-    named = {name: shapes[:, index, None] for index, name in enumerate(law.bounds)}
-    with np.errstate(divide="ignore"):
-        values = np.log(np.asarray(law.function(batch_size[None], max_lr=1.0, **named), float))
-    return np.broadcast_to(values, (len(shapes), len(batch_size)))
-
-
-def fit_law(
-    name: str, batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | None = None
-) -> Fit:
-    """Fits one law to log ε by least squares made robust (Huber, reweighted).
-
-    Args:
-      batch_size: B [n].
-      lr: ε_opt [n], > 0.
-      error: standard errors of log ε [n]; None: equal.
-
-    Returns:
-      Fit. Where n leaves no freedom, intervals are (0, inf).
-
-    Raises:
-      ValueError: fewer points than one, or a batch size or rate that is not finite and above 0.
-    """
-    law = LAWS[name]
-    batch_size, lr = np.asarray(batch_size, float), np.asarray(lr, float)
-    if not len(lr):
-        raise ValueError("a law needs at least one batch size with a known optimum")
-    for what, values in (("batch size", batch_size), ("learning rate", lr)):
+def optima(
+    batch_size: np.ndarray,
+    lr: np.ndarray,
+    error: np.ndarray | None = None,
+    bound: np.ndarray | None = None,
+) -> Optima:
+    """Checked arrays of optima; arguments as those of `fit_law`."""
+    size = np.asarray(batch_size, float)
+    rate = np.asarray(lr, float)
+    for what, values in (("batch size", size), ("learning rate", rate)):
         wrong = values[~((values > 0) & np.isfinite(values))]
         if len(wrong):
             raise ValueError(f"each {what} must be finite and above 0, got {wrong[0]}")
-    y = np.log(lr)
-    known = error is not None
-    weight = (
-        1
-        / np.maximum(
-            np.full(len(y), 0.1) if error is None else np.asarray(error, float), ERROR_FLOOR
-        )
-        ** 2
-    )
-    shapes = _grid(law, batch_size)
-    logs = _log_shapes(law, shapes, batch_size)
-    robust = np.ones(len(y))
-    for _ in range(4):
-        best, scale, misfit, residual = profile(y, logs, weight * robust)
-        scatter = max(np.median(np.abs(residual)) * 1.4826, ERROR_FLOOR)
-        robust = np.minimum(1.0, 2.5 * scatter / np.maximum(np.abs(residual), 1e-12))
-    freedom = len(y) - len(law.parameters)
-    excess = np.full(len(shapes), 0.0)
-    half = math.inf
-    if freedom > 0:
-        dispersion = misfit[best] / freedom
-        dispersion = max(1.0, dispersion) if known else dispersion
-        critical = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) ** 2 * max(dispersion, 1e-12)
-        excess = (misfit - misfit[best]) / critical
-        half = math.sqrt(critical / (weight * robust).sum())
-    inside = excess <= 1
-    parameters = {"max_lr": math.exp(scale[best])}
-    intervals = {
-        "max_lr": (
-            float(np.exp(scale[inside].min() - half)),
-            float(np.exp(scale[inside].max() + half)),
-        )
-    }
-    for index, each in enumerate(law.bounds):
-        column = shapes[:, index]
-        parameters[each] = float(column[best])
-        intervals[each] = open_ended(column[inside], column, each)
-    full = weight @ residual**2  # points that the robust fit plays down still speak against the law
-    return Fit(
-        name, parameters, intervals, residual, float(full), shapes, logs + scale[:, None], excess
-    )
+    bounds = np.zeros(len(rate), int) if bound is None else np.asarray(bound, int)
+    if not (bounds == 0).any():
+        raise ValueError("a law needs at least one batch size with a known optimum")
+    if error is None:
+        return Optima(size, np.log(rate), np.ones(len(rate)), bounds, False)
+    errors = np.maximum(np.asarray(error, float), ERROR_FLOOR)
+    return Optima(size, np.log(rate), errors, bounds, True)
 
 
-def profile(
-    y: np.ndarray, logs: np.ndarray, weight: np.ndarray
-) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Best shape, the log scale [g] and misfit [g] of every shape, and the best one's residuals
-    [n]."""
-    gap = y - logs
-    scale = gap @ weight / weight.sum()
-    misfit = ((gap - scale[:, None]) ** 2) @ weight
-    misfit = np.where(np.isfinite(misfit), misfit, np.inf)
-    best = int(misfit.argmin())
-    return best, scale, misfit, gap[best] - scale[best]
+def fit_law(
+    name: str,
+    batch_size: np.ndarray,
+    lr: np.ndarray,
+    error: np.ndarray | None = None,
+    bound: np.ndarray | None = None,
+) -> Fit:
+    """Fits one law to log ε by maximum likelihood.
 
-
-def open_ended(inside: np.ndarray, grid: np.ndarray, name: str) -> tuple[float, float]:
-    """Ends of an interval, rounded outwards to the grid; an end on the edge of what was considered
-    is open."""
-    points = np.unique(grid)
-    low, high = points.searchsorted((inside.min(), inside.max()))
-    least = -math.inf if name == "exponent" else 0.0
-    return (
-        float(points[low - 1]) if low > 0 else least,
-        float(points[high + 1]) if high + 1 < len(points) else math.inf,
-    )
-
-
-def _dispersion(fits: Mapping[str, Fit], n: int) -> float:
-    """The factor of the squared errors that no law does better than; at least 1."""
-    freedom = {name: n - len(fit.parameters) for name, fit in fits.items()}
-    return max(
-        1.0,
-        min((fits[name].misfit / left for name, left in freedom.items() if left > 0), default=1.0),
-    )
-
-
-def _aicc(fits: Mapping[str, Fit], n: int) -> dict[str, float]:
-    """Akaike's criterion corrected for small samples; inf for a law with too many parameters for n
-    points.
-
-    The errors count as known up to a factor that no law does better than (QAICc, Burnham and
-    Anderson, section 2.5).
-    """
-    dispersion = _dispersion(fits, n)
-    criterion = {}
-    for name, fit in fits.items():
-        k = len(fit.parameters) + (dispersion > 1)
-        small = 2 * k * (k + 1) / (n - k - 1) if n - k - 1 > 0 else math.inf
-        criterion[name] = fit.misfit / dispersion + 2 * k + small
-    return criterion
-
-
-class Comparison(NamedTuple):
-    """Rival laws on the same optima.
-
-    Attributes:
-      fits: by law name; empty where no batch size has a known optimum.
-      aicc: Akaike's criterion by law name, smaller is better.
-      held_out: root mean square error of log ε at batch sizes left out of the fit, by law name; nan
-        below 4 points.
-      held_out_se: its standard error.
-      best: the law that is named; None where the data cannot tell.
-      why: the sentence that goes with best = None, else "".
-    """
-
-    fits: dict[str, Fit]
-    aicc: dict[str, float]
-    held_out: dict[str, float]
-    held_out_se: dict[str, float]
-    best: str | None
-    why: str
-
-
-def compare_laws(
-    batch_size: np.ndarray, lr: np.ndarray, error: np.ndarray | None = None
-) -> Comparison:
-    """Fits every law, predicts each batch size from the others, and names a law only if it is told
-    from its rivals.
-
-    A law is ruled out when its squared held-out error exceeds that of the best predictor at
-    confidence WORSE, by the standard error of the paired difference, or its AICc the least one by
-    more than RULED_OUT, or when its own misfit is beyond what the errors allow. Of those that
-    remain the simplest is named, if
-
-    * all others generalise it,
-    * none of them, at any parameters inside their 95% intervals, leaves its curve by more than
-      EQUIVALENT at any batch size of the data: not to reject a simple law is no evidence for it, to
-      bound what it misses is, and
-    * its own intervals are closed: a law with an open end is, for all that the data say, a special
-      case of itself.
-
-    So a law that is named describes the data as well as its rivals do; what it misses is below
-    EQUIVALENT.
+    Errors that are not given are one common error, and outliers then count less (Huber's weights).
 
     Args:
+      name: in LAWS.
       batch_size: B [n].
-      lr: ε_opt [n].
-      error: standard errors of log ε [n]; None: equal.
+      lr: ε_opt [n], > 0.
+      error: standard errors of log ε [n]; None: equal and unknown.
+      bound: 0 where lr is an optimum, +1 where the optimum is at least lr, -1 where it is at most
+        lr [n]; None: all are optima.
 
     Raises:
-      ValueError: a batch size or rate that is not finite and above 0.
+      ValueError: no optimum, or a batch size or rate that is not finite and above 0.
     """
-    n = len(batch_size)
-    if n == 0:
-        return Comparison({}, {}, {}, {}, None, "no batch size has a known optimum")
-    errors = np.full(n, 0.1) if error is None else np.maximum(np.asarray(error, float), ERROR_FLOOR)
-    fits = {name: fit_law(name, batch_size, lr, error) for name in LAWS}
-    aicc = _aicc(fits, n)
-    if n < 4:
-        nothing = dict.fromkeys(LAWS, math.nan)
-        few = f"{n} batch sizes are too few to compare laws: sweep at least 4"
-        return Comparison(fits, aicc, nothing, nothing, None, few)
-    squares = {name: _leave_one_out(fit, np.log(lr), errors) ** 2 for name, fit in fits.items()}
-    held_out = {name: math.sqrt(each.mean()) for name, each in squares.items()}
-    held_out_se = {
-        name: each.std(ddof=1) / math.sqrt(n) / max(2 * held_out[name], 1e-12)
-        for name, each in squares.items()
+    data = optima(batch_size, lr, error, bound)
+    if not data.known:
+        data = _with_common_error(name, data)
+    return fit_optima(name, data)
+
+
+def fit_optima(name: str, data: Optima) -> Fit:
+    """`fit_law` of checked optima whose errors are known or estimated."""
+    law = LAWS[name]
+    shapes, logs = coarse(name, tuple(data.size))
+    critical = _critical(law, data)
+    freedom = max(_freedom(law, data), 1)
+    for refinement in range(REFINEMENTS + 1):
+        scale, misfit = _profile(data, logs)
+        best = int(misfit.argmin())
+        # Errors that are too small for the law are enlarged until it is just plausible.
+        inflation = max(1.0, misfit[best] / chdtri(freedom, 1 - CONFIDENCE))
+        excess = (misfit - misfit[best]) / (critical * inflation)
+        if not law.bounds or refinement == REFINEMENTS:
+            break
+        box = _box(law, shapes, excess)
+        shapes = _grid(law, box, FINE[len(law.bounds)])
+        logs = log_shapes(law, shapes, data.size)
+    lines = logs + scale[:, None]
+    critical *= inflation
+    half = math.sqrt(critical / data.weight.sum())
+    inside = excess <= 1
+    parameters = {"max_lr": math.exp(scale[best])}
+    intervals = {"max_lr": _exp(scale[inside].min() - half, scale[inside].max() + half)}
+    opened = {}
+    for index, parameter in enumerate(law.bounds):
+        column = shapes[:, index]
+        parameters[parameter] = float(column[best])
+        ends = _limits(law, parameter, data.size)
+        intervals[parameter], why = interval(column[inside], column, ends)
+        if why:
+            opened[parameter] = why
+    derived = {
+        key: _derived(form, shapes, best, inside, form(*coarse(name, tuple(data.size))[0].T).max())
+        for key, form in law.derived.items()
     }
-    dispersion = min(_dispersion(fits, n), math.inf if error is None else MISJUDGED**2)
-    remaining = _remaining(
-        fits, aicc, dispersion, {name: each / errors**2 for name, each in squares.items()}
+    residuals = data.y - lines[best]
+    return Fit(
+        name,
+        parameters,
+        intervals,
+        derived,
+        opened,
+        residuals,
+        float(misfit[best]),
+        shapes,
+        scale,
+        lines,
+        critical,
+        excess,
     )
-    winner = _simplest(remaining)
-    why = _doubt(winner, [fits[name] for name in remaining])
-    return Comparison(fits, aicc, held_out, held_out_se, None if why else winner, why)
 
 
-def _leave_one_out(fit: Fit, y: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Error of log ε at each batch size when the law is fitted to all others [n]."""
-    weight, gap = 1 / errors**2, y - fit.lines
-    others = weight.sum() - weight
-    scale = ((gap @ weight)[:, None] - gap * weight) / others
-    misfit = (gap**2 @ weight)[:, None] - gap**2 * weight - scale**2 * others
-    best, each = np.where(np.isfinite(misfit), misfit, np.inf).argmin(0), np.arange(len(y))
-    return gap[best, each] - scale[best, each]
+def _freedom(law: Law, data: Optima) -> int:
+    return int((data.bound == 0).sum()) - len(law.parameters)
 
 
-def _remaining(
-    fits: Mapping[str, Fit],
-    aicc: Mapping[str, float],
-    dispersion: float,
-    cost: Mapping[str, np.ndarray],
-) -> list[str]:
-    """Laws that are not ruled out, given squared held-out errors in units of those of the optima
-    [n]."""
-    least, best = min(aicc.values()), min(cost, key=lambda name: cost[name].mean())
-    n = len(cost[best])
-    quantile = stats.t.ppf(WORSE, n - 1)
-    remaining = []
-    for name, fit in fits.items():
-        difference = cost[name] - cost[best]
-        predicts = difference.mean() <= quantile * difference.std(ddof=1) / math.sqrt(n)
-        plausible = (
-            stats.chi2.sf(fit.misfit / dispersion, max(n - len(fit.parameters), 1)) > IMPLAUSIBLE
-        )
-        if predicts and plausible and aicc[name] <= least + RULED_OUT:
-            remaining.append(name)
-    return remaining
+def _critical(law: Law, data: Optima) -> float:
+    """χ² above the best shape's at the end of a 95% interval; inf where nothing tells the error."""
+    if data.known:
+        return QUANTILE
+    freedom = _freedom(law, data)
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) ** 2 if freedom > 0 else math.inf
 
 
-def _simplest(names: list[str]) -> str | None:
-    """The one of them that all the others generalise."""
-    for name in sorted(names, key=lambda each: len(LAWS[each].parameters)):
-        if all(other == name or name in LAWS[other].generalises for other in names):
-            return name
-    return None
+def _with_common_error(name: str, data: Optima) -> Optima:
+    """The same with the error that one law's residuals have, larger for those that stand out."""
+    freedom = max(_freedom(LAWS[name], data), 1)
+    _, logs = coarse(name, tuple(data.size))
+    exact = data.bound == 0
+    for _ in range(4):
+        scale, misfit = _profile(data, logs)
+        best = misfit.argmin()
+        residuals = np.abs(data.y - logs[best] - scale[best])
+        scatter = 1.4826 * np.median(residuals[exact]) * math.sqrt(exact.sum() / freedom)
+        scatter = max(scatter, ERROR_FLOOR / 3)
+        beyond = np.maximum(residuals / (HUBER * scatter), 1.0)
+        data = data._replace(error=scatter * np.sqrt(beyond))
+    return data
 
 
-def _doubt(winner: str | None, remaining: list[Fit]) -> str:
-    """Why the simplest of the remaining laws is not told from the others; "" if it is."""
-    if winner is None:
-        names = ", ".join(fit.law for fit in remaining)
-        return (
-            f"the data cannot tell {names} apart"
-            if remaining
-            else "no law fits the optima within their errors"
-        )
-    chosen = next(fit for fit in remaining if fit.law == winner)
-    line = chosen.lines[chosen.excess.argmin()]
-    for fit in remaining:
-        apart = np.abs(fit.lines[fit.excess <= 1] - line).max()
-        if fit is not chosen and apart > EQUIVALENT:
-            return f"the data cannot tell {winner} from a {fit.law} that differs by a factor of {math.exp(apart):.2g}"
-    inside = chosen.shapes[chosen.excess <= 1]
-    opened = (inside.min(0) <= chosen.shapes.min(0)) | (inside.max(0) >= chosen.shapes.max(0))
-    if opened.any():
-        name = list(LAWS[winner].bounds)[opened.argmax()]
-        return f"the data cannot tell {winner} from a limiting case of it: {name} has no closed interval"
-    return ""
+def _limits(law: Law, parameter: str, size: np.ndarray) -> tuple[float, float]:
+    """Range that a parameter is searched in."""
+    low, high = law.bounds[parameter]
+    return (low * size.min(), high * size.max()) if parameter.startswith("b_") else (low, high)
+
+
+def _grid(law: Law, box: Mapping[str, tuple[float, float]], count: int) -> np.ndarray:
+    """Shapes in a box [g, k]; evenly by ratio along parameters whose range spans many of them."""
+    axes = []
+    for name, (low, high) in law.bounds.items():
+        space = np.geomspace if 0 < 100 * low < high else np.linspace
+        axes.append(space(*box[name], count))
+    if not axes:
+        return np.zeros((1, 0))
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+
+
+@functools.lru_cache(maxsize=256)
+def coarse(name: str, sizes: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """All shapes of a law that a fit begins with [g, k], and their logarithm at the data [g, n]."""
+    law = LAWS[name]
+    size = np.array(sizes)
+    box = {parameter: _limits(law, parameter, size) for parameter in law.bounds}
+    shapes = _grid(law, box, COARSE[len(law.bounds)])
+    return shapes, log_shapes(law, shapes, size)
+
+
+def log_shapes(law: Law, shapes: np.ndarray, batch_size: np.ndarray) -> np.ndarray:
+    """log of the law at scale 1 for each row of shape parameters [g, n]."""
+    named = {name: shapes[:, index, None] for index, name in enumerate(law.bounds)}
+    values = np.log(law.function(batch_size[None], 1.0, **named))
+    return np.broadcast_to(values, (len(shapes), len(batch_size)))
+
+
+def _profile(data: Optima, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best log scale of every shape, and its misfit, both [g]."""
+    gap = data.y - logs
+    weight = data.weight
+    total = weight.sum()
+    middle = gap @ weight / total
+    misfit = ((gap - middle[:, None]) ** 2) @ weight
+    beyond = data.bound != 0
+    if not beyond.any():
+        return middle, misfit
+    side = data.bound[beyond] / data.error[beyond]
+    scale = middle
+    for _ in range(NEWTON):
+        z = side * (scale[:, None] - gap[:, beyond])
+        hazard = np.exp(-(z**2) / 2 - log_ndtr(z)) / math.sqrt(2 * math.pi)
+        slope = total * (scale - middle) - hazard @ side
+        bend = total + (hazard * (z + hazard)) @ side**2
+        scale = scale - slope / bend
+    z = side * (scale[:, None] - gap[:, beyond])
+    return scale, misfit + total * (scale - middle) ** 2 - 2 * log_ndtr(z).sum(1)
+
+
+def _box(law: Law, shapes: np.ndarray, excess: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Ends of the shapes that are kept, rounded outwards to the next ones tried."""
+    kept = shapes[excess <= KEPT]
+    box = {}
+    for index, name in enumerate(law.bounds):
+        points = np.unique(shapes[:, index])
+        low, high = points.searchsorted((kept[:, index].min(), kept[:, index].max()))
+        box[name] = (points[max(low - 1, 0)], points[min(high + 1, len(points) - 1)])
+    return box
+
+
+def interval(
+    inside: np.ndarray, tried: np.ndarray, limits: tuple[float, float]
+) -> tuple[tuple[float, float], str]:
+    """Ends of an interval, rounded outwards to what was tried, and why an end of it is open."""
+    points = np.unique(tried)
+    first, last = points.searchsorted((inside.min(), inside.max()))
+    low = float(points[max(first - 1, 0)])
+    high = float(points[min(last + 1, len(points) - 1)])
+    ended = []
+    if low <= limits[0] + 1e-9 * abs(limits[0]):
+        low = 0.0 if limits[0] > 0 else -math.inf
+        ended.append(f"{limits[0]:.3g}")
+    if high >= limits[1] - 1e-9 * abs(limits[1]):
+        high = math.inf
+        ended.append(f"{limits[1]:.3g}")
+    why = f"the search ended at {' and '.join(ended)}" if ended else ""
+    return (low, high), why
+
+
+def _derived(
+    form: Callable[..., np.ndarray],
+    shapes: np.ndarray,
+    best: int,
+    inside: np.ndarray,
+    limit: float,
+) -> tuple[float, float, float]:
+    """Value and interval of what a law says; no upper end where the search had none."""
+    values = form(*shapes.T)
+    high = float(values[inside].max())
+    return float(values[best]), float(values[inside].min()), high if high < limit else math.inf
+
+
+def _exp(low: float, high: float) -> tuple[float, float]:
+    return math.exp(low), math.exp(high)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from surge.theory.fit import CONFIDENCE, open_ended, profile
+from surge.theory.fit import CONFIDENCE, interval
 
 
 class NoiseScale(NamedTuple):
@@ -48,21 +48,22 @@ def fit_noise_scale(batch_size: np.ndarray, steps: np.ndarray, method: str = "lo
         if intercept <= 0 or slope >= 0:
             why = "1/S does not fall with 1/E to a positive intercept"
             return NoiseScale(method, math.nan, math.nan, math.nan, math.nan, math.nan, n, why)
-        return NoiseScale(
-            method, -slope, math.nan, math.nan, 1 / intercept, -slope / intercept, n, ""
-        )
+        s_min = 1 / intercept
+        return NoiseScale(method, -slope, math.nan, math.nan, s_min, -slope * s_min, n, "")
     grid = np.geomspace(1e-3 * size.min(), 1e3 * size.max(), 4001)
-    logs = np.log1p(grid[:, None] / size)
-    best, scale, misfit, _ = profile(np.log(steps), logs, np.ones(n))
+    gap = np.log(steps) - np.log1p(grid[:, None] / size)
+    scale = gap.mean(1)
+    misfit = ((gap - scale[:, None]) ** 2).sum(1)
+    best = int(misfit.argmin())
     critical = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 2) ** 2 * misfit[best] / (n - 2)
-    low, high = open_ended(grid[misfit <= misfit[best] + critical], grid, "b_noise")
-    b_noise, s_min = float(grid[best]), math.exp(scale[best])
+    (low, high), _ = interval(grid[misfit <= misfit[best] + critical], grid, (grid[0], grid[-1]))
+    b_noise = float(grid[best])
+    s_min = math.exp(scale[best])
     why = ""
-    if best in (0, len(grid) - 1):
-        why = (
-            "S falls as 1/B over the whole range"
-            if best
-            else "S does not depend on B over the whole range"
-        )
+    if best == 0:
+        why = "S does not depend on B over the whole range"
+    elif best == len(grid) - 1:
+        why = "S falls as 1/B over the whole range"
+    if why:
         b_noise = s_min = math.nan
     return NoiseScale(method, b_noise, low, high, s_min, s_min * b_noise, n, why)

@@ -1,12 +1,14 @@
-"""Rival laws of the optimal learning rate ε_opt(B): the shapes that are fitted to sweeps, each with its own peak."""
+"""Rival laws of the optimal learning rate ε_opt(B): the shapes that are fitted to sweeps.
+
+One decorated function is one rival: it brings its parameters, their range and its own peak, and
+the fit, its figure, its table and the report know it from here alone. Every law is a scale
+`max_lr` times a shape with at most two parameters; all are NumPy and broadcast.
+"""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax.scipy.special import erf, erfinv
+import numpy as np
 
 
 class Law(NamedTuple):
@@ -14,119 +16,164 @@ class Law(NamedTuple):
 
     Attributes:
       name: key in LAWS.
-      parameters: names; the first is a scale that the law is proportional to.
-      bounds: name -> (low, high) of the shape parameters; batch sizes are in units of the data's
-        own range.
-      function: (batch_size, **parameters) -> ε.
-      peak: (parameters in order or by name) -> (batch size of the maximum, why there is none where
-        it is inf or nan).
+      function: (batch_size, max_lr, **shape parameters) -> ε.
+      bounds: name -> (low, high), the range that a fit searches. Of a parameter whose name begins
+        with b_, in units of the smallest and the largest batch size in the data.
+      peak: (**shape parameters) -> batch size of the maximum; inf where the law only rises to the
+        end, nan where it has none for another reason.
       generalises: names of the laws that are special or limiting cases of it.
+      derived: name -> function of the shape parameters, printed with an interval beside them.
     """
 
     name: str
-    parameters: tuple[str, ...]
+    function: Callable[..., np.ndarray]
     bounds: Mapping[str, tuple[float, float]]
-    function: Callable[..., jax.Array]
-    peak: Callable[..., tuple[float, str]]
+    peak: Callable[..., np.ndarray]
     generalises: tuple[str, ...]
+    derived: Mapping[str, Callable[..., np.ndarray]]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters; the first is the scale that the law is proportional to."""
+        return "max_lr", *self.bounds
 
 
-def surge(batch_size: Any, max_lr: Any, b_noise: Any) -> jax.Array:
-    """ε_max · 2/(√(B_noise/B) + √(B/B_noise)) (the paper, equation 14): rises as √B, peaks at
-    B_noise, falls.
+SIZE = (1e-2, 1e2)  # beyond it a law has reached its limit everywhere in the data
+EXPONENT = (-1.5, 1.5)
+LAWS: dict[str, Law] = {}
 
-    Sign descent, independent Gaussian coordinates, B far below `validity`; see
-    `surge_coefficients`.
+
+def _rises(**shape: Any) -> np.ndarray:
+    return np.broadcast_arrays(np.inf, *shape.values())[0]
+
+
+def _flat(**shape: Any) -> np.ndarray:
+    return np.broadcast_arrays(np.nan, *shape.values())[0]
+
+
+def rival(
+    bounds: Mapping[str, tuple[float, float]],
+    peak: Callable[..., np.ndarray],
+    generalises: tuple[str, ...] = (),
+    derived: Mapping[str, Callable[..., np.ndarray]] | None = None,
+) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+    """Enters a function (batch_size, max_lr, **shape parameters) -> ε under its name into LAWS."""
+
+    def enter(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        name = function.__name__
+        LAWS[name] = Law(name, function, bounds, peak, generalises, derived or {})
+        return function
+
+    return enter
+
+
+@rival({}, _flat)
+def constant(batch_size: Any, max_lr: Any) -> np.ndarray:
+    """ε does not depend on B."""
+    return max_lr + 0.0 * np.asarray(batch_size)
+
+
+@rival({}, _rises)
+def sqrt(batch_size: Any, max_lr: Any) -> np.ndarray:
+    """ε ∝ √B, the rule of thumb for Adam; max_lr is the rate at B = 1."""
+    return max_lr * np.sqrt(batch_size)
+
+
+@rival({}, _rises)
+def linear(batch_size: Any, max_lr: Any) -> np.ndarray:
+    """ε ∝ B, the rule of thumb for SGD; max_lr is the rate at B = 1."""
+    return max_lr * np.asarray(batch_size, float)
+
+
+def _power_peak(exponent: Any) -> np.ndarray:
+    return np.where(np.asarray(exponent) > 0, np.inf, np.nan)
+
+
+@rival({"exponent": EXPONENT}, _power_peak, ("constant", "sqrt", "linear"))
+def power(batch_size: Any, max_lr: Any, exponent: Any) -> np.ndarray:
+    """max_lr · B^exponent; max_lr is the rate at B = 1."""
+    return max_lr * np.asarray(batch_size, float) ** exponent
+
+
+@rival({"b_knee": SIZE}, _rises, ("constant", "sqrt"))
+def capped_sqrt(batch_size: Any, max_lr: Any, b_knee: Any) -> np.ndarray:
+    """√B up to b_knee, then flat at max_lr."""
+    return max_lr * np.minimum(1.0, np.asarray(batch_size) / b_knee) ** 0.5
+
+
+@rival({"b_knee": SIZE}, _rises, ("constant", "linear"))
+def capped_linear(batch_size: Any, max_lr: Any, b_knee: Any) -> np.ndarray:
+    """B up to b_knee, then flat at max_lr."""
+    return max_lr * np.minimum(1.0, np.asarray(batch_size) / b_knee)
+
+
+@rival(
+    {"b_knee": SIZE, "exponent": (0.05, EXPONENT[1])},
+    _rises,
+    ("constant", "sqrt", "linear", "power", "capped_sqrt", "capped_linear"),
+)
+def capped_power(batch_size: Any, max_lr: Any, b_knee: Any, exponent: Any) -> np.ndarray:
+    """B^exponent up to b_knee, then flat at max_lr."""
+    return max_lr * np.minimum(1.0, np.asarray(batch_size) / b_knee) ** exponent
+
+
+@rival({"b_noise": SIZE}, _rises, ("constant", "linear"))
+def sgd(batch_size: Any, max_lr: Any, b_noise: Any) -> np.ndarray:
+    """ε_max / (1 + B_noise/B), exact for SGD on a quadratic (McCandlish et al., equation 2.6)."""
+    return max_lr / (1 + b_noise / np.asarray(batch_size))
+
+
+@rival(
+    {"b_noise": SIZE, "alpha": (0.05, EXPONENT[1])},
+    _rises,
+    ("constant", "sqrt", "linear", "power", "sgd"),
+)
+def mccandlish(batch_size: Any, max_lr: Any, b_noise: Any, alpha: Any) -> np.ndarray:
+    """ε_max / (1 + B_noise/B)^α (McCandlish et al., appendix): α = 0.5 to 1 for Adam."""
+    return max_lr / (1 + b_noise / np.asarray(batch_size)) ** alpha
+
+
+def _surge_peak(b_noise: Any) -> np.ndarray:
+    return np.asarray(b_noise, float)
+
+
+@rival({"b_noise": SIZE}, _surge_peak, ("sqrt",))
+def surge(batch_size: Any, max_lr: Any, b_noise: Any) -> np.ndarray:
+    """ε_max · 2/(√(B_noise/B) + √(B/B_noise)) (the paper, equation 14): a peak at B_noise.
+
+    Sign descent, independent Gaussian coordinates, B far below `derivations.validity`.
     """
-    root = jnp.sqrt(jnp.asarray(batch_size) / b_noise)
+    root = np.sqrt(np.asarray(batch_size) / b_noise)
     return max_lr * 2 / (root + 1 / root)
 
 
-def saturating_surge(batch_size: Any, max_lr: Any, b_scale: Any, r: Any) -> jax.Array:
-    """Exact law for one signal-to-noise ratio s = |μ_i|/σ_i: (2·max_lr/√r) · E/(1 + E²/r), E =
-    erf(√(B/b_scale)).
+def _turning_peak(b_turn: Any, kappa: Any) -> np.ndarray:
+    """b_turn/(1 − 2κ): the peak of `one_law`; inf for κ >= ½."""
+    room = 1 - 2 * np.asarray(kappa)
+    return np.where(room > 0, b_turn / np.where(room > 0, room, 1.0), np.inf)
 
-    b_scale = 2/s², r = D/O of `homogeneous`, with its assumptions (re-derived). For r < 1 max_lr is
-    the height of the peak at b_scale·erfinv(√r)² and the plateau is 2√r/(1+r) of it; for r >= 1 the
-      law only rises. As r -> 0 it goes
-    to 0 at every B > 0; nan for r < 0, where `homogeneous` holds.
+
+def peak_over_plateau(b_turn: Any, kappa: Any) -> np.ndarray:
+    """1/(2√(κ(1 − κ))) of `one_law`: how far its peak stands out; 1 for κ >= ½, no peak."""
+    low = np.minimum(kappa, 0.5) + 0.0 * np.asarray(b_turn)
+    return 1 / (2 * np.sqrt(low * (1 - low)))
+
+
+@rival(
+    {"b_turn": SIZE, "kappa": (1e-4, 1e6)},
+    _turning_peak,
+    ("constant", "sqrt", "linear", "sgd", "surge"),
+    {"peak_over_plateau": peak_over_plateau},
+)
+def one_law(batch_size: Any, max_lr: Any, b_turn: Any, kappa: Any) -> np.ndarray:
+    """ε_∞ √(1 + y)/(1 + κy), y = b_turn/(κB) (re-derived for a quadratic and Gaussian noise).
+
+    y is noise over signal of the squared mini-batch gradient that the direction is divided by, κ
+    the curvature that the noise of the steps feels over the one their mean feels, times the noise
+    gain of the first moment. κ -> 0 is `surge` with its peak at b_turn, κ < ½ peaks at
+    b_turn/(1 − 2κ) and falls to a plateau, κ = 1 is `mccandlish` with α = ½ and b_noise = b_turn,
+    κ -> ∞ is `sgd` with b_noise = b_turn. max_lr is the rate at the peak, or of the plateau where
+    there is none.
     """
-    mean = erf(jnp.sqrt(jnp.asarray(batch_size) / b_scale))
-    return 2 * max_lr * jnp.sqrt(r) * mean / (r + mean**2)
-
-
-def mccandlish(batch_size: Any, max_lr: Any, b_noise: Any, alpha: Any) -> jax.Array:
-    """ε_max / (1 + B_noise/B)^α (McCandlish et al., equation 2.6 and appendix): α = 1 SGD, 0.5 to 1
-    for Adam."""
-    return max_lr / (1 + b_noise / jnp.asarray(batch_size)) ** alpha
-
-
-def power(batch_size: Any, max_lr: Any, exponent: Any) -> jax.Array:
-    """max_lr · B^exponent; max_lr is the rate at B = 1."""
-    return max_lr * jnp.asarray(batch_size, jnp.result_type(float)) ** exponent
-
-
-def saturating_peak_size(b_scale: Any, r: Any) -> jax.Array:
-    """Batch size where `saturating_surge` is highest, b_scale·erfinv(√r)²; broadcasts.
-
-    inf for r >= 1 (it only rises), nan for r <= 0 (no such law).
-    """
-    r = jnp.asarray(r)
-    inside = (r > 0) & (r < 1)
-    size = b_scale * erfinv(jnp.sqrt(jnp.where(inside, r, 0.5))) ** 2
-    return jnp.where(inside, size, jnp.where(r >= 1, jnp.inf, jnp.nan))
-
-
-def _saturating_peak(max_lr: Any, b_scale: Any, r: Any) -> tuple[float, str]:
-    del max_lr
-    why = (
-        "r = D/O is at least 1: the law rises to a plateau and never falls"
-        if r >= 1
-        else "r = D/O is not positive"
-    )
-    return float(saturating_peak_size(b_scale, r)), "" if 0 < r < 1 else why
-
-
-_RISES = (float("inf"), "this law has no peak: it only rises")
-_FLAT = (float("nan"), "this law has no peak: it does not rise")
-_SIZE = (1e-2, 1e2)  # of the smallest and the largest batch size in the data
-LAWS: dict[str, Law] = {
-    law.name: law
-    for law in (
-        Law("constant", ("max_lr",), {}, partial(power, exponent=0.0), lambda max_lr: _FLAT, ()),
-        Law("sqrt", ("max_lr",), {}, partial(power, exponent=0.5), lambda max_lr: _RISES, ()),
-        Law("linear", ("max_lr",), {}, partial(power, exponent=1.0), lambda max_lr: _RISES, ()),
-        Law(
-            "power",
-            ("max_lr", "exponent"),
-            {"exponent": (-1.5, 1.5)},
-            power,
-            lambda max_lr, exponent: _RISES if exponent > 0 else _FLAT,
-            ("constant", "sqrt", "linear"),
-        ),
-        Law(
-            "mccandlish",
-            ("max_lr", "b_noise", "alpha"),
-            {"b_noise": _SIZE, "alpha": (0.05, 1.5)},
-            mccandlish,
-            lambda max_lr, b_noise, alpha: _RISES,
-            ("constant", "sqrt", "linear", "power"),
-        ),
-        Law(
-            "surge",
-            ("max_lr", "b_noise"),
-            {"b_noise": _SIZE},
-            surge,
-            lambda max_lr, b_noise: (float(b_noise), ""),
-            ("sqrt",),
-        ),
-        Law(
-            "saturating_surge",
-            ("max_lr", "b_scale", "r"),
-            {"b_scale": _SIZE, "r": (1e-3, 1e2)},
-            saturating_surge,
-            _saturating_peak,
-            ("constant", "sqrt", "surge"),
-        ),
-    )
-}
+    turned = b_turn / np.asarray(batch_size)
+    return max_lr / peak_over_plateau(0.0, kappa) * np.sqrt(1 + turned / kappa) / (1 + turned)
