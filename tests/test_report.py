@@ -11,7 +11,7 @@ import xarray as xr
 from stored import SIZES, measurement, store_fits, store_sweep
 
 from surge.report import page, summary
-from surge.report.sections import Findings
+from surge.report.findings import Findings
 from surge.theory import rivals
 from surge.workdir import files, sweeps
 

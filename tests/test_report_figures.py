@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import SIZES, best, measurement, store_fits, store_sweep
 
-from surge.report import checkpoint_figures, drawing, sections, sweep_figures
+from surge.report import checkpoint_figures, drawing, sweep_figures, sweep_sections
 from surge.report.drawing import COLOR, Panel
 from surge.theory.fit import RULED_OUT
 from surge.workdir import sweeps
@@ -59,7 +59,7 @@ def texts(drawn):
 
 def every_panel(fitted, row):
     sweep, entries = fitted
-    cells = sections.loss_cells(sweep, "adam", 1.5)
+    cells = sweep_sections.loss_cells(sweep, "adam", 1.5)
     laws = {name: float(row[name]) for name in checkpoint_figures.COEFFICIENTS}
     sizes = {"batch_sizes": SIZES, "exact": np.ones(4), "true": np.ones(4)}
     measured = {"measured": measurement()}
@@ -167,6 +167,13 @@ def test_the_band_spans_what_remains_and_the_mean_lies_inside(fitted):
     assert band[:, 1].min() == pytest.approx(np.min(curves))
 
 
+def test_a_point_says_its_value_where_the_pointer_rests(fitted):
+    entry = fitted[1][0]
+    markup = drawing.svg(Panel("", partial(sweep_figures.optimal_lr, entry=entry)), "it")
+    titles = re.findall("<title>(.*?)</title>", markup)
+    assert len(titles) == len(SIZES) and re.fullmatch(r"B = 4: 0\.04\d+ \[.*\]", titles[0])
+
+
 def test_an_optimum_beyond_the_grid_is_an_arrow(fitted):
     entry = fitted[1][0]
     points = [
@@ -184,7 +191,7 @@ def test_cells_that_were_not_run_differ_from_those_that_diverged(tmp_path):
     sweep = sweeps.open_sweep(tmp_path)
     sweep["diverged"].loc[{"batch_size": 4, "learning_rate": sweep.learning_rate[0]}] = np.nan
     sweep["loss"].loc[{"batch_size": 4, "learning_rate": sweep.learning_rate[0]}] = np.nan
-    cells = sections.loss_cells(sweep, "adam", None)
+    cells = sweep_sections.loss_cells(sweep, "adam", None)
     assert (cells.diverged.sel(batch_size=256)).all() and int(cells.diverged.sum()) == 9
     drawn = figure(partial(sweep_figures.loss_map, cells=cells, entry=entry))
     assert {"not run", "diverged"} <= set(legend(drawn))
@@ -192,13 +199,14 @@ def test_cells_that_were_not_run_differ_from_those_that_diverged(tmp_path):
     assert blank.get_hatch() is None or not blank.get_hatch()
     assert hatched.get_hatch() and len(hatched.get_paths()) == 9 and len(blank.get_paths()) == 1
     assert (
-        sections.loss_cells(sweep.where(sweep.batch_size == 256, drop=True), "adam", None) is None
+        sweep_sections.loss_cells(sweep.where(sweep.batch_size == 256, drop=True), "adam", None)
+        is None
     )
 
 
 def test_where_no_law_is_named_the_map_shows_the_one_that_predicts_best(fitted):
     sweep, entries = fitted
-    cells = sections.loss_cells(sweep, "adam", 1.5)
+    cells = sweep_sections.loss_cells(sweep, "adam", 1.5)
     errors = dict.fromkeys(entries[1]["laws"], 0.5) | {"power": 0.2}
     for error, law in ((0.1, "constant"), (0.9, "power"), (None, "power")):
         errors["constant"] = error

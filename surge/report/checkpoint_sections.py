@@ -9,9 +9,9 @@ import xarray as xr
 from surge.report import checkpoint_figures, verdicts
 from surge.report.checkpoint_figures import COEFFICIENTS, ESTIMATES
 from surge.report.drawing import Panel
+from surge.report.findings import Findings
 from surge.report.formats import DASH, count, estimate, number, percent
 from surge.report.markup import Drawing, Fold, Prose, Section, Table
-from surge.report.sections import Findings
 from surge.workdir import sweeps
 
 UNDEFINED = (

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -62,6 +63,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+HOVER = "hover: "  # begins the identifier of a group that has a title
 Draw = Callable[[Axes], None]
 
 
@@ -129,11 +131,13 @@ def standalone(markup: str) -> str:
 def _slim(tag: str, name: str, used: set[str]) -> str:
     """A tag with coordinates to a tenth of a point, the page's font and colors, and, of its
     identifiers, those that are referred to, made unique on the page."""
+    named = re.search(r' id="([^"]*)"', tag)
+    if named and named[1].startswith(HOVER):
+        return f'<g class="point"><title>{named[1].removeprefix(HOVER)}</title>'
     tag = re.sub(r"\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}", tag)
     tag = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", tag)
     tag = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", tag)
     tag = tag.replace("xlink:href", "href")
-    named = re.search(r' id="([^"]*)"', tag)
     if named:
         kept = f' id="{name}-{named[1]}"' if named[1] in used else ""
         tag = tag.replace(named[0], kept)
@@ -184,6 +188,11 @@ def line(axes: Axes, x: Any, y: Any, *style: Any, **options: Any) -> None:
 def halo(width: float, color: str) -> dict[str, Any]:
     """Sets a line off from whatever color is below it."""
     return {"path_effects": [withStroke(linewidth=width, foreground=color)]}
+
+
+def hover(artist: Artist, text: str) -> None:
+    """Shows a text where the pointer rests on an artist."""
+    artist.set_gid(HOVER + text)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from surge.report import checkpoint_sections, drawing, markup, sections
+from surge.report import answer, checkpoint_sections, drawing, markup, sweep_sections
+from surge.report.findings import Findings
 from surge.report.reading import representative
-from surge.report.sections import Findings
 from surge.workdir import files, sweeps
 from surge.workdir.files import ResultError
 
@@ -41,15 +41,15 @@ def _read(workdir: Path) -> Findings:
 
 def sections_of(findings: Findings) -> list[markup.Section]:
     """The page in order: the answer, each optimizer, then what checkpoints say."""
-    parts = [sections.answer(findings)]
+    parts = [answer.answer(findings)]
     for name, entry in representative(findings.entries).items():
         group = [other for other in findings.entries if other["optimizer"] == name]
-        parts.append(sections.optimizer(findings, name, entry, group))
+        parts.append(sweep_sections.optimizer(findings, name, entry, group))
     parts += [
         section
         for make in (checkpoint_sections.noise, checkpoint_sections.one_step)
         if (section := make(findings)) is not None
     ]
     if findings.attributes:
-        parts.append(sections.provenance(findings))
+        parts.append(answer.provenance(findings))
     return parts

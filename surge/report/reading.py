@@ -6,58 +6,67 @@ from typing import Any
 from surge.report.formats import DASH, estimate, number
 from surge.theory.comparison import RULED_OUT
 
+Entry = dict[str, Any]  # one fit of fit.json
+Point = dict[str, Any]  # what it says of one batch size
 
-def goal(entry: dict[str, Any]) -> str:
+
+def goal(entry: Entry) -> str:
     """What the steps of a fit lead to."""
     target = entry["target_loss"]
     return "the target" if target is None else f"loss {target}"
 
 
-def judged(entry: dict[str, Any]) -> str:
+def judged(entry: Entry) -> str:
     """What the runs of a fit were judged by."""
-    by_steps = entry["judged_by"] == "steps"
-    return f"steps to {goal(entry)}" if by_steps else "the loss at the end of a run"
+    if entry["judged_by"] == "steps":
+        return f"steps to {goal(entry)}"
+    return "the loss at the end of a run"
 
 
-def representative(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def representative(entries: list[Entry]) -> dict[str, Entry]:
     """For each optimizer the fit at its middle target loss."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry["optimizer"], []).append(entry)
     return {optimizer: group[len(group) // 2] for optimizer, group in groups.items()}
 
 
-def optima(entry: dict[str, Any]) -> list[dict[str, Any]]:
+def optima(entry: Entry) -> list[Point]:
     """The batch sizes whose best rate is known, if only as a bound."""
     return [point for point in entry["optimal_lr"] if point["lr"]]
 
 
-def bound(point: dict[str, Any]) -> int:
+def bound(point: Point) -> int:
     """1 or -1 where the best rate lies above or below all that were tried, else 0."""
     return point.get("bound") or 0
 
 
-def outside(point: dict[str, Any]) -> bool:
+def outside(point: Point) -> bool:
     """Whether the best rate of one batch size lies beyond the rates that were tried."""
-    return bool(bound(point) or point.get("at_edge"))
+    return bound(point) != 0 or bool(point.get("at_edge"))
 
 
-def known(point: dict[str, Any]) -> bool:
+def known(point: Point) -> bool:
     """Whether the best rate of one batch size lies inside the grid, with an interval."""
-    return bool(point["lr"] and point["low"] and point["high"] and not outside(point))
+    closed = point["low"] and point["high"]
+    return bool(point["lr"] and closed) and not outside(point)
 
 
-def rate(point: dict[str, Any]) -> str:
+def rate(point: Point) -> str:
     """The best rate of one batch size with its interval, or what is known of it."""
-    if not point["lr"]:
+    value = point["lr"]
+    if not value:
         return DASH
-    if outside(point):
-        sign = {1: "≥ ", -1: "≤ "}.get(bound(point), "")
-        return f"{sign}{number(point['lr'])}{'' if sign else ' (edge of the grid)'}"
-    return estimate([point["lr"], point["low"], point["high"]])
+    if bound(point) > 0:
+        return f"≥ {number(value)}"
+    if bound(point) < 0:
+        return f"≤ {number(value)}"
+    if outside(point):  # an earlier version did not say on which side
+        return f"{number(value)} (edge of the grid)"
+    return estimate([value, point["low"], point["high"]])
 
 
-def standing(entry: dict[str, Any]) -> dict[str, float]:
+def standing(entry: Entry) -> dict[str, float]:
     """Akaike weights, summing to 1, of the laws not ruled out; none where none was judged."""
     laws = entry["laws"]
     criteria = {name: law["aic"] for name, law in laws.items() if law.get("aic") is not None}

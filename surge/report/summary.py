@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from surge.report import verdicts
+from surge.report.answer import FEW, rates_table
 from surge.report.reading import judged, representative
-from surge.report.sections import FEW, rates_table
 from surge.workdir import files
 
 

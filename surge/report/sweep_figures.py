@@ -10,8 +10,8 @@ from matplotlib.colors import LogNorm, Normalize
 
 from surge.report import drawing
 from surge.report.drawing import COLOR, WIDE
-from surge.report.formats import estimate, number
-from surge.report.reading import bound, goal, optima, outside, standing
+from surge.report.formats import count, estimate, number
+from surge.report.reading import bound, goal, optima, outside, rate, standing
 from surge.theory.rivals import LAWS
 
 CURVE = 80  # points of a curve
@@ -86,13 +86,13 @@ def _swept(
 ) -> None:
     """Points with intervals; an arrow where the optimum lies beyond the rates that were tried."""
     for index, point in enumerate(points):
-        rate = point["lr"]
-        low = point["low"] or rate
-        high = point["high"] or rate
-        axes.errorbar(
+        lr = point["lr"]
+        low = point["low"] or lr
+        high = point["high"] or lr
+        drawn = axes.errorbar(
             point["batch_size"],
-            rate,
-            yerr=None if outside(point) else [[max(rate - low, 0)], [max(high - rate, 0)]],
+            lr,
+            yerr=None if outside(point) else [[max(lr - low, 0)], [max(high - lr, 0)]],
             fmt={1: "^", -1: "v"}.get(bound(point), "o"),
             color=color,
             markerfacecolor="none" if outside(point) else color,
@@ -101,6 +101,7 @@ def _swept(
             zorder=3,
             label=label if index == 0 else None,
         )
+        drawing.hover(drawn.lines[0], f"B = {count(point['batch_size'])}: {rate(point)}")
 
 
 def optimal_lr_by_target(axes: Axes, entries: list[dict[str, Any]]) -> None:

@@ -2,8 +2,8 @@
 
 config.json                 the config that every result here belongs to
 checkpoints/                training states at chosen losses
-measure.nc                  gradient statistics and predicted learning rates, a row a checkpoint
+measure.nc                  gradient statistics and one-step learning rates, a row a checkpoint
 sweep/OPTIMIZER-bBATCH.nc   one file for each finished piece of the grid
 fit.json                    optima, noise scales and fitted laws
-figures/*.png, report.html
+figures/*.svg, report.html
 """
