@@ -1,9 +1,12 @@
 """How a program begins and ends: its own flags, help, and one sentence for each mistake.
 
 Flags are defined on values of the program's own, so that its module can be imported beside others
-and beside a user's flags.
+and beside a user's flags. What takes long to import is imported late: Ctrl-C is heeded before.
 """
 
+from __future__ import annotations
+
+import contextlib
 import io
 import os
 import runpy
@@ -12,12 +15,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from absl import flags, logging
-from ml_collections import ConfigDict
-
-from surge.fields import no_field
+if TYPE_CHECKING:
+    from absl import flags
+    from ml_collections import ConfigDict
 
 EXAMPLE = "give one, like --config=configs/mnist1d.py or --config=surge:mnist1d"
 MISTAKE, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 130, 141, 143  # exit codes, as shells have them
@@ -32,6 +34,9 @@ def fail(sentence: object, code: int = MISTAKE) -> NoReturn:
 
 def run(program: Callable[[Sequence[str]], None]) -> None:
     """Runs a program on the command line; Ctrl-C and a reader that has gone end it quietly."""
+    signal.signal(signal.SIGINT, _interrupted)
+    from absl import flags, logging
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal has no √
@@ -41,8 +46,6 @@ def run(program: Callable[[Sequence[str]], None]) -> None:
     try:
         program(sys.argv)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        fail("interrupted: the same command goes on from what is finished", INTERRUPTED)
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
@@ -50,10 +53,21 @@ def run(program: Callable[[Sequence[str]], None]) -> None:
         sys.exit(CLOSED_PIPE)
 
 
+def _interrupted(*_: object) -> NoReturn:
+    """Ends at once: an exception may be raised where nobody passes it on, as in a callback, and all
+    files are written whole or not at all."""
+    sentence = "surge: interrupted: the same command goes on from what is finished\n"
+    with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
+        os.write(sys.stderr.fileno(), sentence.encode())
+    os._exit(INTERRUPTED)
+
+
 def parse(values: flags.FlagValues, argv: Sequence[str], usage: str | None) -> list[str]:
     """Parses a command line into `values`; what is wrong in it ends in one sentence."""
+    from absl import flags
+
     if set(HELP) & set(argv):
-        print(f"{usage}\n{values.get_help()}")
+        print(f"{usage}\n{values.main_module_help()}")
         sys.exit(0)
     try:
         return values(list(argv))
@@ -64,11 +78,10 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str | None) -> l
 def parsed(argv: Sequence[str]) -> list[str]:
     """Parses the command line of a script, whose flags are absl's own; a script that is told to end
     ends its children too."""
+    from absl import flags
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    try:
-        return flags.FLAGS(list(argv))
-    except flags.Error as error:
-        fail(error)
+    return parse(flags.FLAGS, argv, sys.modules["__main__"].__doc__)
 
 
 def shipped(argv: Sequence[str]) -> list[str]:
@@ -98,6 +111,9 @@ def _configs() -> Path:
 def config_fault(argv: Sequence[str]) -> str:
     """What is wrong with the config file that --config names, or with the fields that
     --config.FIELD names; or ""."""
+    from absl import flags
+    from ml_collections import ConfigDict
+
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=values)
     values(list(argv), known_only=True)
@@ -131,6 +147,10 @@ def _raised(path: str, error: Exception) -> str:
 
 
 def _unknown_field(config: ConfigDict, argv: Sequence[str]) -> str:
+    from ml_collections import ConfigDict
+
+    from surge.fields import no_field
+
     given = [argument for argument in argv if argument.startswith("--config.")]
     for path in (argument.removeprefix("--config.").partition("=")[0] for argument in given):
         node = config

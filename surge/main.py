@@ -5,12 +5,15 @@ python -m surge.main --config=configs/mnist1d.py [--workdir=DIR] [--stages=measu
 --config=surge:mnist1d takes a config that comes with surge; --config.FIELD=VALUE changes a field.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from logging import WARNING, Formatter, LogRecord
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+if TYPE_CHECKING:
+    from absl import flags
 
 from surge.cli import HELP, config_fault, fail, parse, run, shipped
 
@@ -19,6 +22,9 @@ STAGES = ("measure", "sweep", "fit", "report")
 
 def define(argv: Sequence[str]) -> flags.FlagValues:
     """The flags, those for fields of the config among them, which `argv` names."""
+    from absl import flags
+    from ml_collections import config_flags
+
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
@@ -50,13 +56,16 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
     values = define(argv)
     if set(HELP) & set(argv):
         parse(values, argv, __doc__)
+    from absl.flags import UnrecognizedFlagError
+    from ml_collections import ConfigDict
+
     from surge.training.hardware import one_device_per_core
 
     one_device_per_core()  # before the config file, which may ask what devices there are
     try:
         positional = values(argv)
     except Exception as error:  # the config file is a program: it may raise anything
-        misspelt = isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith(
+        misspelt = isinstance(error, UnrecognizedFlagError) and not error.flagname.startswith(
             "config."
         )
         fail(error if misspelt else config_fault(argv) or error)
@@ -74,6 +83,8 @@ def main(argv: Sequence[str]) -> None:
     """The program, `argv` being its name and its arguments."""
     values = parse_flags(argv)
     _log_ours()
+    from ml_collections import config_flags
+
     name = config_flags.get_config_filename(values["config"])
     path, _, variant = name.partition(":")
     default = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
@@ -93,6 +104,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _log_ours() -> None:
     """Our own lines, and warnings of others, each with its time."""
+    from absl import logging
+
     package = str(Path(__file__).parent)
 
     def ours(record: LogRecord) -> bool:

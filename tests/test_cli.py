@@ -26,14 +26,18 @@ def python(program, **options):
     )
 
 
-def test_help_is_no_mistake():
-    done = subprocess.run(
-        [sys.executable, "-m", "surge.main", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("program", ["main", "fit_table"])
+def test_help_is_no_mistake(program):
+    command = [sys.executable, "-m", f"surge.{program}", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    for words in ("python -m surge.main --config=", "--workdir", "--stages"):
-        assert words in done.stdout
-    assert "UnparsedFlag" not in done.stderr
+    assert f"python -m surge.{program}" in done.stdout and "--workdir" in done.stdout
+    assert done.stderr == ""
+
+
+def test_little_is_imported_before_ctrl_c_is_heeded():
+    program = "import surge.main, sys; assert not {'numpy', 'absl', 'jax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_programs_are_imported_beside_a_users_own_flags():
