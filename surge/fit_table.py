@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from absl import app, flags
+from absl import flags
 
 from surge import columns, mixing
-from surge.cli import fail, parsed
+from surge.cli import fail, parsed, run
 from surge.columns import Roles
 from surge.entries import fit_entry
 from surge.report import page, summary
@@ -301,4 +301,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=parsed)
+    run(lambda argv: main(parsed(argv)))
