@@ -187,7 +187,7 @@ def _directions(
             jax.tree.map(lambda leaf: leaf[group], each) for each in (centre, noise)
         )
         second = jax.tree.map(lambda mean, spread: mean**2 + spread, ours, variance)
-        start = optimizer.settle(transform.init(params), ours, second, batch_size)
+        start = optimizer.settle(transform.init(params), ours, second, params, batch_size)
         # Without memory each direction has a batch of its own, as far as the pool goes.
         one = (index // GROUPS % members)[None]
         picks = one if steps == 1 else jax.random.randint(key, (steps,), 0, members)

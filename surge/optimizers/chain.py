@@ -1,6 +1,5 @@
 """An optimizer as everything else has it: its spec, its optax chain, and what its Rule says."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from surge.optimizers.rule import Rule, whole
-from surge.optimizers.spec import Spec, parse, text_of
+from surge.optimizers.rule import Rule, Stationary, whole
+from surge.optimizers.spec import BATCH_SIZE, Spec, parse, text_of
 from surge.theory.scaling import co_scale
 
 SCHEDULED = ("schedule", "warmup", "warmup_steps")
@@ -30,7 +29,7 @@ class Optimizer:
       entry: keywords -> Rule.
       parsed: the spec taken apart.
       unit: examples that a batch size is counted in: of a ghost batch, else 1.
-      sign_like, bends, needs: see `Rule`.
+      sign_like, bends, needs, norm_batch: see `Rule`.
     """
 
     spec: str
@@ -39,6 +38,7 @@ class Optimizer:
     sign_like: bool = False
     bends: bool = False
     needs: tuple[str, ...] = ()
+    norm_batch: int = 1
     unit: int = 1
 
     def __call__(
@@ -67,19 +67,21 @@ class Optimizer:
         """κB: examples behind one update, whose momentum averages κ = 1/Σw² batches."""
         return int(np.ceil(batch_size / (self.weights(batch_size) ** 2).sum()))
 
-    def settle(self, state: Any, first: Any, second: Any, batch_size: Any) -> Any:
+    def settle(self, state: Any, first: Any, second: Any, params: Any, batch_size: Any) -> Any:
         """The state of the chain where gradients have had stationary moments for long.
 
         Args:
           state: of the chain that the optimizer made.
-          first: E g, a pytree like params.
-          second: E g², likewise; of gradients of batches of batch_size.
+          first: E G, a pytree like params.
+          second: E G², likewise; both of gradients of batches of batch_size.
+          params: where the gradients are taken.
           batch_size: B, which decay rates may follow.
         """
         settle = self._at(batch_size)[0].settle
         assert settle is not None
         index = len(self._clip())  # of the direction in the chain
-        return (*state[:index], settle(state[index], first, second), *state[index + 1 :])
+        at = Stationary(first, second, params, batch_size * self.unit)
+        return (*state[:index], settle(state[index], at), *state[index + 1 :])
 
     def held(self, steps: int) -> "Optimizer":
         """Without schedule, and at rate 0 for the first steps, in which its state settles."""
@@ -93,18 +95,18 @@ class Optimizer:
 
     def _at(self, batch_size: Any) -> tuple[Rule, Any, Any]:
         """The rule, weight decay and warmup steps, as co-scaling has them at a batch size."""
-        spec = self.parsed
+        spec, examples = self.parsed, batch_size * self.unit
         warmup = spec.common.get("warmup_steps", 0)
-        rule = whole(spec.name, spec.entry(**spec.own))
+        rule = _rule(spec, spec.own, examples)
         decay = spec.common.get("weight_decay", rule.weight_decay)
         if "scaling" not in spec.common:
             return rule, decay, warmup
-        ratio = batch_size * self.unit / spec.common["base_batch_size"]
-        given = _defaults(spec.entry) | spec.own | {"weight_decay": decay, "warmup_steps": warmup}
+        ratio = examples / spec.common["base_batch_size"]
+        given = _defaults(spec) | spec.own | {"weight_decay": decay, "warmup_steps": warmup}
         moved = co_scale(spec.common["scaling"], ratio, **given)
         decay = moved.pop("weight_decay")
         warmup = moved.pop("warmup_steps")
-        return whole(spec.name, spec.entry(**moved)), decay, warmup
+        return _rule(spec, moved, examples), decay, warmup
 
     def _clip(self) -> list[optax.GradientTransformation]:
         common = self.parsed.common
@@ -142,11 +144,12 @@ def make_optimizer(spec: str) -> Optimizer:
         is spoken of that there is none of.
     """
     parsed = parse(spec)
-    rule = whole(parsed.name, parsed.entry(**parsed.own))
+    rule = _rule(parsed, parsed.own, 1)
     spoken = {"decay_mask", "decay_independent"} & parsed.common.keys()
     if spoken and not parsed.common.get("weight_decay", rule.weight_decay):
         raise ValueError(f"{spoken.pop()} says how weights decay: give weight_decay, like 0.1")
-    return Optimizer(spec, parsed.entry, parsed, rule.sign_like, rule.bends, rule.needs)
+    said = {name: getattr(rule, name) for name in ("sign_like", "bends", "needs", "norm_batch")}
+    return Optimizer(spec, parsed.entry, parsed, **said)
 
 
 def schedule(kind: str, warmup_steps: Any, total_steps: Any) -> Callable[[Any], Any]:
@@ -172,10 +175,17 @@ def _matrices(params: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
 
-def _defaults(entry: Callable[..., Any]) -> dict[str, Any]:
+def _rule(spec: Spec, own: dict[str, Any], batch_size: Any) -> Rule:
+    """The rule of a spec; a function that takes a batch_size is given that of the batch."""
+    told = {BATCH_SIZE: batch_size} if BATCH_SIZE in spec.parameters else {}
+    return whole(spec.name, spec.entry(**own, **told))
+
+
+def _defaults(spec: Spec) -> dict[str, Any]:
     """Keywords of a function with the values that they have where a spec says nothing."""
+    given = spec.parameters.items()
     return {
         name: one.default
-        for name, one in inspect.signature(entry).parameters.items()
-        if one.default is not one.empty
+        for name, one in given
+        if one.default is not one.empty and name != BATCH_SIZE
     }

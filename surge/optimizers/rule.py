@@ -15,6 +15,30 @@ HISTORY = 1_000  # steps behind the settled state of an optimizer whose state ne
 PROBE = {"kernel": (2, 3), "bias": (3,)}  # shapes that tell whether a transformation has a state
 
 
+class Stationary(NamedTuple):
+    """Gradients that have had the same moments for long.
+
+    Attributes:
+      first: E G of the mean gradient of a batch, a pytree like params.
+      second: E G² of it, likewise.
+      params: where they are taken.
+      batch_size: B, examples in a batch.
+    """
+
+    first: Any
+    second: Any
+    params: Any
+    batch_size: Any
+
+    def example_second(self) -> Any:
+        """E g² of the gradient of a single example, whose variance is B times a batch's."""
+        return jax.tree.map(
+            lambda first, second: first**2 + self.batch_size * (second - first**2),
+            self.first,
+            self.second,
+        )
+
+
 class Rule(NamedTuple):
     """What an optimizer does with gradients, and what follows from it without running it.
 
@@ -22,23 +46,25 @@ class Rule(NamedTuple):
       transform: chain piece from a gradient to the direction u; the step is θ − εu.
       weights: () -> how u weighs the gradients of the last steps, newest first [k], sum 1. What
         divides their average, like Adam's second moment, is no part of it.
-      settle: (state of transform, E g, E g²) -> that state where gradients have had these moments
-        for long; a state that grows for ever is that after HISTORY steps.
+      settle: (state of transform, Stationary) -> that state at stationary gradients; one that grows
+        for ever is that after HISTORY steps.
       sign_like: whether arXiv 2405.14578 states its law for it: a sign of gradients, or Adam.
       bends: whether u is not linear in the weighed average, but a sign or an orthogonal matrix of
         it.
       weight_decay: decoupled, where a spec says nothing else.
       needs: signals beside the mean gradient that `update` must be given: "moments",
         "gradient_fn", "value".
+      norm_batch: examples whose mean gradient has the norms that `moments.norm` averages.
     """
 
     transform: optax.GradientTransformation
     weights: Callable[[], np.ndarray] | None = None
-    settle: Callable[[Any, Any, Any], Any] | None = None
+    settle: Callable[[Any, Stationary], Any] | None = None
     sign_like: bool = False
     bends: bool = False
     weight_decay: float = 0.0
     needs: tuple[str, ...] = ()
+    norm_batch: int = 1
 
 
 ENTRIES: dict[str, Callable[..., Rule]] = {}
@@ -82,10 +108,17 @@ def _has_state(transform: optax.GradientTransformation) -> bool:
     return bool(jax.tree.leaves(jax.eval_shape(transform.init, shapes)))
 
 
-def at_rest(state: Any, first: Any, second: Any) -> Any:
+def at_rest(state: Any, at: Stationary) -> Any:
     """A state that gradients do not move."""
-    del first, second
+    del at
     return state
+
+
+def settle_moments(state: Any, at: Stationary) -> Any:
+    """A state with mu, nu and count, as Adam's, at its means."""
+    return state._replace(
+        mu=fitted(state.mu, at.first), nu=fitted(state.nu, at.second), count=late(state.count)
+    )
 
 
 def decaying(decay: Any, nesterov: bool = False) -> np.ndarray:

@@ -9,7 +9,7 @@ import difflib
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from surge.optimizers.rule import ENTRIES
@@ -31,7 +31,9 @@ COMMON = {
 TEXTS = {"schedule": SCHEDULES, "scaling": scaling.RULES}
 SWITCHES = ("decay_independent", "decay_mask")
 ABOVE_ZERO = ("clip", "base_batch_size")
-BELOW_ONE = (*scaling.DECAYS, "b3", "momentum", "warmup")
+BELOW_ONE = (*scaling.DECAYS, "momentum", "beta_low", "beta_high", "warmup")
+BATCH_SIZE = "batch_size"  # what a function may ask for and no spec may say
+UNMOVED = ("beta_low", "beta_high", "base", "extrapolation")  # by the rules of co-scaling
 OWN = "for one of your own give module:function"
 NO_RATE = "the learning rate is no part of a spec: a sweep varies it, see learning_rates"
 POINTERS = {  # what other libraries call it
@@ -60,6 +62,11 @@ class Spec(NamedTuple):
     own: dict[str, Any]
     common: dict[str, Any]
 
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Of the entry, by name."""
+        return inspect.signature(self.entry).parameters
+
 
 def parse(text: str) -> Spec:
     """Splits "name(keyword=literal, ...)" or "module:function(keyword=literal, ...)".
@@ -70,7 +77,8 @@ def parse(text: str) -> Spec:
     """
     name, keywords = _split(text)
     function = _imported(name) if ":" in name else _entry(name)
-    parameters = inspect.signature(function).parameters
+    parameters = dict(inspect.signature(function).parameters)
+    parameters.pop(BATCH_SIZE, None)
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     own = {key: value for key, value in keywords.items() if key not in COMMON or key in parameters}
     common = {key: value for key, value in keywords.items() if key not in own}
@@ -81,7 +89,7 @@ def parse(text: str) -> Spec:
             _in_range(keyword, value, parameters[keyword].default)
     for keyword, value in common.items():
         _in_range(keyword, value)
-    _consistent(common)
+    _consistent(name, parameters, own, common)
     return Spec(name, function, own, common)
 
 
@@ -177,14 +185,26 @@ def _in_range(keyword: str, value: Any, default: Any = None) -> None:
         raise ValueError(f"{keyword} must be {what}, got {value!r}")
 
 
-def _consistent(common: dict[str, Any]) -> None:
+def _consistent(
+    name: str,
+    parameters: Mapping[str, inspect.Parameter],
+    own: dict[str, Any],
+    common: dict[str, Any],
+) -> None:
     """Raises ValueError where keywords need or exclude each other."""
+    for keyword, one in parameters.items():
+        named = one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        if named and one.default is one.empty and keyword not in own:
+            raise ValueError(f"{name} needs {keyword}, like {name}({keyword}=...)")
     if "scaling" in common and "base_batch_size" not in common:
         raise ValueError(f"scaling={common['scaling']!r} needs base_batch_size, a number above 0")
     if {"warmup", "warmup_steps"} <= common.keys():
         raise ValueError(
             "warmup (a share of the run) and warmup_steps exclude each other: give one of them"
         )
+    unmoved = parameters.keys() & set(UNMOVED) | own.keys() & {"momentum"}
+    if "scaling" in common and unmoved:
+        raise ValueError(f"no scaling rule is known for {' and '.join(sorted(unmoved))} of {name}")
     if "scaling" in common and common.get("decay_independent"):
         raise ValueError(
             "scaling moves a weight decay that is multiplied by the learning rate: leave out"

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 RULES = ("sde", "half_life", "timescale")
-DECAYS = ("b1", "b2", "decay", "beta")
+DECAYS = ("b1", "b2", "b3", "decay", "beta")
 ROUNDING = 1e-6  # relative: a ratio at the very end of a rule is still inside
 CLOSEST = 2.0**-24  # to 1: a decay rate nearer to it is 1 in float32, and its average never moves
 
@@ -77,7 +77,7 @@ def co_scale(
       lr_ratio: new learning rate / old one, which weight decay is divided by; None: what the rule
         assumes, √κ under sde and 1 under timescale.
       horizon_ratio: new / old length of the run in examples, D.
-      **hyperparameters: values at the old batch size; b1, b2, decay, beta, eps, weight_decay and
+      **hyperparameters: values at the old batch size; b1, b2, b3, decay, beta, eps, weight_decay and
         warmup_steps follow the rule, every other is returned as it is. A decay rate of 0 is no
         average and stays so; a warmup of less than a step is one step, which is none.
 
