@@ -262,7 +262,8 @@ def regression():
 
 def all_or(*quick):
     """All rows in the slow suite, of which some also in the quick one: a row costs seconds."""
-    slow = [pytest.param(spec, marks=pytest.mark.slow) for spec in SPECS if spec not in quick]
+    rest = [spec for spec in SPECS if spec not in quick and not make_optimizer(spec).needs]
+    slow = [pytest.param(spec, marks=pytest.mark.slow) for spec in rest]
     return pytest.mark.parametrize("spec", [*quick, *slow])
 
 

@@ -77,15 +77,15 @@ def _weights(b1: Any, b2: Any) -> np.ndarray:
     level = 1 - b1
     trend = 1 - b2
     series = [level + trend]
-    # A trend that decays slower than the level is too small to be seen long before its end.
+    # Long enough for whichever decays slower; what follows of less than TAIL is then left out.
     for age in range(1, int(10 / (1 - max(b1, b2))) + 2):
         change = -1.0 if age == 1 else 0.0
         level = b1 * (level + trend)
         trend = b2 * trend + (1 - b2) * change
         series.append(level + trend)
     weights = np.array(series)
-    seen = np.flatnonzero(np.abs(weights) >= TAIL * np.abs(weights[0]))
-    weights = weights[: seen[-1] + 1]
+    rest = np.abs(weights)[::-1].cumsum()[::-1]
+    weights = weights[rest >= TAIL]
     return weights / weights.sum()
 
 
