@@ -23,7 +23,7 @@ from surge.optimizers.spec import parse
 class ActiveState(NamedTuple):
     """Steps done, γ, the sums of gradients of this epoch and of the last, the base's own state."""
 
-    count: jax.Array
+    count: Any
     factor: Any
     total: Any
     before: Any
@@ -54,7 +54,7 @@ def scale_by_active(
         return ActiveState(jnp.zeros((), jnp.int32), ones, zeros, zeros, base.init(params))
 
     def update(
-        updates: Any, state: ActiveState, params: Any = None, **signals: Any
+        updates: Any, state: Any, params: Any = None, **signals: Any
     ) -> tuple[Any, ActiveState]:
         directions, inner = base.update(updates, state.base, params, **signals)
         moved = jax.tree.map(

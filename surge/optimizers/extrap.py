@@ -47,7 +47,7 @@ def scale_by_extrapolation(
         return ExtrapState(past, base.init(params))
 
     def update(
-        updates: Any, state: ExtrapState, params: Any = None, **signals: Any
+        updates: Any, state: Any, params: Any = None, **signals: Any
     ) -> tuple[Any, ExtrapState]:
         del updates
         gradient_fn = needed(signals.get("gradient_fn"), "gradient_fn", "extrapolation")

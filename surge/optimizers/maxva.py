@@ -27,7 +27,7 @@ SAMPLES, STEPS = 2_000, 3_000  # of the Gaussian noise that c is taken from
 class MaxVAState(NamedTuple):
     """Steps done, m, and the weighted sums ũ, ṽ and w of each coordinate."""
 
-    count: jax.Array
+    count: Any
     mu: Any
     total: Any
     squares: Any
@@ -39,7 +39,7 @@ def scale_by_madam(
 ) -> optax.GradientTransformation:
     """MAdam's direction."""
 
-    def update(updates: Any, state: MaxVAState, params: Any = None) -> tuple[Any, MaxVAState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MaxVAState]:
         del params
         state = _seen(updates, state, beta_low, beta_high)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
@@ -54,7 +54,7 @@ def scale_by_lamadam(
 ) -> optax.GradientTransformation:
     """LaMAdam's direction: the average is of what was scaled, as in LaProp."""
 
-    def update(updates: Any, state: MaxVAState, params: Any = None) -> tuple[Any, MaxVAState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MaxVAState]:
         del params
         state = _seen(updates, state, beta_low, beta_high)
         scaled = _over_root(updates, state, eps)
@@ -72,7 +72,7 @@ def _init(params: Any) -> MaxVAState:
 def _seen(gradients: Any, state: MaxVAState, low: Any, high: Any) -> MaxVAState:
     """The state with the newest gradient in its sums."""
     decay = jax.tree.map(
-        lambda *sums: _decay(*sums, state.count, low, high),
+        partial(_decay, count=state.count, low=low, high=high),
         gradients,
         state.total,
         state.squares,

@@ -23,7 +23,7 @@ from surge.optimizers.rule import TAIL, Rule, Stationary, entry, fitted, late
 class TomState(NamedTuple):
     """Steps done, L, T, the last gradient, and v."""
 
-    count: jax.Array
+    count: Any
     level: Any
     trend: Any
     before: Any
@@ -39,7 +39,7 @@ def scale_by_tom(
         zeros = optax.tree.zeros_like(params)
         return TomState(jnp.zeros((), jnp.int32), zeros, zeros, zeros, zeros)
 
-    def update(updates: Any, state: TomState, params: Any = None) -> tuple[Any, TomState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, TomState]:
         del params
         count = optax.safe_increment(state.count)
         held = jax.tree.map(jnp.add, state.level, state.trend)
