@@ -10,10 +10,11 @@ from surge.theory.basin import fit_basins
 from surge.theory.comparison import Comparison, compare_laws
 from surge.theory.fit import Fit
 from surge.theory.noise_scale import fit_noise_scale
-from surge.theory.optimum import Optimum
+from surge.theory.optimum import HALF_INTERVAL, Optimum
 from surge.theory.peak import find_peak
 
 UNKNOWN_ERROR = math.log(2) / 2  # of log ε where too few runs tell it: a factor √2
+TUNED_ERROR = math.log(2) / math.sqrt(12)  # of one that was tuned on a grid of ratio 2
 
 
 def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> dict[str, Any]:
@@ -29,8 +30,11 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
     Returns:
       Plain JSON types; None where undefined, with a `why` beside it.
     """
-    columns = ("batch_size", "learning_rate", "value", "seed")
-    optima = fit_basins(*(rows[name] for name in columns)).optima
+    if _is_tuned(rows):
+        optima = _as_tuned(rows)
+    else:
+        columns = ("batch_size", "learning_rate", "value", "seed")
+        optima = fit_basins(*(rows[name] for name in columns)).optima
     known = {size: optimum for size, optimum in optima.items() if math.isfinite(optimum.lr)}
     inside = {size: optimum for size, optimum in known.items() if not optimum.bound}
     size = np.array(list(known), float)
@@ -58,6 +62,28 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
         "p_fall": peak.p_fall,
     }
     return _plain(entry)
+
+
+def _is_tuned(rows: Mapping[str, np.ndarray]) -> bool:
+    """Whether every batch size has one rate, which somebody has tuned."""
+    cells = set(zip(rows["batch_size"].tolist(), rows["learning_rate"].tolist(), strict=True))
+    return len(cells) == len(np.unique(rows["batch_size"]))
+
+
+def _as_tuned(rows: Mapping[str, np.ndarray]) -> dict[float, Optimum]:
+    """The one rate of each batch size as its optimum."""
+    factor = math.exp(HALF_INTERVAL * TUNED_ERROR)
+    why = "taken as tuned, on a grid of ratio 2: its error is assumed"
+    optima = {}
+    for size in np.unique(rows["batch_size"]).tolist():
+        chosen = rows["batch_size"] == size
+        lr = float(rows["learning_rate"][chosen][0])
+        value = rows["value"][chosen]
+        finite = value[np.isfinite(value)]
+        mean = float(finite.mean()) if len(finite) else math.nan
+        ends = (lr / factor, lr * factor)
+        optima[size] = Optimum(lr, *ends, TUNED_ERROR, 0, 1, mean, len(value), why)
+    return optima
 
 
 def _joined(*reasons: str) -> str:

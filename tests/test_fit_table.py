@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 
 from surge import fit_table
-from surge.fit_table import fits, tidy, write
+from surge.fit_table import write
+from surge.pooling import sentence
 from surge.report import summary
 from surge.report.formats import estimate, number
 from surge.report.markup import unbroken
+from surge.theory.rivals import LAWS
+from surge.tidy import fits, tidy
 from surge.workdir import claim, files
 
 COLUMNS = {"batch_size": "bs", "learning_rate": "lr", "loss": "loss"}
@@ -151,10 +154,12 @@ def test_a_group_that_all_diverged_is_undefined():
 
 def test_the_closing_summary_has_a_dash_for_what_is_undefined(tmp_path):
     table = pd.concat([runs().assign(opt="adam"), runs().assign(opt="sgd", loss="nan")])
-    files.write_json(tmp_path / "fit.json", {"fits": fits(table, **COLUMNS, group=["opt"])})
+    entries = fits(table, **COLUMNS, group=["opt"])
+    files.write_json(tmp_path / "fit.json", {"fits": entries})
     header, first = summary.lines(tmp_path)[1:3]
     assert header.split() == ["B", "opt=adam", "opt=sgd"]
-    assert first.split()[:2] == ["8", "0.0142"] and first.endswith("]  –")
+    shown = number(entries[0]["optimal_lr"][0]["lr"])
+    assert first.split()[:2] == ["8", shown] and first.endswith("]  –")
 
 
 def test_ragged_grids_missing_cells_and_repeated_cells():
@@ -175,7 +180,7 @@ def test_four_thousand_rows_take_seconds():
     started = time.monotonic()
     (entry,) = fits(table, **COLUMNS, seed="seed")
     assert time.monotonic() - started < 20
-    assert len(entry["laws"]) == 7
+    assert list(entry["laws"]) == list(LAWS)
 
 
 def test_rates_and_batch_sizes_that_differ_by_rounding_are_one_cell():
@@ -198,7 +203,8 @@ def test_seeds_may_be_words_or_blank():
     named = table.assign(seed=table["seed"].map({0: "a", 1: "b", 2: "c"}))
     assert fits(named, **COLUMNS, seed="seed") == fits(table, **COLUMNS, seed="seed")
     blank = named.assign(seed=named["seed"].where(named["seed"] != "c"))
-    assert tried(fits(blank, **COLUMNS, seed="seed")[0]) == tried(fits(table, **COLUMNS)[0])
+    (one,), (other,) = (fits(each, **COLUMNS, seed="seed") for each in (blank, table))
+    assert tried(one) == tried(other)
 
 
 def test_batch_sizes_below_one():
@@ -315,6 +321,44 @@ def test_what_is_measured_or_follows_from_the_cell_is_no_setting():
         State="finished",
     )
     assert len(tidy(table, seed="seed").rows) == len(table)
+
+
+def test_rates_that_somebody_has_tuned_are_taken_as_tuned():
+    """One rate for each B, steps 1000 (1 + 512/B), and rates that rise to a peak and fall."""
+    size = 4.0 ** np.arange(2, 8)
+    lr = [0.001, 0.002, 0.004, 0.006, 0.004, 0.002]
+    table = pd.DataFrame(
+        {"batch_size": size, "learning_rate": lr, "steps": 1000 * (1 + 512 / size)}
+    )
+    (entry,) = fits(table)
+    assert optima(entry) == lr and all(point["bound"] == 0 for point in entry["optimal_lr"])
+    assert "its error is assumed" in entry["optimal_lr"][0]["why"]
+    assert entry["noise_scale"]["b_noise"] == pytest.approx(512, rel=1e-3)
+    peak = entry["b_peak"]
+    assert peak["value"] == pytest.approx(1024, rel=0.3) and peak["low"] < 1024 < peak["high"]
+
+
+def test_an_optimum_beyond_the_rates_is_a_bound_and_no_number():
+    """The best rate is .004 and the highest one .002."""
+    table = planted(rates=[1e-4, 3e-4, 1e-3, 2e-3])
+    distance = np.log(table["learning_rate"] / 0.004)
+    (entry,) = fits(table.assign(loss=2 + 0.1 * distance**2))
+    for point in entry["optimal_lr"]:
+        assert point["lr"] == pytest.approx(0.002) and point["bound"] == 1
+
+
+def test_no_wrong_law_is_named_of_four_batch_sizes():
+    """The truth is B^(1/3), which is not the square root."""
+    rng = np.random.default_rng(3)
+    rows = [
+        (size, rate, seed, 2.5 + 0.1 * np.log(rate / (1e-4 * size ** (1 / 3))) ** 2 + 0.02 * draw)
+        for size in (32, 64, 128, 256)
+        for rate in RATES
+        for seed, draw in enumerate(rng.normal(size=3))
+    ]
+    columns = ["batch_size", "learning_rate", "seed", "loss"]
+    (entry,) = fits(pd.DataFrame(rows, columns=columns), seed="seed")
+    assert entry["best_law"] in (None, "power")
 
 
 def test_higher_is_better_where_it_is_said_and_suspected_where_it_is_not():
@@ -473,6 +517,37 @@ def test_groups_are_labelled_as_written_and_ordered_by_value():
         "width=256",
         "width=nan",
     ]
+
+
+def test_groups_together_tell_how_the_knee_moves_with_a_covariate(tmp_path):
+    """√B up to a knee of 64 at 1e9 tokens, which grows as their square root; 5 token budgets."""
+    rng = np.random.default_rng(0)
+    tokens = 1e9 * 4.0 ** np.arange(-2, 3)
+    rates = 2.0 ** (np.arange(-28, -4) / 2)
+    rows = [
+        (budget, size, rate, 2 + 0.1 * distance**2 + 0.01 * draw)
+        for budget in tokens
+        for size in 2.0 ** np.arange(3, 11)
+        for rate in rates
+        for draw in rng.normal(size=2)
+        if abs(
+            distance := np.log(rate / (1e-3 * min(1, size / (64 * (budget / 1e9) ** 0.5)) ** 0.5))
+        )
+        < 1.5
+    ]
+    table = pd.DataFrame(rows, columns=["D", "batch_size", "learning_rate", "loss"])
+    runs_ = tidy(table, group=["D"], covariate=["D"])
+    write(runs_, tmp_path, "runs.csv")
+    stored = files.read_json(tmp_path / "fit.json")["pooled"]
+    law = stored["laws"]["capped_sqrt"]
+    assert stored["reference"]["D"] == pytest.approx(1e9) and len(stored["groups"]) == 5
+    low, high = law["exponent_intervals"]["D"]
+    assert low <= 0.5 <= high and high - low < 0.3
+    low, high = law["intervals"]["b_knee"]
+    assert low <= 64 <= high
+    assert "5 groups together" in sentence(stored) and "D^" in sentence(stored)
+    with pytest.raises(files.ResultError, match="--covariate=D must be among the groups"):
+        tidy(table, pool=True, covariate=["D"])
 
 
 def test_a_run_of_surge_main_is_never_overwritten(tmp_path):

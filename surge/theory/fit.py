@@ -139,7 +139,7 @@ def fit_optima(name: str, data: Optima) -> Fit:
     critical = _critical(law, data)
     freedom = max(_freedom(law, data), 1)
     for refinement in range(REFINEMENTS + 1):
-        scale, misfit = _profile(data, logs)
+        scale, misfit = profile(data, logs)
         best = int(misfit.argmin())
         # Errors that are too small for the law are enlarged until it is just plausible.
         inflation = max(1.0, misfit[best] / chdtri(freedom, 1 - CONFIDENCE))
@@ -202,7 +202,7 @@ def _with_common_error(name: str, data: Optima) -> Optima:
     _, logs = coarse(name, tuple(data.size))
     exact = data.bound == 0
     for _ in range(4):
-        scale, misfit = _profile(data, logs)
+        scale, misfit = profile(data, logs)
         best = misfit.argmin()
         residuals = np.abs(data.y - logs[best] - scale[best])
         scatter = 1.4826 * np.median(residuals[exact]) * math.sqrt(exact.sum() / freedom)
@@ -246,7 +246,7 @@ def log_shapes(law: Law, shapes: np.ndarray, batch_size: np.ndarray) -> np.ndarr
     return np.broadcast_to(values, (len(shapes), len(batch_size)))
 
 
-def _profile(data: Optima, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def profile(data: Optima, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The best log scale of every shape, and its misfit, both [g]."""
     gap = data.y - logs
     weight = data.weight
