@@ -32,7 +32,9 @@ import xarray as xr
 from absl import app, flags
 
 from surge.cli import parsed
+from surge.evidence import after_start, of_checkpoint
 from surge.theory.objective import StepsTo
+from surge.theory.rules import RULES
 from surge.workdir import files, sweeps
 
 MEASURE = ("--config.measure.horizons=(1,10,100)", "--config.measure.directions=32")
@@ -68,52 +70,49 @@ BEST, SHAPE, HALF = "surge with B_simple", "saturating with B_simple", "sqrt"
 RESAMPLES = 2_000
 
 
-def after_start(measured: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """The checkpoints after the start, and the middle one of them; the start itself where it is
-    alone."""
-    later = measured.isel(checkpoint=slice(min(1, measured.sizes["checkpoint"] - 1), None))
-    return later, later.isel(checkpoint=later.sizes["checkpoint"] // 2)
-
-
 def predictions(measured: xr.Dataset, base: int) -> dict[str, dict[str, dict[str, float]]]:
     """{optimizer: {rule: {batch size: ε_opt(B)/ε_opt(B0)}}} from measure.nc; nan where a rule has
     no answer.
+
+    Every rule of `surge.theory.rules`, from the middle checkpoint, and two curves of this script:
+    the measured law averaged over checkpoints, and the best rate K steps later.
 
     Args:
       measured: as the measure stage stores it.
       base: B0, one of its batch sizes.
     """
     later, middle = after_start(measured)
-    sizes = measured.batch_size.values.astype(float)
-    ratio, position = sizes / base, int(np.flatnonzero(sizes == base)[0])
-    b_simple = float(middle.noise_scale.sel(scale="b_simple", bound="value"))
-    found = {}
-    for optimizer in measured.optimizer.values:
-        here, along = (each.sel(optimizer=optimizer, bound="value") for each in (middle, later))
+    sizes = measured.batch_size.values.tolist()
+    position = sizes.index(base)
+    told = {}
+    for optimizer in map(str, measured.optimizer.values):
+        here = middle.sel(optimizer=optimizer, bound="value")
+        along = later.sel(optimizer=optimizer, bound="value")
+        spec = _spec(measured, optimizer)
+        known = of_checkpoint(measured, optimizer, spec, spec)
         curves = {
-            "constant": np.ones_like(ratio),
-            "sqrt": np.sqrt(ratio),
-            "linear": ratio,
-            BEST: 1 / (np.sqrt(b_simple / sizes) + np.sqrt(sizes / b_simple)),
-            SHAPE: (1 + b_simple / sizes) ** -(1.0 if optimizer == "sgd" else 0.5),
-            "independent law": here.independent_lr.values,
-            "measured, K = 1": here.measured_lr.values,
-            "measured, all checkpoints": np.exp(
-                np.log(along.measured_lr).mean("checkpoint", skipna=False).values
-            ),
+            name: np.exp([rule(size, base, known) for size in sizes])
+            for name, rule in RULES.items()
         }
-        curves |= {
-            f"branch, K = {k}": here.branch_lr.sel(horizon=k).values
-            for k in measured.horizon.values
-        }
-        found[str(optimizer)] = {
+        average = np.log(along.measured_lr).mean("checkpoint", skipna=False)
+        curves["measured, all checkpoints"] = np.exp(average.values)
+        for k in measured.horizon.values:
+            curves[f"branch, K = {k}"] = here.branch_lr.sel(horizon=k).values
+        told[optimizer] = {
             rule: {
-                str(int(size)): float(value)
+                str(size): float(value)
                 for size, value in zip(sizes, curve / curve[position], strict=True)
             }
             for rule, curve in curves.items()
         }
-    return found
+    return told
+
+
+def _spec(measured: xr.Dataset, optimizer: str) -> str:
+    """What a label of a measurement stands for; the label itself where no config says it."""
+    if "config" not in measured.attrs:
+        return optimizer
+    return json.loads(measured.attrs["config"])["optimizers"][optimizer]["spec"]
 
 
 def regret(

@@ -1,11 +1,13 @@
 """surge: the optimal learning rate of Adam-style optimizers as a function of batch size."""
 
+import importlib
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("measure", "Measurement"):
-        raise AttributeError(f"module 'surge' has no attribute {name!r}")
-    from surge import api  # not before it is asked for: importing surge starts no JAX
-
-    return getattr(api, name)
+    # Not before they are asked for: importing surge starts no JAX.
+    if name == "suggest":
+        return importlib.import_module("surge.suggest")
+    if name in ("measure", "Measurement"):
+        return getattr(importlib.import_module("surge.api"), name)
+    raise AttributeError(f"module 'surge' has no attribute {name!r}")

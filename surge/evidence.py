@@ -1,0 +1,284 @@
+"""What a workdir or a table tells of how the learning rate moves with the batch size."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from surge.optimizers import make_optimizer
+from surge.report.reading import representative
+from surge.table import read
+from surge.theory.objective import FinalLoss, StepsTo
+from surge.theory.rules import Known, kind_of
+from surge.tidy import entries, tidy
+from surge.workdir.files import ResultError, read_dataset, read_fits, read_json
+from surge.workdir.sweeps import open_sweep, rows
+
+NEAR = 1.4  # in log ε about an optimum, a factor 4: where the basin's steepness is read
+FEWEST = 4  # runs that tell it
+OWN_ERROR = math.log(2) / 2  # of log ε where a sweep does not tell one
+
+
+class Bound(NamedTuple):
+    """A number with its 95% interval; nan and a reason where it is unknown."""
+
+    value: float
+    low: float
+    high: float
+    why: str = ""
+
+
+class Swept(NamedTuple):
+    """A sweep of the task itself.
+
+    Attributes:
+      batch_size, lr, error, bound: the optima [n] as `surge.theory.fit` takes them.
+      judged_by: "steps", "loss" or "fall".
+      steepness: c of value − best = c · (log rate − log optimum)², below and above the optimum;
+        nan where runs do not tell. Values are log steps or losses.
+      failed, tried: runs at more than twice the optimum that failed, and all of them.
+      noise_scale: B_noise of S(B) = S_min (1 + B_noise/B).
+      peak: batch size from which on the optimum does not rise.
+      rests_on: one sentence.
+    """
+
+    batch_size: np.ndarray
+    lr: np.ndarray
+    error: np.ndarray
+    bound: np.ndarray
+    judged_by: str
+    steepness: tuple[float, float]
+    failed: int
+    tried: int
+    noise_scale: Bound
+    peak: Bound
+    rests_on: str
+
+
+class Evidence(NamedTuple):
+    """What is known of a task: of a sweep and of a checkpoint, None without; remarks on both."""
+
+    swept: Swept | None
+    known: Known
+    measured: str
+    remarks: list[str]
+
+
+def of_nothing(optimizer: str) -> Evidence:
+    """What is known where nothing was swept or measured: the kind of optimizer."""
+    return Evidence(None, Known(kind_of(optimizer)), "", [])
+
+
+def of_table(path: Path, optimizer: str, **named: Any) -> Evidence:
+    """The evidence of a table of runs; arguments and errors are those of `tidy`.
+
+    Raises:
+      ResultError: the table has several groups.
+    """
+    runs = tidy(read(path), **named)
+    found = entries(runs)
+    if len(found) > 1:
+        names = ", ".join(entry["optimizer"] for entry in found)
+        raise ResultError(f"{path.name} has {len(found)} groups ({names}): --where takes one")
+    table = {name: runs.rows[name].to_numpy() for name in runs.rows.columns if name != "group"}
+    said = f"a sweep in {path.name}: {_range(found[0])}, {len(runs.rows)} runs"
+    swept = of_entry(found[0], table, said)
+    return Evidence(swept, Known(kind_of(optimizer)), "", runs.remarks)
+
+
+def of_workdir(workdir: Path, optimizer: str) -> Evidence:
+    """The evidence of a workdir: its sweep at the middle target, and its middle checkpoint.
+
+    Raises:
+      ResultError: it holds neither, or several optimizers of which none is the one asked for.
+    """
+    if not workdir.is_dir():
+        raise ResultError(f"--workdir {workdir} does not exist")
+    fits = representative(read_fits(workdir))
+    path = workdir / "measure.nc"
+    measured = read_dataset(path) if path.exists() else None
+    labels = [*fits] or ([] if measured is None else [*map(str, measured.optimizer.values)])
+    if not labels:
+        raise ResultError(
+            f"{workdir} holds no fit and no measurement: run --stages=measure,sweep,fit first"
+        )
+    specs = _specs(workdir)
+    label, remarks = _label(labels, optimizer, specs)
+    known = Known(kind_of(optimizer))
+    said = ""
+    if measured is not None and label in measured.optimizer:
+        known = of_checkpoint(measured, label, specs.get(label, optimizer), optimizer)
+        loss = float(after_start(measured)[1].loss) if "loss" in measured else math.nan
+        said = f"a checkpoint of {workdir} at loss {loss:.3g}"
+    swept = None
+    if label in fits:
+        swept = of_entry(
+            fits[label], _rows(workdir, fits[label]), _sentence(workdir, fits[label], specs)
+        )
+    return Evidence(swept, known, said, remarks)
+
+
+def _specs(workdir: Path) -> dict[str, str]:
+    """The optimizers of a workdir by label, as its config has them; none of a table."""
+    path = workdir / "config.json"
+    config = read_json(path) if path.exists() else {}
+    return {name: one["spec"] for name, one in config.get("optimizers", {}).items()}
+
+
+def _label(
+    labels: Sequence[str], optimizer: str, specs: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """The label that is the optimizer asked for, and a remark where another stands in for it."""
+    name = optimizer.partition("(")[0]
+    same = [
+        label
+        for label in labels
+        if name in (label, label.partition("(")[0], specs.get(label, "").partition("(")[0])
+    ]
+    if len(same) == 1:
+        return same[0], []
+    if len(labels) == 1:
+        said = f"the evidence is of {labels[0]}, and it is {name} that was asked for"
+        return labels[0], [] if labels[0] == "all runs" else [said]
+    raise ResultError(f"--optimizer={name} is not one of {', '.join(labels)}")
+
+
+def _rows(workdir: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The runs behind an entry of fit.json; none where they are not there."""
+    table = workdir / "runs.csv"
+    if table.exists():
+        runs = read(table)
+        part = runs[runs["group"] == entry["optimizer"]]
+        return {name: part[name].to_numpy() for name in ("batch_size", "learning_rate", "value")}
+    if not (workdir / "sweep").exists() or entry["judged_by"] not in ("steps", "loss"):
+        return {name: np.zeros(0) for name in ("batch_size", "learning_rate", "value")}
+    target = entry["target_loss"]
+    objective = StepsTo(target) if entry["judged_by"] == "steps" else FinalLoss()
+    return rows(open_sweep(workdir), entry["optimizer"], objective)
+
+
+def _range(entry: Mapping[str, Any]) -> str:
+    """Over which batch sizes an entry is, and what runs were judged by."""
+    sizes = [point["batch_size"] for point in entry["optimal_lr"]]
+    goal = "the target" if entry["target_loss"] is None else f"loss {entry['target_loss']:g}"
+    judged = f"steps to {goal}" if entry["judged_by"] == "steps" else "loss at the end of the run"
+    return f"B = {min(sizes):g} to {max(sizes):g} ({len(sizes)} of them), judged by {judged}"
+
+
+def _sentence(workdir: Path, entry: Mapping[str, Any], specs: Mapping[str, str]) -> str:
+    spec = specs.get(entry["optimizer"], entry["optimizer"])
+    schedule = "" if "schedule" in spec or not specs else ", constant rate"
+    return f"a sweep in {workdir}: {spec}{schedule}, {_range(entry)}"
+
+
+def of_entry(entry: Mapping[str, Any], table: Mapping[str, np.ndarray], said: str) -> Swept:
+    """A sweep from its entry of fit.json and its runs [n] (batch_size, learning_rate, value)."""
+    points = [point for point in entry["optimal_lr"] if point["lr"] is not None]
+    if any("bound" not in point for point in points):
+        raise ResultError("fit.json is of an older version: run --stages=fit, or fit_table, again")
+    column = {name: [point[name] for point in points] for name in ("batch_size", "lr", "bound")}
+    errors = [OWN_ERROR if point["error"] is None else point["error"] for point in points]
+    optima = {point["batch_size"]: point["lr"] for point in points if not point["bound"]}
+    below, above, failed, tried = steepness(table, optima)
+    return Swept(
+        np.array(column["batch_size"], float),
+        np.array(column["lr"], float),
+        np.array(errors, float),
+        np.array(column["bound"], int),
+        entry["judged_by"],
+        (below, above),
+        failed,
+        tried,
+        _bound(entry["noise_scale"], "b_noise"),
+        _bound(entry["b_peak"], "value"),
+        said,
+    )
+
+
+def _bound(stored: Mapping[str, Any], name: str) -> Bound:
+    """A number of fit.json with its interval, where null is not known."""
+    value, low, high = (_number(stored[key]) for key in (name, "low", "high"))
+    return Bound(value, low, high, stored["why"] or "")
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def steepness(
+    table: Mapping[str, np.ndarray], optima: Mapping[float, float]
+) -> tuple[float, float, int, int]:
+    """How much worse a rate is than the optimum of its batch size, from all runs of a sweep.
+
+    Args:
+      table: runs [n], with batch_size, learning_rate and value.
+      optima: batch size -> its optimum.
+
+    Returns:
+      c of value − best = c · distance² in log ε below and above the optimum, by least squares over
+      all batch sizes (best is the value at the rate nearest to the optimum); the failed and all
+      runs beyond twice the optimum.
+    """
+    distances = []
+    excesses = []
+    for size, lr in optima.items():
+        chosen = table["batch_size"] == size
+        if not chosen.any():
+            continue
+        distance = np.log(table["learning_rate"][chosen] / lr)
+        value = np.asarray(table["value"][chosen], float)
+        value = np.where(np.isfinite(value), value, np.nan)
+        nearest = np.abs(distance) <= np.abs(distance).min() * (1 + 1e-9)
+        distances.append(distance[~nearest])
+        excesses.append((value - np.mean(value[nearest]))[~nearest])
+    distance = np.concatenate([*distances, np.zeros(0)])
+    excess = np.concatenate([*excesses, np.zeros(0)])
+
+    near = np.isfinite(excess) & (np.abs(distance) < NEAR)
+    below, above = (
+        _slope(distance[near & side] ** 2, excess[near & side])
+        for side in (distance < 0, distance > 0)
+    )
+    high = distance > math.log(2)
+    return below, above, int(np.isnan(excess[high]).sum()), int(high.sum())
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Least squares through the origin, nan where points are few or it is not above 0."""
+    if len(x) < FEWEST:
+        return math.nan
+    slope = float(x @ y / (x @ x))
+    return slope if slope > 0 else math.nan
+
+
+def after_start(measured: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """The checkpoints after the start, and the middle one; the start where it is alone."""
+    later = measured.isel(checkpoint=slice(min(1, measured.sizes["checkpoint"] - 1), None))
+    return later, later.isel(checkpoint=later.sizes["checkpoint"] // 2)
+
+
+def of_checkpoint(measured: xr.Dataset, label: str, spec: str, optimizer: str) -> Known:
+    """What the middle checkpoint of a measurement tells of one of its optimizers.
+
+    Args:
+      measured: as the measure stage stores it.
+      label: of the optimizer there.
+      spec: of it, whose weights of past gradients are its noise gain.
+      optimizer: the one asked for, whose kind counts.
+    """
+    here = after_start(measured)[1]
+    b_simple = here.noise_scale.sel(scale="b_simple")
+    one = here.sel(optimizer=label, bound="value")
+    sizes = measured.batch_size.values.astype(float)
+    weights = make_optimizer(spec).weights(float(sizes[len(sizes) // 2]))
+    return Known(
+        kind_of(optimizer),
+        *(float(b_simple.sel(bound=bound)) for bound in ("value", "low", "high")),
+        sizes=tuple(sizes),
+        independent=tuple(one.independent_lr.values.tolist()),
+        measured=tuple(one.measured_lr.values.tolist()),
+        noise_gain=float((np.asarray(weights) ** 2).sum()),
+    )

@@ -1,0 +1,58 @@
+"""What else of an optimizer follows the batch size: decay rates, eps, weight decay, warmup."""
+
+import inspect
+from collections.abc import Mapping
+
+from surge.optimizers.spec import Spec
+from surge.theory.scaling import co_scale, valid_ratios
+
+MOVED = ("b1", "b2", "decay", "beta", "eps", "weight_decay", "warmup_steps")
+PASTED = ("weight_decay", "warmup_steps")  # decay rates stay as in the sweeps that judged
+
+
+def hyperparameters(spec: Spec) -> dict[str, float]:
+    """What a co-scaling rule may move, at its value in a spec or its default."""
+    parameters = inspect.signature(spec.entry).parameters
+    defaults = {name: one.default for name, one in parameters.items() if name in MOVED}
+    given = {name: value for name, value in (spec.own | spec.common).items() if name in MOVED}
+    return {name: value for name, value in (defaults | given).items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def co_scaled(
+    spec: Spec, kappa: float, lr_ratio: float, horizon_ratio: float
+) -> dict[str, dict[str, float] | str]:
+    """The hyperparameters under each rule, or the sentence on where it ends."""
+    values = hyperparameters(spec)
+    moved: dict[str, dict[str, float] | str] = {}
+    for rule in ("half_life", "sde", "timescale"):
+        try:
+            scaled = co_scale(rule, kappa, lr_ratio=lr_ratio, horizon_ratio=horizon_ratio, **values)
+        except ValueError as error:
+            moved[rule] = str(error)
+            continue
+        changed = {name: float(value) for name, value in scaled.items() if value != values[name]}
+        if changed:
+            moved[rule] = changed
+    return moved
+
+
+def rule_ends(spec: Spec) -> tuple[float, str]:
+    """The largest ratio of batch sizes at which 1 − β can be scaled, and the β that ends it."""
+    ends = valid_ratios("sde", **hyperparameters(spec))
+    return ends.high, ends.high_name
+
+
+def paste(
+    spec: Spec, lr: float, size: float, base: float, lr_ratio: float, horizon_ratio: float
+) -> str:
+    """One line to copy, with the weight decay and the warmup that go with the rate."""
+    values = hyperparameters(spec)
+    kept = {name: value for name, value in values.items() if name in PASTED}
+    ratios = {"lr_ratio": lr_ratio, "horizon_ratio": horizon_ratio}
+    moved = co_scale("timescale", size / base, **ratios, **kept)
+    shown: Mapping[str, float] = {"learning_rate": lr, "batch_size": size} | values | moved
+    return f"{spec.name}: " + ", ".join(f"{name}={value:.6g}" for name, value in shown.items())

@@ -1,0 +1,210 @@
+"""The learning rate at another batch size, with its interval and what it rests on.
+
+python -m surge.suggest --from_batch_size=256 --from_lr=3e-4 --to_batch_size=2048 --optimizer=adamw
+[--workdir=DIR | --table=FILE] [--json]
+
+From Python: surge.suggest(from_batch_size=256, from_lr=3e-4, to_batch_size=2048). Evidence is a
+workdir of surge.main or surge.fit_table (its sweep, its checkpoint, or both) or a table of runs;
+without it the rules alone answer, with the errors they made where they were judged.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+from surge import cli
+from surge import evidence as evidences
+from surge.evidence import Bound
+from surge.hyperparameters import rule_ends
+from surge.optimizers.spec import parse
+from surge.report.formats import interval, number
+from surge.suggestion import SHOWN, Suggestion, suggestion
+from surge.workdir.files import ResultError, finite_or_none
+
+NUMBERS = {
+    "from_batch_size": (None, "Batch size at which the rate was tuned."),
+    "from_lr": (None, "The rate that was right there."),
+    "to_batch_size": (None, "The new batch size."),
+    "horizon_ratio": (1.0, "New / old length of the run in examples."),
+}
+TEXTS = {
+    "optimizer": ("adamw", "Name or spec, like 'adamw(b2=0.95)'."),
+    "workdir": (None, "Of surge.main or surge.fit_table: the evidence."),
+    "table": (None, "Of runs, as surge.fit_table takes it: the evidence."),
+}
+SWITCHES = {
+    "maximize": "A high value of the table is good.",
+    "json": "Print the answer as JSON.",
+}
+PASSED = (*NUMBERS, *TEXTS, "where", "maximize")  # to `suggest` as they are
+MARKS = {"sqrt": "√B", "linear": "linear", "constant": "constant"}
+
+
+def suggest(
+    *,
+    from_batch_size: float | None = None,
+    from_lr: float | None = None,
+    to_batch_size: float | None = None,
+    optimizer: str = "adamw",
+    workdir: Path | str | None = None,
+    table: Path | str | None = None,
+    where: Sequence[str] = (),
+    maximize: bool = False,
+    horizon_ratio: float = 1.0,
+) -> Suggestion:
+    """The learning rate at a new batch size from one that is right at another.
+
+    Args:
+      from_batch_size, from_lr: B0 and the rate that was tuned there.
+      to_batch_size: B.
+      optimizer: name or spec, like "adamw(b2=0.95, weight_decay=0.1, warmup_steps=2000)".
+      workdir: of surge.main or surge.fit_table.
+      table: of runs, as surge.fit_table takes it; its columns must have plain names.
+      where, maximize: of the table, as surge.fit_table takes them.
+      horizon_ratio: new / old length of the run in examples, which weight decay follows.
+
+    Raises:
+      ValueError: a number that is missing or not above 0, both workdir and table, or an optimizer
+        that is not known.
+      ResultError: a workdir or a table that cannot be used as asked.
+    """
+    if workdir is not None and table is not None:
+        raise ValueError("give workdir or table, not both")
+    if workdir is not None:
+        evidence = evidences.of_workdir(Path(workdir), optimizer)
+    elif table is not None:
+        evidence = evidences.of_table(Path(table), optimizer, where=where, maximize=maximize)
+    else:
+        evidence = evidences.of_nothing(optimizer)
+    return suggestion(
+        evidence,
+        from_batch_size=from_batch_size,
+        from_lr=from_lr,
+        to_batch_size=to_batch_size,
+        optimizer=optimizer,
+        horizon_ratio=horizon_ratio,
+    )
+
+
+def lines(said: Suggestion) -> list[str]:
+    """A suggestion in words: the answer first, then what it rests on, what else, and its end."""
+    old = f"batch size {said.from_batch_size:g}, rate {said.from_lr:.3g}"
+    new = f"batch size {said.to_batch_size:g}, rate {said.lr:.3g} {interval(said.low, said.high)}"
+    out = [f"{old}  ->  {new}  (95%)"]
+    if said.why:
+        out.append(said.why)
+    out += [f"rests on {sentence}" for sentence in said.rests_on]
+    steps = said.to_batch_size / said.from_batch_size
+    out.append(
+        "what moves is a ratio: horizon in examples, schedule and task stay those of the old rate, "
+        f"with {max(steps, 1 / steps):.3g} times {'fewer' if steps > 1 else 'more'} steps"
+    )
+    out += [_cost(name, said) for name in SHOWN]
+    out += _hyperparameters(said)
+    out.append(_where("more batch costs over 20% more examples", said.overhead))
+    out.append(_where("the rate does not rise", said.rises_to))
+    if said.trials:
+        out.append("rates to try: " + ", ".join(f"{rate:.3g}" for rate in said.trials))
+    out += [f"warning: {sentence}" for sentence in said.warnings]
+    return [*out, said.paste]
+
+
+def _cost(name: str, said: Suggestion) -> str:
+    rule = said.alternatives[name]
+    if said.unit == "steps":
+        cost = f"{_share(rule.cost)} steps [{_share(rule.low)}, {_share(rule.high)}]"
+    else:
+        cost = f"+{rule.cost:.2g} loss [{rule.low:.2g}, {rule.high:.2g}]"
+    fails = f", fails in {rule.fails:.0%}" if rule.fails > 0.005 else ""
+    return f"{MARKS[name]} would give {rule.lr:.3g}: {cost}{fails}"
+
+
+def _share(value: float) -> str:
+    return "10x or more" if value >= 10 else f"+{value:.0%}"
+
+
+def _hyperparameters(said: Suggestion) -> list[str]:
+    """What would follow the batch size, rule by rule, and where a rule ends."""
+    titles = {
+        "half_life": "decay rates by half-life in examples (β^ratio)",
+        "sde": "by the SDE rule (1 − β scaled)",
+        "timescale": "weight decay by batch size and horizon",
+    }
+    out = []
+    for rule, moved in said.co_scaled.items():
+        if isinstance(moved, str):
+            out.append(f"{titles[rule]}: {moved}")
+        else:
+            values = ", ".join(f"{name} {value:.4g}" for name, value in moved.items())
+            out.append(f"{titles[rule]}: {values}")
+    high, name = rule_ends(parse(said.optimizer))
+    if math.isfinite(high):
+        out.append(f"the SDE rule ends at {high:.4g} times the batch size, where {name} is 0")
+    if out:
+        out.append("the rate above is for decay rates as they were, as in all that it rests on")
+    return out
+
+
+def _where(what: str, bound: Bound) -> str:
+    why = f" ({bound.why})" if bound.why else ""
+    if math.isfinite(bound.value):
+        return f"{what} beyond B = {number(bound.value)} {interval(bound.low, bound.high)}{why}"
+    if bound.low > 0:
+        return f"{what} beyond a B of at least {number(bound.low)}{why}"
+    return f"{what} beyond some B: cannot tell which; {bound.why}"
+
+
+def own_flags() -> flags.FlagValues:
+    """The flags of the program."""
+    values = flags.FlagValues()
+    for name, (default, meaning) in NUMBERS.items():
+        flags.DEFINE_float(name, default, meaning, flag_values=values)
+    for name, (default, meaning) in TEXTS.items():
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
+    for name, meaning in SWITCHES.items():
+        flags.DEFINE_bool(name, False, meaning, flag_values=values)
+    flags.DEFINE_multi_string(
+        "where", [], "COL=VALUE: take only those rows of the table.", flag_values=values
+    )
+    return values
+
+
+def main(argv: Sequence[str]) -> None:
+    """The program, `argv` being its name and its arguments."""
+    values = own_flags()
+    argv = cli.parse(values, argv, __doc__)
+    if len(argv) > 1:
+        cli.fail(f"{argv[1]} is not a flag: a table is given as --table={argv[1]}")
+    given = values.flag_values_dict()
+    try:
+        said = suggest(**{name: given[name] for name in PASSED})
+    except (ResultError, ValueError, OSError) as error:
+        cli.fail(error)
+    print(json.dumps(plain(said), indent=1) if given["json"] else "\n".join(lines(said)))
+
+
+def plain(said: Any) -> Any:
+    """A suggestion in JSON types, nan and infinities as null."""
+    if hasattr(said, "_asdict"):
+        return {name: plain(value) for name, value in said._asdict().items()}
+    if isinstance(said, dict):
+        return {name: plain(value) for name, value in said.items()}
+    return finite_or_none(list(said) if isinstance(said, tuple) else said)
+
+
+class _Callable(ModuleType):
+    """This module called is `suggest` called: surge.suggest is the module once it is imported."""
+
+    __call__ = staticmethod(suggest)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    cli.run(main)
