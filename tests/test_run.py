@@ -1,7 +1,7 @@
 """One run as a pure function: equal to a plain loop, to its own branches, to itself under vmap and
 in the engine."""
 
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import jax
@@ -19,6 +19,7 @@ from surge.training.lanes import Lanes
 from surge.training.run import Cell, Shared, evaluate, make_advance, make_begin, make_train
 from surge.training.step import batch_gradient
 
+pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 KEY = jax.random.key(0)
 CHAINS = {  # written out, so that names are checked too
     "sgd": lambda rate: optax.sgd(rate),
@@ -107,9 +108,8 @@ def plain_loop(name, spec):
     return np.array(losses), ravel_pytree(params)[0]
 
 
-def in_engine(monkeypatch, name, spec, lanes):
-    """The same of the same run, as the engine has it in blocks of some shape."""
-
+def in_engine(monkeypatch, name, spec, lanes, rates=RATES, seeds=(0, 1)):
+    """The same of the same run, as the engine has it in blocks of some shape and among others."""
     run_block = engine.Engine._run_block
 
     def ending_in_parameters(*args):
@@ -120,20 +120,32 @@ def in_engine(monkeypatch, name, spec, lanes):
         ]
         return runs._replace(diverged=np.concatenate(leaves, -1))
 
-    monkeypatch.setattr(engine.Engine, "_run_block", ending_in_parameters)
-    task = task_named(name)
-    runs = engine.Engine(task, KEY, lanes, stop_loss=-np.inf)
-    result = runs.run(grid.Piece(spec, spec, SIZE, RATES, (0, 1), STEPS))
-    return result.loss[1, 1], result.diverged[1, 1]
+    piece = grid.Piece(spec, spec, SIZE, rates, seeds, STEPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Engine, "_run_block", ending_in_parameters)
+        result = engine.Engine(task_named(name), KEY, lanes, stop_loss=-np.inf).run(piece)
+    cell = rates.index(RATES[1]), seeds.index(1)
+    return result.loss[cell], result.diverged[cell]
 
 
 @pytest.mark.parametrize("spec", CHAINS)
-def test_alone_in_the_engine_a_run_equals_a_plain_optax_loop_bit_for_bit(monkeypatch, spec):
-    ours, theirs = (
-        in_engine(monkeypatch, "regression", spec, ALONE),
-        plain_loop("regression", spec),
-    )
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+def test_alone_in_the_engine_a_run_equals_a_plain_optax_loop(monkeypatch, spec):
+    """To the last bit where XLA rounds both programs alike. From jax 0.11 on it fuses a program of
+    several devices otherwise than a jitted step, and they differ by an ulp."""
+    ours = in_engine(monkeypatch, "regression", spec, ALONE)
+    theirs = plain_loop("regression", spec)
+    if jax.__version_info__ < (0, 11):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    few_ulps = partial(np.testing.assert_allclose, rtol=5e-7, atol=1.5e-7)
+    jax.tree.map(few_ulps, ours, theirs)
+
+
+@pytest.mark.parametrize("spec", ["adam", "muon"])
+def test_alone_in_the_engine_a_run_has_the_same_bits_in_any_company(monkeypatch, spec):
+    """Two engines compile the same program, of which one runs this cell only."""
+    many = in_engine(monkeypatch, "regression", spec, ALONE)
+    one = in_engine(monkeypatch, "regression", spec, ALONE, rates=RATES[1:2], seeds=(1,))
+    jax.tree.map(np.testing.assert_array_equal, one, many)
 
 
 @pytest.mark.parametrize(

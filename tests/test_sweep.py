@@ -5,6 +5,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -25,6 +26,7 @@ from surge.training.grid import plan
 from surge.training.lanes import Lanes, of_grid
 from surge.training.run import Cell, Shared, State, make_train
 
+pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 KEY = jax.random.key(0)
 TASK = quadratic(size=6, noise=2.0)
 SHARED = Shared(-np.inf, TASK.data, TASK.evaluation)
@@ -223,13 +225,16 @@ def test_a_resumed_adaptive_grid_is_the_same_to_the_last_bit(narrow):
 def one_device(tmp_path_factory):
     """dense[8] and narrow, from a process with one device."""
     path = tmp_path_factory.mktemp("one") / "results.pickle"
-    program = (
-        "import pickle, jax, tests_sweep as t; assert jax.local_device_count() == 1; "
-        f"pickle.dump((t.collected(t.PIECES[1:])[8], t.adaptive()), open({str(path)!r}, 'wb'))"
-    )
-    source = f"import sys; import importlib.util as u; s = u.spec_from_file_location('tests_sweep', {__file__!r}); "
-    source += "m = u.module_from_spec(s); sys.modules['tests_sweep'] = m; s.loader.exec_module(m); "
-    subprocess.run([sys.executable, "-c", source + program], check=True)
+    program = f"""
+import pickle, sys
+import jax
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_sweep as tests
+assert jax.local_device_count() == 1
+with open({str(path)!r}, "wb") as file:
+    pickle.dump((tests.collected(tests.PIECES[1:])[8], tests.adaptive()), file)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
     return pickle.loads(path.read_bytes())
 
 

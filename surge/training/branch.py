@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from surge.optimizers import make_optimizer
+from surge.optimizers import Optimizer, make_optimizer
 from surge.tasks import Task
 from surge.theory.optimum import Optimum, optimal_lr
 from surge.training.engine import Engine
@@ -43,7 +43,8 @@ class BranchOracle:
     """
 
     def __init__(self, task: Task, key: jax.Array, budget: int):
-        self.task, self.budget = task, budget
+        self.task = task
+        self.budget = budget
         lanes = spread(task, len(POWERS), SEEDS[0])
         self._engine = Engine(task, key, lanes, stop_loss=-np.inf)
 
@@ -60,26 +61,33 @@ class BranchOracle:
           horizons: steps K.
         """
         optimizer = make_optimizer(spec)
-        state = optimizer(1.0, batch_size, None).init(params)
-        settling = max(SETTLE, len(optimizer.weights(batch_size)))
-        hold = settling if jax.tree.leaves(state) else 0
+        hold = _steps_to_settle(optimizer, params, batch_size)
         cost = {
             horizon: len(POWERS) * (hold + horizon) * batch_size for horizon in sorted(horizons)
         }
         fitting = [horizon for horizon in cost if SEEDS[0] * cost[horizon] <= self.budget]
         if not fitting or not np.isfinite(centre):
             return Branch({}, 0)
+
         seeds = min(SEEDS[1], self.budget // cost[fitting[-1]])
         rates = tuple(centre * 2.0**power for power in POWERS)
-        held = optimizer.held(hold)
         steps = tuple(hold + horizon for horizon in fitting)
+        held = optimizer.held(hold)
         piece = Piece("branch", held.spec, batch_size, rates, tuple(range(seeds)), steps)
         opt_state = held(1.0, batch_size, 1).init(params)
         start = State(params, opt_state, jnp.zeros((), jnp.int32))
-        result = self._engine.run(piece, start=start)
-        rate, seed = (each.ravel() for each in np.meshgrid(rates, piece.seeds, indexing="ij"))
-        loss = np.where(np.isfinite(result.loss), result.loss, np.nan).reshape(-1, len(steps))
+        loss = self._engine.run(piece, start=start).loss
+
+        rate, seed = np.meshgrid(rates, piece.seeds, indexing="ij")
         optima = {
-            horizon: optimal_lr(rate, loss[:, index], seed) for index, horizon in enumerate(fitting)
+            horizon: optimal_lr(rate.ravel(), loss[..., index].ravel(), seed.ravel())
+            for index, horizon in enumerate(fitting)
         }
         return Branch(optima, piece.examples)
+
+
+def _steps_to_settle(optimizer: Optimizer, params: Any, batch_size: int) -> int:
+    """Steps at rate 0 after which the optimizer's state has forgotten that it began empty."""
+    if not jax.tree.leaves(optimizer(1.0, batch_size, None).init(params)):
+        return 0
+    return max(SETTLE, len(optimizer.weights(batch_size)))

@@ -97,13 +97,15 @@ def plan(
         rates = lattice(low, high, learning_rate_ratio)
         if not rates:
             raise ValueError(
-                f"{label}: no power of {learning_rate_ratio:g} lies in [{low:g}, {high:g}]: widen it"
+                f"{label}: no power of {learning_rate_ratio:g} lies in [{low:g}, {high:g}]: "
+                "widen it"
             )
         for batch_size in sorted(batch_sizes, reverse=True):
             steps = min(max_steps, max_examples // batch_size)
             if steps < 1:
                 raise ValueError(
-                    f"max_examples ({max_examples}) allows no step at batch size {batch_size}: raise it"
+                    f"max_examples ({max_examples}) allows no step at batch size {batch_size}: "
+                    "raise it"
                 )
             ends = tuple(start_step + step for step in geometric_steps(steps, evals))
             pieces.append(

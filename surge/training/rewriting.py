@@ -55,20 +55,19 @@ def _rewritten_program(program: ClosedJaxpr) -> ClosedJaxpr:
 
 def _product(equation: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     (summed_x, summed_y), (batched_x, batched_y) = equation.params["dimension_numbers"]
-    free_x, free_y = (
-        [axis for axis in range(each.ndim) if axis not in (*summed, *batched)]
-        for each, summed, batched in ((x, summed_x, batched_x), (y, summed_y, batched_y))
-    )
-    batch, kept_x, kept_y, over = (
-        [each.shape[axis] for axis in axes]
-        for each, axes in ((x, batched_x), (x, free_x), (y, free_y), (x, summed_x))
-    )
-    length, rows, columns = math.prod(over), math.prod(kept_x), math.prod(kept_y)
-    last = tuple(summed_x) == tuple(range(x.ndim - len(summed_x), x.ndim))
-    if last or not kept_x or not kept_y or length < min(rows, columns):
+    kept_x = _others(x, summed_x, batched_x)
+    kept_y = _others(y, summed_y, batched_y)
+    batch = _sizes(x, batched_x)
+    length = math.prod(_sizes(x, summed_x))
+    rows = math.prod(_sizes(x, kept_x))
+    columns = math.prod(_sizes(y, kept_y))
+
+    already_last = tuple(summed_x) == tuple(range(x.ndim - len(summed_x), x.ndim))
+    if already_last or not kept_x or not kept_y or length < min(rows, columns):
         return equation.primitive.bind(x, y, **equation.params)
-    left = x.transpose(*batched_x, *summed_x, *free_x).reshape(*batch, length, rows)
-    right = y.transpose(*batched_y, *summed_y, *free_y).reshape(*batch, length, columns)
+
+    left = x.transpose(*batched_x, *summed_x, *kept_x).reshape(*batch, length, rows)
+    right = y.transpose(*batched_y, *summed_y, *kept_y).reshape(*batch, length, columns)
     turned = columns < rows  # it is the narrower matrix that is transposed
     if turned:
         left, right = right, left
@@ -76,12 +75,24 @@ def _product(equation: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     left = jax.lax.optimization_barrier(left.swapaxes(-1, -2))
     axes = tuple(range(len(batch)))
     numbers = ((len(batch) + 1,), (len(batch),)), (axes, axes)
-    found = equation.primitive.bind(left, right, **equation.params | {"dimension_numbers": numbers})
-    found = jax.lax.optimization_barrier(found)
-    return (found.swapaxes(-1, -2) if turned else found).reshape(*batch, *kept_x, *kept_y)
+    product = equation.primitive.bind(
+        left, right, **equation.params | {"dimension_numbers": numbers}
+    )
+    product = jax.lax.optimization_barrier(product)
+    if turned:
+        product = product.swapaxes(-1, -2)
+    return product.reshape(*batch, *_sizes(x, kept_x), *_sizes(y, kept_y))
+
+
+def _others(array: jax.Array, *named: Sequence[int]) -> list[int]:
+    """The axes of an array that are in none of `named`."""
+    return [axis for axis in range(array.ndim) if all(axis not in axes for axes in named)]
+
+
+def _sizes(array: jax.Array, axes: Sequence[int]) -> list[int]:
+    return [array.shape[axis] for axis in axes]
 
 
 def _by_one_number(dividend: Any, divisor: Any) -> bool:
-    return jnp.ndim(divisor) == 0 < jnp.ndim(dividend) and jnp.issubdtype(
-        jnp.result_type(divisor), jnp.floating
-    )
+    floating = jnp.issubdtype(jnp.result_type(divisor), jnp.floating)
+    return floating and jnp.ndim(divisor) == 0 < jnp.ndim(dividend)
