@@ -18,8 +18,8 @@ from surge.tasks.mlp import mnist1d
 from surge.tasks.quadratic import quadratic
 from surge.theory.objective import FinalLoss, StepsTo
 from surge.theory.optimum import optimal_lr
-from surge.training import engine, hardware, lanes
-from surge.training.adaptive import few_lanes, run_adaptive
+from surge.training import engine, hardware
+from surge.training.adaptive import run_adaptive
 from surge.training.dense import run_pieces
 from surge.training.engine import Engine
 from surge.training.grid import plan
@@ -292,27 +292,6 @@ def test_size_classes_and_form_follow_what_an_example_costs():
     rates = len(PIECES[0].learning_rates)
     assert of_grid(TASK, PIECES) == ("vmap", -(-rates // jax.local_device_count()), 3)
     assert of_grid(vector, PIECES) == ("map", 1, 3)
-
-
-def test_a_search_runs_few_rates_at_once_whatever_the_devices(monkeypatch):
-    given = {1: Lanes("vmap", 4, 3), 2: Lanes("vmap", 2, 3), 8: Lanes("vmap", 1, 3)}
-    for devices, want in given.items():
-        monkeypatch.setattr(lanes.jax, "local_device_count", lambda devices=devices: devices)
-        assert few_lanes(TASK, PIECES) == want
-
-
-def test_lanes_are_written_and_read():
-    for written in (Lanes("map", 1, 3), of_grid(TASK, PIECES)):
-        assert Lanes.from_json(written.to_json()) == written
-        assert isinstance(Lanes.from_json(written.to_json()), Lanes)
-
-
-def test_lanes_become_fewer_until_one_is_alone():
-    shapes = [Lanes("vmap", 5, 3)]
-    while not shapes[-1].alone:
-        shapes.append(shapes[-1].smaller())
-    assert [shape[1:] for shape in shapes] == [(5, 3), (2, 3), (1, 3), (1, 1)]
-    assert [shape.side_by_side for shape in shapes] == [True, True, True, False]
 
 
 def test_runs_of_any_length_share_one_program_and_its_memory():
