@@ -13,7 +13,7 @@ from stored import SIZES, best, measurement, store_fits, store_sweep
 
 from surge.report import checkpoint_figures, drawing, sweep_figures, sweep_sections
 from surge.report.drawing import COLOR, Panel
-from surge.theory.fit import RULED_OUT
+from surge.theory.comparison import RULED_OUT
 from surge.workdir import sweeps
 
 ONCE = {"params": {"max_lr": 0.1}, "intervals": {"max_lr": [0.05, 0.2]}}
@@ -142,7 +142,10 @@ def test_laws_that_are_ruled_out_are_gray(fitted):
     """Planted: two laws within reach of each other, one beyond it, one that was never judged."""
     entry = fitted[1][0]
     criteria = {"constant": 1.0, "sqrt": 2.0, "linear": 1.1 + RULED_OUT, "power": None}
-    laws = {name: entry["laws"][name] | {"aic": aic} for name, aic in criteria.items()}
+    entry = {name: value for name, value in entry.items() if name != "remaining"}  # as it once was
+    laws = {name: {**entry["laws"][name], "aic": aic} for name, aic in criteria.items()}
+    for law in laws.values():
+        law.pop("weight", None)
     drawn = figure(partial(sweep_figures.optimal_lr, entry=entry | {"laws": laws}))
     ends = {text.get_text(): text.get_color() for text in drawn.axes[0].texts}
     law, gray = COLOR["law"], COLOR["rejected"]
@@ -155,8 +158,10 @@ def test_laws_that_are_ruled_out_are_gray(fitted):
 
 def test_the_band_spans_what_remains_and_the_mean_lies_inside(fitted):
     entry = fitted[1][0]
-    laws = {name: entry["laws"][name] | {"aic": 1.0} for name in ("constant", "sqrt")}
-    [axes] = figure(partial(sweep_figures.optimal_lr, entry=entry | {"laws": laws})).axes
+    names = ["constant", "sqrt"]
+    laws = {name: entry["laws"][name] | {"aic": 1.0, "weight": 0.5} for name in names}
+    entry = entry | {"laws": laws, "remaining": names}
+    [axes] = figure(partial(sweep_figures.optimal_lr, entry=entry)).axes
     heavy = max(axes.lines, key=lambda line: line.get_linewidth())
     curves = [
         sweep_figures.law_curve(entry, name, heavy.get_xdata()) for name in ("constant", "sqrt")

@@ -25,7 +25,8 @@ def entry(rates, error=0.02, **changed):
         for size, rate in zip(SIZES, rates, strict=False)
     ]
     peak = {"value": None, "low": 4.0, "high": None, "why": ""}
-    whole = {"optimal_lr": points, "b_peak": peak, "best_law": "sqrt", "best_law_why": ""}
+    whole = {"optimal_lr": points, "b_peak": peak, "laws": {}}
+    whole |= {"best_law": "sqrt", "best_law_why": ""}
     return whole | changed
 
 
@@ -111,13 +112,32 @@ def test_a_fall_by_chance_alone_is_rarely_told():
 
 
 def test_the_peak_and_the_law():
-    assert peak_and_law(entry((1, 2))) == "no peak; best law: sqrt"
+    assert peak_and_law(entry((1, 2))) == "no peak below B = 4; best law: sqrt"
+    unseen = {"value": None, "low": 0.0, "high": None, "why": "no fall", "needs": "go on to 512"}
+    said = peak_and_law(entry((1, 2), b_peak=unseen))
+    assert said == "no peak is seen (no fall); go on to 512; best law: sqrt"
     unknown = {"value": None, "low": None, "high": None, "why": "too few"}
-    said = peak_and_law(entry((1, 2), b_peak=unknown, best_law=None, best_law_why="three sizes"))
-    assert said == "peak unknown (too few); no law wins: three sizes"
+    laws = {"best_law": None, "best_law_why": "cannot tell one_law", "laws": {"one_law": {}}}
+    said = peak_and_law(entry((1, 2), b_peak=unknown, **laws))
+    assert said == "peak unknown (too few); no law wins: cannot tell one law"
     known = {"value": 64.0, "low": 40.0, "high": 90.0}
     said = peak_and_law(entry((1, 2), b_peak=known, best_law="saturating_surge"))
     assert said == "B_peak 64.0 [40, 90]; best law: saturating surge"
+
+
+def test_kappa_is_said_where_a_law_with_it_is_named():
+    law = {
+        "params": {"kappa": 0.2},
+        "intervals": {"kappa": [0.1, 0.3]},
+        "derived": {"peak_over_plateau": [1.25, 1.1, 1.7]},
+    }
+    laws = {"laws": {"any_name": law}, "best_law": "any_name"}
+    said = answer(entry((1, 2, 4), **laws))
+    expected = " κ = 0.200 [0.100, 0.300]: the peak is 1.25 [1.10, 1.70] times the rate at large"
+    assert expected in said
+    law["open"] = {"kappa": "the search ended there"}
+    assert "κ" not in answer(entry((1, 2, 4), **laws))
+    assert "κ" not in answer(entry((1, 2, 4), **laws | {"best_law": None}))
 
 
 def estimates(independent, oracle=1.0, config='{"learning_rate_ratio": 1.5}'):

@@ -12,7 +12,7 @@ from surge.report.drawing import Panel
 from surge.report.findings import Findings
 from surge.report.formats import count, listed, number
 from surge.report.markup import Drawing, Fold, Prose, Section, Source, Table
-from surge.report.reading import judged, optima, rate, representative, standing
+from surge.report.reading import judged, optima, plain, rate, representative, standing
 from surge.workdir import sweeps
 
 FEW = 4  # optimizers or groups that the answer shows at once; the others are folded
@@ -54,14 +54,21 @@ def _caption(chosen: dict[str, dict[str, Any]]) -> str:
     """What the laws of this figure are."""
     told = []
     for optimizer, entry in chosen.items():
-        names = [name.replace("_", " ") for name in standing(entry)]
-        remain = f"{listed(names)} {'remain' if len(names) > 1 else 'remains'}" if names else ""
-        told.append(f"{optimizer}: {remain or 'no law could be judged'}")
+        told.append(f"{optimizer}: {_remaining(entry)}")
     return (
         "The best rate of each batch size with its 95% interval, and the laws fitted to them. "
         "The band spans the laws that the data do not rule out, the heavy line is their mean by "
         f"Akaike weights. {'; '.join(told)}."
     )
+
+
+def _remaining(entry: dict[str, Any]) -> str:
+    names = [plain(name) for name in standing(entry)]
+    if not names:
+        return "no law could be judged"
+    if len(names) == len(entry["laws"]):
+        return "no law is ruled out"
+    return f"{listed(names)} {'remain' if len(names) > 1 else 'remains'}"
 
 
 def rates_table(chosen: dict[str, dict[str, Any]]) -> Table:

@@ -120,7 +120,7 @@ def closed_forms(
         drawing.line(axes, batch_sizes, exact, color=color, label=label, **POINTS)
     same = homogeneous(curve, mu_l1, trace, off_diagonal, snr)
     drawing.line(axes, curve, same, "--", color=color, label="one signal-to-noise ratio for all")
-    small = surge(curve, max_lr, b_noise)
+    small = _surge(curve, max_lr, b_noise)
     drawing.line(axes, curve, small, ":", color=color, label="small batches: the surge")
     if trace + off_diagonal > 0:  # not so at a saddle
         limit = np.full(len(curve), mu_l1 / (trace + off_diagonal))
@@ -145,9 +145,16 @@ def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
         label = f"{law.name.replace('_', ' ')} through the measured"
         drawing.line(axes, curve, rates, "--", lw=1, color=color, label=label)
     if "measured_surge" in checkpoint:
-        rates = surge(curve, *checkpoint.measured_surge.sel(bound="value").values)
+        rates = _surge(curve, *checkpoint.measured_surge.sel(bound="value").values)
         label = "small-batch surge, N and K' measured"
         drawing.line(axes, curve, rates, ":", lw=1.5, color=color, label=label)
+
+
+def _surge(curve: np.ndarray, max_lr: float, b_noise: float) -> np.ndarray:
+    """The surge, nan where there is none: its noise scale is infinite then."""
+    if not np.isfinite([max_lr, b_noise]).all():
+        return np.full(len(curve), np.nan)
+    return np.asarray(surge(curve, max_lr, b_noise))
 
 
 def _law_through(checkpoint: xr.Dataset) -> Law | None:

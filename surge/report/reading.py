@@ -66,6 +66,11 @@ def rate(point: Point) -> str:
     return estimate([value, point["low"], point["high"]])
 
 
+def plain(law: str | None) -> str:
+    """The name of a law as it is written."""
+    return str(law).replace("_", " ")
+
+
 def standing(entry: Entry) -> dict[str, float]:
     """Akaike weights, summing to 1, of the laws not ruled out; none where none was judged."""
     laws = entry["laws"]

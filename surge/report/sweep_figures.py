@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from surge.report import drawing
 from surge.report.drawing import COLOR, WIDE
 from surge.report.formats import count, estimate, number
-from surge.report.reading import bound, goal, optima, outside, rate, standing
+from surge.report.reading import bound, goal, optima, outside, plain, rate, standing
 from surge.theory.rivals import LAWS
 
 CURVE = 80  # points of a curve
@@ -59,7 +59,7 @@ def _laws(axes: Axes, entry: dict[str, Any], curve: np.ndarray) -> list[tuple[fl
             continue
         color = COLOR["law" if name in weights else "rejected"]
         drawing.line(axes, curve, rates, color=color, lw=0.9)
-        labels.append((float(rates[-1]), name.replace("_", " "), color))
+        labels.append((float(rates[-1]), plain(name), color))
     if weights:
         remaining = np.log([law_curve(entry, name, curve) for name in weights])
         mean = np.exp(np.asarray([*weights.values()]) @ remaining)
@@ -161,7 +161,7 @@ def _over_the_map(axes: Axes, entry: dict[str, Any], sizes: np.ndarray) -> None:
     law = entry["best_law"] or best_predictor(entry)
     curve = np.geomspace(sizes[0], sizes[-1], CURVE)
     if law:
-        style = {"color": "white", "lw": 1.5, "label": f"fitted: {law.replace('_', ' ')}"}
+        style = {"color": "white", "lw": 1.5, "label": f"fitted: {plain(law)}"}
         drawing.line(
             axes, curve, law_curve(entry, law, curve), "--", **style, **drawing.halo(3, "black")
         )

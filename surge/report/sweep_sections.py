@@ -11,7 +11,7 @@ from surge.report.drawing import Panel
 from surge.report.findings import Findings
 from surge.report.formats import DASH, count, estimate, interval, listed, number
 from surge.report.markup import Drawing, Fold, Prose, Section, Table
-from surge.report.reading import goal, judged, optima, rate, standing
+from surge.report.reading import goal, judged, optima, plain, rate, standing
 from surge.report.sweep_figures import LossMap
 from surge.workdir import sweeps
 
@@ -148,22 +148,37 @@ def _laws_table(entry: dict[str, Any]) -> Table:
     weights = standing(entry)
 
     def row(name: str, law: dict[str, Any]) -> tuple[str, ...]:
-        params = ", ".join(
-            f"{key} = {estimate([value, *law['intervals'][key]])}"
-            for key, value in law["params"].items()
-        )
         held_out = number(law.get("held_out_rmse_log"))
         if law.get("held_out_se") is not None:  # a fit.json of an earlier version has none
             held_out += f" ± {number(law['held_out_se'], 2)}"
         judgement = "not judged" if law.get("aic") is None else LAW_STATES[name in weights]
         weight = f"{weights[name]:.2f}" if name in weights else DASH
-        return name.replace("_", " "), judgement, weight, params, number(law["aic"]), held_out
+        return plain(name), judgement, weight, _parameters(law), number(law["aic"]), held_out
 
+    scored = any("score" in law for law in entry["laws"].values())
     return Table(
         "Laws fitted to the best rates; parameters with 95% intervals; held-out error in log rate",
-        ("law", "verdict", "weight", "parameters", "AICc", "held-out error ± its standard error"),
+        (
+            "law",
+            "verdict",
+            "weight",
+            "parameters",
+            "χ² + 2k" if scored else "AICc",
+            "held-out error ± its standard error",
+        ),
         [row(name, law) for name, law in entry["laws"].items()],
     )
+
+
+def _parameters(law: dict[str, Any]) -> str:
+    """Parameters and what follows from them, each with its interval."""
+    told = {
+        name: estimate([value, *law["intervals"][name]]) for name, value in law["params"].items()
+    }
+    told |= {name: estimate(bounds) for name, bounds in law.get("derived", {}).items()}
+    for name, why in law.get("open", {}).items():
+        told[name] += f" ({why})"
+    return ", ".join(f"{name} = {value}" for name, value in told.items())
 
 
 def _noise_table(group: list[dict[str, Any]]) -> Table:

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from surge.report.formats import count, interval, listed, number
-from surge.report.reading import bound, known, outside
+from surge.report.formats import count, estimate, interval, listed, number
+from surge.report.reading import Entry, Point, bound, known, outside, plain
 
 HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
 SAME = math.log(1.1)  # log rates so near to each other are one rate to whoever sets it
@@ -41,7 +41,7 @@ class Course(NamedTuple):
     slope_error: float
 
 
-def course(entry: dict[str, Any]) -> Course | None:
+def course(entry: Entry) -> Course | None:
     """The course of an entry's optima, None where fewer than two are inside the grid."""
     optima = _inside(entry)
     if len(optima) < 2:
@@ -58,7 +58,7 @@ def course(entry: dict[str, Any]) -> Course | None:
     return Course(optima[0], optima[top], optima[end], optima[-1], slope, error)
 
 
-def answer(entry: dict[str, Any]) -> str:
+def answer(entry: Entry) -> str:
     """What a person would say of one optimizer: does its best rate move with the batch size, how
     far, and up to where was that tried?"""
     moves = course(entry)
@@ -75,22 +75,36 @@ def answer(entry: dict[str, Any]) -> str:
         return f"{said}.{_unknown(entry)}"
     said = f"the best rate {_movement(moves)}{_odds(entry, moves)}"
     if moves.last.batch_size == tried:
-        return f"{said}; beyond that nothing was tried.{_unknown(entry)}"
-    return f"{said}.{_unknown(entry)} Beyond B = {count(tried)} nothing was tried."
+        return f"{said}; beyond that nothing was tried.{_unknown(entry)}{_kappa(entry)}"
+    return f"{said}.{_unknown(entry)} Beyond B = {count(tried)} nothing was tried.{_kappa(entry)}"
 
 
-def peak_and_law(entry: dict[str, Any]) -> str:
+def peak_and_law(entry: Entry) -> str:
     """One sentence on one fit: where is the peak, and which law wins?"""
-    peak = entry["b_peak"]
     law = entry["best_law"]
-    winner = (
-        f"best law: {law.replace('_', ' ')}" if law else f"no law wins: {entry['best_law_why']}"
-    )
+    winner = f"best law: {plain(law)}"
+    if law is None:
+        winner = f"no law wins: {_named(entry['best_law_why'], entry)}"
+    peak = entry["b_peak"]
     why = f" ({peak['why']})" if peak.get("why") else ""
-    if peak["value"] is None:
-        known = peak["low"] is not None or peak["high"] is not None
-        return f"{'no peak' if known else 'peak unknown'}{why}; {winner}"
-    return f"B_peak {number(peak['value'])} {interval(peak['low'], peak['high'])}{why}; {winner}"
+    needs = f"; {peak['needs']}" if peak.get("needs") else ""
+    return f"{_peak(peak)}{why}{needs}; {winner}"
+
+
+def _peak(peak: dict[str, Any]) -> str:
+    low, high = peak["low"], peak["high"]
+    if peak["value"] is not None:
+        return f"B_peak {number(peak['value'])} {interval(low, high)}"
+    if low is None and high is None:
+        return "peak unknown"
+    return f"no peak below B = {count(low)}" if low else "no peak is seen"
+
+
+def _named(text: str, entry: Entry) -> str:
+    """A reason with the names of laws as they are written."""
+    for name in entry["laws"]:
+        text = text.replace(name, plain(name))
+    return text
 
 
 def one_step(measured: xr.Dataset) -> list[str]:
@@ -112,7 +126,7 @@ def one_step(measured: xr.Dataset) -> list[str]:
     return sentences
 
 
-def _inside(entry: dict[str, Any]) -> list[Optimum]:
+def _inside(entry: Entry) -> list[Optimum]:
     """Optima with an interval, by batch size."""
     points = [point for point in entry["optimal_lr"] if known(point)]
     return sorted(
@@ -120,7 +134,7 @@ def _inside(entry: dict[str, Any]) -> list[Optimum]:
     )
 
 
-def _error(point: dict[str, Any]) -> float:
+def _error(point: Point) -> float:
     """Standard error of the log rate, which an earlier fit.json has only as an interval."""
     if point.get("error"):
         return point["error"]
@@ -151,6 +165,20 @@ def _slope(optima: list[Optimum]) -> tuple[float, float]:
     centred = x - np.average(x, weights=weight)
     spread = weight @ centred**2
     return float((weight * centred) @ y / spread), float(spread**-0.5)
+
+
+def _kappa(entry: Entry) -> str:
+    """κ of the law that is named, where it has one: the curvature that noise feels over that of the
+    signal, which decides whether there is a peak."""
+    law = entry["laws"].get(entry["best_law"], {})
+    kappa = law.get("params", {}).get("kappa")
+    if kappa is None or law.get("open", {}).get("kappa"):
+        return ""
+    said = f" κ = {estimate([kappa, *law['intervals']['kappa']])}"
+    height = law.get("derived", {}).get("peak_over_plateau")
+    if not height:
+        return f"{said}."
+    return f"{said}: the peak is {estimate(height)} times the rate at large batch sizes."
 
 
 def _movement(moves: Course) -> str:
@@ -192,7 +220,7 @@ def _fold(high: Optimum, low: Optimum) -> str:
     return f"{number(math.exp(middle), 2)}-fold {interval(low_end, high_end)}"
 
 
-def _odds(entry: dict[str, Any], moves: Course) -> str:
+def _odds(entry: Entry, moves: Course) -> str:
     """The p-value of a fall, where it was judged."""
     odds = entry["b_peak"].get("p_fall")
     if odds is None:
@@ -205,7 +233,7 @@ def _p(odds: float) -> str:
     return f"{odds:.1g}" if odds < 0.1 else f"{odds:.2f}"
 
 
-def _unknown(entry: dict[str, Any]) -> str:
+def _unknown(entry: Entry) -> str:
     """Batch sizes whose optimum the grid did not hold, or not closely enough."""
     kinds = {
         "its interval is open": lambda point: point["lr"] and not outside(point),
