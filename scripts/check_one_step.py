@@ -124,7 +124,9 @@ def cost(name: str, measured: xr.Dataset) -> str:
     experiment = check(json.loads(measured.attrs["config"]))
     sweep = sum(piece.examples for piece in pipeline.plan(experiment))
     law = float(measured.measured_examples.isel(optimizer=0).mean())
-    return f"| {name} | {law:.3g} | {experiment.measure.examples} | {sweep:.3g} | {law / sweep:.2%} |"
+    return (
+        f"| {name} | {law:.3g} | {experiment.measure.examples} | {sweep:.3g} | {law / sweep:.2%} |"
+    )
 
 
 def drifts(name: str, measured: xr.Dataset) -> list[str]:

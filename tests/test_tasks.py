@@ -195,7 +195,9 @@ def test_full_scale_is_the_papers(name):
     assert (config.batch_sizes, config.seeds) == (sizes, seeds)
     for optimizer in config.optimizers:
         (rates,) = {
-            piece.learning_rates for piece in pipeline.plan(check(config)) if piece.optimizer == optimizer
+            piece.learning_rates
+            for piece in pipeline.plan(check(config))
+            if piece.optimizer == optimizer
         }
         assert rates[0] <= low < high <= rates[-1]
 
