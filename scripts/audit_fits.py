@@ -1,6 +1,6 @@
 """What the fits say of planted sweeps: is a wrong law named, a peak claimed, a true peak seen?
 
-    python scripts/audit_fits.py --repetitions=100                 # writes docs/results/audit_fits.md
+    python scripts/audit_fits.py --repetitions=100      # writes docs/results/audit_fits.md
 
 Optima of a known curve get normal errors of a known size; nothing is trained. A law is *wrong*
 where its fitted curve leaves the truth by more than a factor of 1.2 anywhere within the data.
@@ -183,15 +183,15 @@ def page(results: dict[tuple[str, int, float, float], Outcome], repetitions: int
         "# What the fits say of planted sweeps",
         "",
         "Written by `scripts/audit_fits.py`, which says what is planted: optima of a known curve",
-        "with normal errors of log ε, on a geometric grid of batch sizes. A law is *wrong* where its",
-        "fitted curve leaves the truth by more than a factor of 1.2 anywhere within the data.",
+        "with normal errors of log ε, on a geometric grid of batch sizes. A law is *wrong* where",
+        "its fitted curve leaves the truth by more than a factor of 1.2 anywhere within the data.",
         f"{repetitions} sweeps of each of {kinds} kinds, shares in percent. Of so many kinds the",
         f"worst shows {_chance(repetitions, kinds):.0%} where each has 5%.",
         "",
         f"* A wrong law is named in {wrong:.1%} of all sweeps, in the worst kind in",
         f"  {_worst(worst['wrong'])}.",
-        f"* A peak is claimed of curves without one in {claimed:.1%} of sweeps, in the worst kind in",
-        f"  {_worst(worst['peak'])}.",
+        f"* A peak is claimed of curves without one in {claimed:.1%} of sweeps, in the worst kind",
+        f"  in {_worst(worst['peak'])}.",
         f"* The peak of a surge whose data end at 4x it is seen in {min(power.values()):.0%} to",
         f"  {max(power.values()):.0%} of sweeps at an error of {THREE_SEEDS}: 3 seeds, noise 0.1.",
         "",

@@ -5,6 +5,7 @@ docs/results.
     writes README.md
     python scripts/reproduce_paper.py --store=moe=runs/moe-quick        # first takes a workdir's
     results
+    python scripts/reproduce_paper.py --judge_anew                      # first fits steps.csv again
 
 A claim is *reproduced* where the whole 95% interval lies where the claim has it, *not reproduced*
 where none of it does, and otherwise we *cannot tell*.
@@ -23,6 +24,7 @@ from absl import app, flags
 from scipy import stats
 
 from surge.cli import parsed
+from surge.entries import fit_entry
 from surge.report import checkpoint_figures, drawing, sweep_figures
 from surge.report.drawing import Panel
 from surge.theory.comparison import RULED_OUT
@@ -33,12 +35,12 @@ _RESULTS = flags.DEFINE_string("results", "docs/results", "where the stored resu
 _STORE = flags.DEFINE_list(
     "store", [], "NAME=WORKDIR of finished sweeps to take results from first"
 )
+_ANEW = flags.DEFINE_bool(
+    "judge_anew", False, "fit every stored run again, from its steps.csv, without training"
+)
 YES, NO, OPEN = "reproduced", "not reproduced", "cannot tell"
 FLAT = 0.25  # a power of B between ± this is flat: half of what √B has
-MONOTONE, PEAKED = (
-    ("constant", "sqrt", "linear", "power", "mccandlish"),
-    ("surge", "saturating_surge", "one_law"),
-)
+PEAKED = ("surge", "saturating_surge", "one_law")
 
 
 class Verdict(NamedTuple):
@@ -98,23 +100,24 @@ def moves(
 
 def surges(entries: list[dict[str, Any]]) -> Verdict:
     """The claim that ε_opt rises, peaks and falls: the data see both, and no law without a peak
-    comes within RULED_OUT of one with it in AICc. Refuted where that holds the other way round."""
+    comes within RULED_OUT of one with it in score. Refuted where that holds the other way round."""
     criteria = {
         name: law["aic"] for name, law in entries[-1]["laws"].items() if law["aic"] is not None
     }
-    if not criteria.keys() & set(PEAKED) or not criteria.keys() & set(MONOTONE):
+    with_peak = [criterion for name, criterion in criteria.items() if name in PEAKED]
+    without = [criterion for name, criterion in criteria.items() if name not in PEAKED]
+    if not with_peak or not without:
         return Verdict(
             OPEN, f"{len(entries[-1]['optimal_lr'])} batch sizes are too few for the laws"
         )
-    peaked, monotone = (
-        min(criteria[name] for name in names if name in criteria) for names in (PEAKED, MONOTONE)
-    )
-    lead = monotone - peaked
+    lead = min(without) - min(with_peak)
     peak = entries[-1]["b_peak"]
     seen = None not in (peak["value"], peak["high"])
     verdict = YES if lead > RULED_OUT and seen else NO if lead < -RULED_OUT else OPEN
     shown = f"B_peak {_number(peak['value'])}" if seen else peak["why"].partition(";")[0]
-    return Verdict(verdict, f"{shown}; AICc of laws without a peak minus with one: {lead:.1f}")
+    if peak.get("p_fall") is not None:
+        shown += f", p = {peak['p_fall']:.2g} without one"
+    return Verdict(verdict, f"{shown}; score of laws without a peak minus with one: {lead:.1f}")
 
 
 def half_power_suits(entries: list[dict[str, Any]]) -> Verdict:
@@ -330,6 +333,27 @@ def store(name: str, workdir: Path, root: Path) -> None:
                 )
 
 
+def judge_anew(folder: Path) -> None:
+    """Writes fit.json from steps.csv: the fits of today of runs that were trained before."""
+    with open(folder / "steps.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    fits = []
+    for optimizer, target in dict.fromkeys(
+        (line["optimizer"], line["target_loss"]) for line in lines
+    ):
+        chosen = [
+            line
+            for line in lines
+            if (line["optimizer"], line["target_loss"]) == (optimizer, target)
+        ]
+        names = ("batch_size", "learning_rate", "seed", "steps")
+        rows = {name: np.array([float(line[name]) for line in chosen]) for name in names}
+        rows["value"] = np.log(rows.pop("steps"))
+        labels = {"optimizer": optimizer, "target_loss": float(target)}
+        fits.append(fit_entry(rows, "steps", **labels))
+    files.write_json(folder / "fit.json", {"fits": fits})
+
+
 def draw(folder: Path) -> None:
     """Pictures of one stored run, each optimizer's at its lowest target."""
     name = folder.name
@@ -356,7 +380,9 @@ def main(_: list[str]) -> None:
     for each in _STORE.value:
         name, _, workdir = each.partition("=")
         store(name, Path(workdir), root)
-    for path in root.glob("*/fit.json"):
+    for path in sorted(root.glob("*/steps.csv")):
+        if _ANEW.value:
+            judge_anew(path.parent)
         draw(path.parent)
     page = table(root)
     files.write_bytes(root / "README.md", page.encode())

@@ -132,3 +132,35 @@ def test_the_committed_page_is_what_the_committed_results_say():
     root = ROOT / "docs" / "results"
     assert (root / "README.md").read_text() == paper.table(root)
     assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < 600_000
+
+
+def test_stored_runs_are_judged_anew_without_training(tmp_path):
+    steps = "optimizer,target_loss,batch_size,learning_rate,seed,steps\n"
+    for size in (4, 16, 64, 256):
+        for power in range(-6, 3):
+            for seed in range(3):
+                far = power - np.log2(size) / 4
+                value = "nan" if power == 2 else f"{100 * math.exp(0.1 * far**2) + seed:.5g}"
+                steps += f"adam,1.5,{size},{2.0**power:.6g},{seed},{value}\n"
+    (tmp_path / "steps.csv").write_text(steps)
+    paper.judge_anew(tmp_path)
+    (found,) = paper.files.read_json(tmp_path / "fit.json")["fits"]
+    assert (found["optimizer"], found["target_loss"], found["judged_by"]) == ("adam", 1.5, "steps")
+    assert [point["batch_size"] for point in found["optimal_lr"]] == [4, 16, 64, 256]
+    assert found["optimal_lr"][1]["lr"] == pytest.approx(2.0, rel=0.1)
+    assert found["p_fall"] > 0.05
+
+
+def test_the_committed_fits_are_those_of_the_committed_steps(tmp_path):
+    """What is judged is what today's fits say, and not those of an earlier version."""
+    stored = ROOT / "docs" / "results" / "moe"
+    (tmp_path / "steps.csv").write_text((stored / "steps.csv").read_text())
+    paper.judge_anew(tmp_path)
+    for old, new in zip(
+        paper.files.read_json(stored / "fit.json")["fits"],
+        paper.files.read_json(tmp_path / "fit.json")["fits"],
+        strict=True,
+    ):
+        assert old["best_law"] == new["best_law"]
+        for before, now in zip(old["optimal_lr"], new["optimal_lr"], strict=True):
+            assert now["lr"] == pytest.approx(before["lr"], rel=0.02)

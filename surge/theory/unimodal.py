@@ -103,7 +103,7 @@ def p_values(y: np.ndarray, error: np.ndarray, bound: np.ndarray | None = None) 
     """Probability of what is seen, or more, if the curve peaks in each gap [n + 1].
 
     The first is of a curve that falls from the first point on, the last of one that rises to the
-    last point. Points beyond a bound count for a gap whatever serves it best, and as known points
+    last point. Of a gap in between that is in no doubt it is given as 1. Points beyond a bound count for a gap whatever serves it best, and as known points
     in what chance does: both make rejections rarer.
 
     Args:
@@ -116,7 +116,9 @@ def p_values(y: np.ndarray, error: np.ndarray, bound: np.ndarray | None = None) 
     costs = _seen_costs(y, weight, bound)
     excess = costs - costs.min()
     p = np.ones(len(costs))
-    for gap in np.flatnonzero(excess > UNDOUBTED).tolist():
+    doubted = excess > UNDOUBTED
+    doubted[[0, -1]] = True  # of the ends the probability itself is told
+    for gap in np.flatnonzero(doubted).tolist():
         start, end = (0, len(y)) if bound.any() else flat_part(y, weight, gap)
         null = _null(_rounded(error[start:end]))[gap - start]
         p[gap] = (1 + len(null) - null.searchsorted(excess[gap])) / (1 + len(null))
