@@ -375,7 +375,8 @@ def draw(folder: Path) -> None:
         files.write_bytes(folder / f"{file}.svg", picture.encode())
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
+    del argv
     root = Path(_RESULTS.value)
     for each in _STORE.value:
         name, _, workdir = each.partition("=")

@@ -82,7 +82,7 @@ def test_a_bound_is_no_evidence_on_the_side_that_it_leaves_open():
     error = np.full(4, 0.1)
     assert unimodal.p_values(y, error)[-1] < 0.01
     at_least = np.array([0, 0, 0, 1])
-    assert unimodal.p_values(y, error, at_least)[-1] == 1  # it may lie above all others
+    assert unimodal.p_values(y, error, at_least)[-1] > 0.5  # it may lie above all others
     at_most = np.array([0, 0, 0, -1])
     assert unimodal.p_values(y, error, at_most)[-1] < 0.01  # it lies below all the more
 
