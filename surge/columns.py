@@ -20,7 +20,7 @@ NAMES = {  # what a column may be called, without prefixes, case and punctuation
     ),
     "loss": (
         *("loss", "valloss", "validationloss", "evalloss", "testloss", "finalloss", "trainloss"),
-        *("trainingloss", "finalvalloss"),
+        *("trainingloss", "finalvalloss", "value", "objective"),
     ),
     "steps": ("steps", "stepstotarget", "stepstoloss"),
     "tokens": ("tokens", "examples", "tokenstotarget", "examplestotarget"),
@@ -34,6 +34,7 @@ CLOCKS = (
     *("datetimestart", "datetimecomplete", "duration", "seconds", "hours"),
 )
 STATES = ("state", "status")
+ENDED = ("crashed", "failed", "fail", "killed", "pruned", "preempted")
 HIGHER = ("acc", "auc", "f1", "bleu", "reward", "return", "rouge", "accuracy", "score", "map")
 ROUNDING = 1e-6  # relative difference of two batch sizes or rates that were meant to be the same
 
@@ -227,12 +228,13 @@ def remarks(table: pd.DataFrame, roles: Roles, maximize: bool) -> list[str]:
     if seeds:
         said.append(f"runs are not paired: --seed={seeds[0]} pairs those of one seed")
     for column in called(table, STATES):
-        ended = table[column].astype(str).str.lower().isin(("crashed", "failed", "killed"))
+        ended = table[column].astype(str).str.lower().isin(ENDED)
         if ended.any() and np.isfinite(numbers(table.loc[ended, roles.value])).any():
             states = values_of(table.loc[ended, column])
+            kept = label(table.loc[~ended, column].iloc[0]) if (~ended).any() else "finished"
             said.append(
                 f"{int(ended.sum())} rows of {column!r} {states} count with the value they have: "
-                f"--where={column}=finished leaves them out"
+                f"--where={column}={kept} leaves them out"
             )
     for column in (roles.batch_size, roles.learning_rate):
         if in_units(table[column]):

@@ -29,6 +29,7 @@ from surge.workdir.files import ResultError
 
 CROSSED = 0.2  # share of the cells in which a value of a setting stands; a measurement is in few
 REPEATED = 1.5  # cells, at least, in which it stands on average
+MONOTONE = 0.8  # share of the cells in which a loss that falls with the clock is a history
 FEW_NAMES = 12  # values of a column of words that is a setting; of more, a label of each run
 
 
@@ -109,6 +110,7 @@ def _refuse_history(
             else "name what tells them apart: --group=COL or --seed=COL"
         )
         raise ResultError(f"rows are not runs: {named} stands in more than one row; {remedy}")
+    remedy = "--last, --best or --at=STEP takes one row of each run"
     for column in counters:
         cells = table.groupby(roles.cell, dropna=False)[column].agg(["size", "nunique"])
         several = cells[cells["size"] > 1]
@@ -116,8 +118,25 @@ def _refuse_history(
         if len(several) and shared and (several["nunique"] == several["size"]).mean() > 0.5:
             raise ResultError(
                 f"rows are not runs: {column!r} takes {int(several['size'].max())} values in one "
-                "cell; --last, --best or --at=STEP takes one row of each run"
+                f"cell; {remedy}"
             )
+    for column in called(table, CLOCKS):
+        if column not in roles.used and _falls_with(table, roles, column):
+            raise ResultError(
+                f"rows are not runs: in each cell {roles.value!r} falls with {column!r}; give "
+                f"--step={column}: {remedy}"
+            )
+
+
+def _falls_with(table: pd.DataFrame, roles: Roles, clock: str) -> bool:
+    """Whether in nearly all cells of three rows or more the value falls with every tick."""
+    time = pd.to_numeric(pd.Series(numbers(table[clock]), table.index))
+    value = pd.Series(numbers(table[roles.value]), table.index)
+    steps = value[time.sort_values().index].groupby(
+        [table.loc[time.sort_values().index, name] for name in roles.cell], dropna=False
+    )
+    long = [cell.is_monotonic_decreasing and cell.is_unique for _, cell in steps if len(cell) > 2]
+    return len(long) > 2 and sum(long) > MONOTONE * len(long)
 
 
 def settings(table: pd.DataFrame, roles: Roles) -> list[str]:

@@ -19,10 +19,20 @@ SEPARATORS = ",\t;|"
 THOUSANDS = r"[+-]?[1-9]\d{0,2}(,\d{3})+"
 DECIMAL = r"[+-]?\d*,\d+(e[+-]?\d+)?"
 NUMBER = re.compile(
-    r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(ki|mi|gi|k|m|g|b)?", re.IGNORECASE
+    r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(ki|mi|gi|k|m|g|b|%)?", re.IGNORECASE
 )
 POWER = re.compile(r"(\d+)\s*(?:\^|\*\*)\s*(-?\d+)")
-UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+UNITS = {
+    "": 1,
+    "%": 0.01,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "b": 1e9,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+}
 WIDE = 3  # columns named by numbers, from which on a table has one axis of the grid across
 
 
@@ -152,9 +162,9 @@ def numbers(column: pd.Series) -> np.ndarray:
 
 
 def in_units(column: pd.Series) -> bool:
-    """Whether some of its numbers are written with a unit, like 32k."""
+    """Whether some of its numbers are written with a k for thousands, like 32k."""
     texts = column[pd.to_numeric(column, errors="coerce").isna() & column.notna()].astype(str)
-    return bool(texts.str.strip().str.fullmatch(rf"{NUMBER.pattern}", case=False).any())
+    return bool(texts.str.strip().str.fullmatch(r"[\d.]+\s*k", case=False).any())
 
 
 def across(table: pd.DataFrame) -> list[str]:

@@ -430,6 +430,32 @@ def test_rows_of_a_history_are_not_runs(run):
         tidy(history(table), pick=300)
 
 
+def test_a_history_that_only_a_clock_tells_is_no_set_of_replicates():
+    rng = np.random.default_rng(0)
+    parts = [
+        planted(wall_time=rng.random(30) + tick).assign(loss=planted()["loss"] + 1 / (tick + 1))
+        for tick in range(4)
+    ]
+    with pytest.raises(files.ResultError, match=r"falls with 'wall_time'; give --step=wall_time"):
+        tidy(pd.concat(parts))
+    last = tidy(pd.concat(parts), pick="last", step="wall_time").rows["value"]
+    assert last.to_numpy() == pytest.approx(planted()["loss"] + 0.25)
+    replicates = pd.concat([planted(runtime=rng.random(30)) for _ in range(4)])
+    replicates["loss"] += 0.01 * rng.normal(size=len(replicates))
+    assert len(tidy(replicates).rows) == 120
+
+
+def test_an_export_of_a_search():
+    table = planted().rename(
+        columns={"loss": "value", "batch_size": "params_bs", "learning_rate": "params_lr"}
+    )
+    table = table.assign(number=range(30), duration="0 days 00:10:00", state="COMPLETE")
+    table.loc[4, "state"] = "PRUNED"
+    runs_ = tidy(table)
+    assert same_runs(runs_, tidy(planted()))
+    assert runs_.remarks[0].endswith("--where=state=COMPLETE leaves them out")
+
+
 def test_a_run_that_ended_before_the_step_has_failed():
     table = history(planted(run=range(30)))
     ended = table[~((table["run"] == 7) & (table["step"] > 0))]
