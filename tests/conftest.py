@@ -3,7 +3,9 @@
 import ctypes
 import functools
 import gc
+import os
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,22 +13,42 @@ import pytest
 # What is said of several devices is tested on several.
 jax.config.update("jax_num_cpu_devices", 2)
 
+STATISTICS = Path("/proc/self/statm")  # where there is one: on Linux
+HELD = 2**30  # bytes; a test that leaves more behind has its programs dropped at once
+
+
+def held() -> int:
+    """Bytes of memory that this process has, 0 where the system does not say."""
+    if not STATISTICS.exists():
+        return 0
+    return int(STATISTICS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def drop_programs() -> None:
+    """Compiled programs and what is not referred to any more, back to the system."""
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # else it is kept for this process, and the other lacks it
+
+
+@pytest.fixture(autouse=True)
+def large_programs_are_dropped():
+    yield
+    if held() > HELD:
+        drop_programs()
+
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back(request):
-    """After each file of tests: compiled programs and arrays would else be held to the end."""
+    """After each file: programs, and what functions of ours and of its tests have cached."""
     yield
     ours = [module for name, module in list(sys.modules.items()) if name.startswith("surge")]
     for module in (*ours, request.module):
         for function in vars(module).values():
             if isinstance(function, functools._lru_cache_wrapper):
                 function.cache_clear()
-    jax.clear_caches()
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what is free goes back to the system, for the other worker
+    drop_programs()
 
 
 @pytest.fixture(scope="module")
