@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from surge import measurement
 from surge.config import GROUPS, ConfigError, Experiment, check, default
 from surge.entries import fit_entry
+from surge.moves import typical_moves
 from surge.report import page, summary
 from surge.tasks import Task, count_rows, draw_from_arrays, make_task
 from surge.theory.objective import FallAfter, Objective
@@ -60,7 +61,8 @@ def _run(experiment: Experiment, workdir: Path, stages: Sequence[str]) -> None:
     if "fit" in stages:
         _fit(experiment, workdir)
     if "report" in stages:
-        page.write(workdir)
+        specs = {name: optimizer.spec for name, optimizer in experiment.optimizers.items()}
+        page.write(workdir, typical_moves(workdir, specs))
         logging.info("report: %s", workdir / "report.html")
     if {"fit", "report"} & set(stages):
         for line in summary.lines(workdir):

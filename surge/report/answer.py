@@ -1,7 +1,7 @@
 """The first part of a page: what was measured, what came out of it; and the last: how."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,12 +9,13 @@ import numpy as np
 
 from surge.report import sweep_figures, verdicts
 from surge.report.drawing import Panel
-from surge.report.findings import Findings
-from surge.report.formats import count, listed, number
+from surge.report.findings import Findings, Move
+from surge.report.formats import DASH, count, estimate, listed, number
 from surge.report.markup import Drawing, Fold, Prose, Section, Source, Table
 from surge.report.reading import judged, optima, plain, rate, representative, standing
 from surge.workdir import sweeps
 
+RULES = {"sqrt": "by √B", "linear": "linear", "constant": "unchanged"}
 FEW = 4  # optimizers or groups that the answer shows at once; the others are folded
 
 
@@ -26,6 +27,8 @@ def answer(findings: Findings) -> Section:
         part = _answers(dict(chosen[start : start + FEW]))
         title = f"{listed(name for name, _ in chosen[start : start + FEW])}"
         blocks += [Fold(title, part)] if start else part
+    if findings.moves:
+        blocks.append(_moves_table(findings.moves))
     return Section("What was found", blocks)
 
 
@@ -59,6 +62,31 @@ def _caption(chosen: dict[str, dict[str, Any]]) -> str:
         "The best rate of each batch size with its 95% interval, and the laws fitted to them. "
         "The band spans the laws that the data do not rule out, the heavy line is their mean by "
         f"Akaike weights. {'; '.join(told)}."
+    )
+
+
+def _moves_table(moves: Sequence[Move]) -> Table:
+    rules = [*dict.fromkeys(rule for move in moves for rule in move.rules)]
+    rows = [
+        (
+            move.optimizer,
+            f"{count(move.from_batch_size)} → {count(move.to_batch_size)}",
+            number(move.from_lr),
+            estimate(move.lr, move.why or DASH),
+            *(number(move.rules.get(rule)) for rule in rules),
+        )
+        for move in moves
+    ]
+    return Table(
+        "What becomes of the rate with the batch size, by all that is known; and by rules of thumb",
+        (
+            "optimizer",
+            "batch size",
+            "from rate",
+            "to rate, 95% interval",
+            *(RULES.get(rule, rule) for rule in rules),
+        ),
+        rows,
     )
 
 

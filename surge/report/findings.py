@@ -1,9 +1,30 @@
 """Everything that a workdir holds, as the page is made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import xarray as xr
+
+
+class Move(NamedTuple):
+    """A batch size to go to from one whose best rate is known.
+
+    Attributes:
+      optimizer: its label.
+      from_batch_size, from_lr: where its rate is known.
+      to_batch_size: where it is asked for.
+      lr: value, low and high of the rate there; nan where nothing tells it.
+      why: the reason then.
+      rules: rule of thumb -> the rate that it would give.
+    """
+
+    optimizer: str
+    from_batch_size: float
+    from_lr: float
+    to_batch_size: float
+    lr: tuple[float, float, float]
+    why: str
+    rules: dict[str, float]
 
 
 class Findings(NamedTuple):
@@ -13,11 +34,13 @@ class Findings(NamedTuple):
       entries: of fit.json, none where there is no such file.
       sweep: all pieces in one array, if there are any.
       measured: measure.nc, if there is one.
+      moves: what the fits say of other batch sizes.
     """
 
     entries: list[dict[str, Any]]
     sweep: xr.Dataset | None
     measured: xr.Dataset | None
+    moves: Sequence[Move] = ()
 
     @property
     def attributes(self) -> Mapping[str, Any]:

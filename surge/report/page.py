@@ -1,9 +1,10 @@
 """report.html: one self-contained page, drawn from the workdir's files and nothing else."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from surge.report import answer, checkpoint_sections, drawing, markup, sweep_sections
-from surge.report.findings import Findings
+from surge.report.findings import Findings, Move
 from surge.report.reading import representative
 from surge.workdir import files, sweeps
 from surge.workdir.files import ResultError
@@ -12,15 +13,19 @@ TITLE = "Learning rate against batch size"
 LEAST = ("loss", "step")  # of measure.nc; whatever else is missing is left out
 
 
-def write(workdir: Path | str) -> None:
+def write(workdir: Path | str, moves: Sequence[Move] = ()) -> None:
     """Writes figures/*.svg and report.html from what the workdir holds: fit.json, and sweep and
     measure if there.
+
+    Args:
+      workdir: with fit.json, or measure.nc, or both.
+      moves: what they say of other batch sizes.
 
     Raises:
       ResultError: neither fit.json nor measure.nc is there, or a file is damaged.
     """
     workdir = Path(workdir)
-    findings = _read(workdir)
+    findings = _read(workdir)._replace(moves=moves)
     page, images = markup.render(TITLE, workdir.resolve().name, sections_of(findings))
     for name, image in images.items():
         files.write_bytes(workdir / "figures" / f"{name}.svg", drawing.standalone(image).encode())
