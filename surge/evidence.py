@@ -10,7 +10,7 @@ import xarray as xr
 
 from surge.optimizers import make_optimizer
 from surge.report.reading import representative
-from surge.table import read
+from surge.table import numbers, read
 from surge.theory.objective import FinalLoss, StepsTo
 from surge.theory.rules import Known, kind_of
 from surge.tidy import entries, tidy
@@ -152,7 +152,9 @@ def _rows(workdir: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if table.exists():
         runs = read(table)
         part = runs[runs["group"] == entry["optimizer"]]
-        return {name: part[name].to_numpy() for name in ("batch_size", "learning_rate", "value")}
+        value = numbers(part["loss"]) if "loss" in part else np.log(numbers(part["steps"]))
+        cells = {name: part[name].to_numpy() for name in ("batch_size", "learning_rate")}
+        return cells | {"value": value}
     if not (workdir / "sweep").exists() or entry["judged_by"] not in ("steps", "loss"):
         return {name: np.zeros(0) for name in ("batch_size", "learning_rate", "value")}
     target = entry["target_loss"]

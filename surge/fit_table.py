@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from absl import flags
 
 from surge.cli import fail, parse, run
@@ -73,8 +75,15 @@ def write(runs: Runs, workdir: Path, source: str) -> None:
         if runs.covariates:
             content["pooled"] = pooled(found, runs.covariates)
         write_json(workdir / "fit.json", content)
-        write_bytes(workdir / "runs.csv", runs.rows.to_csv(index=False).encode())
+        write_bytes(workdir / "runs.csv", _as_read(runs).to_csv(index=False).encode())
         page.write(workdir)
+
+
+def _as_read(runs: Runs) -> pd.DataFrame:
+    """The runs as a user reads them: steps where they were judged by the logarithm of them."""
+    if runs.judged_by == "loss":
+        return runs.rows.rename(columns={"value": "loss"})
+    return runs.rows.assign(steps=np.exp(runs.rows["value"])).drop(columns="value")
 
 
 def own_flags() -> flags.FlagValues:

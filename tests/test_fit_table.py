@@ -17,7 +17,7 @@ from surge.report.formats import estimate, number
 from surge.report.markup import unbroken
 from surge.theory.rivals import LAWS
 from surge.tidy import fits, tidy
-from surge.workdir import claim, files
+from surge.workdir import claim, files, sweeps
 
 COLUMNS = {"batch_size": "bs", "learning_rate": "lr", "loss": "loss"}
 
@@ -592,9 +592,22 @@ def test_a_workdir_in_use_is_refused_and_a_table_may_be_fitted_again(tmp_path):
         write(runs_, tmp_path, "runs.csv")
     stored = files.read_json(tmp_path / "fit.json")
     assert stored["table"] == "runs.csv" and len(stored["fits"]) == 1
-    assert pd.read_csv(tmp_path / "runs.csv")["value"].to_numpy() == pytest.approx(
-        runs_.rows["value"]
+    kept = pd.read_csv(tmp_path / "runs.csv")["loss"]
+    assert kept.to_numpy() == pytest.approx(runs_.rows["value"])
+
+
+def test_the_report_has_the_map_of_the_users_own_runs(tmp_path):
+    table = planted().astype({"loss": object})
+    table.loc[table["learning_rate"] == 3.2e-3, "loss"] = "diverged"
+    write(tidy(table), tmp_path, "runs.csv")
+    sweep = sweeps.open_runs(tmp_path / "runs.csv")
+    assert sweep is not None
+    assert sweep.loss.sel(batch_size=64, learning_rate=4e-4).item() == pytest.approx(
+        table["loss"][8]
     )
+    assert sweep.diverged.sum() == 5
+    page = (tmp_path / "report.html").read_text()
+    assert "25 cells with a loss, 5 diverged" in page and "No map of the loss" not in page
 
 
 def test_importing_the_program_defines_no_flags():

@@ -121,7 +121,7 @@ def _overview(findings: Findings) -> list[str]:
     attributes = findings.attributes
     config = json.loads(attributes.get("config", "{}"))
     parts = list(filter(None, (_task(config, attributes), _extent(findings, config))))
-    if findings.sweep is not None:
+    if findings.sweep is not None and "examples" in findings.sweep:
         runs = int(np.isfinite(findings.sweep.diverged).sum())
         examples = number(sweeps.examples_trained(findings.sweep))
         device = attributes.get("devices")

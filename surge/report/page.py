@@ -40,7 +40,11 @@ def _read(workdir: Path) -> Findings:
         raise ResultError(
             f"{workdir} holds nothing to report: run the stages measure, sweep, fit first"
         )
-    sweep = sweeps.open_sweep(workdir) if (workdir / "sweep").exists() else None
+    sweep = None
+    if (workdir / "sweep").exists():
+        sweep = sweeps.open_sweep(workdir)
+    elif (workdir / "runs.csv").exists():
+        sweep = sweeps.open_runs(workdir / "runs.csv")
     return Findings(entries, sweep, measured)
 
 

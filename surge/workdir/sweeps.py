@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from surge.theory.objective import Objective
@@ -86,6 +87,28 @@ def open_sweep(workdir: Path | str) -> xr.Dataset:
         for piece in pieces:
             sweep[name].loc[{str(dim): piece[dim] for dim in variable.dims}] = piece[name]
     return sweep
+
+
+def open_runs(path: Path | str) -> xr.Dataset | None:
+    """The runs of a table as one array with the dims of a sweep and one evaluation, the last.
+
+    Args:
+      path: runs.csv, as `surge.fit_table` writes it: a row a run, with group, batch_size,
+        learning_rate, and loss, empty where the run failed.
+
+    Returns:
+      Dataset with loss and diverged, replicates along seed; None where the runs were judged by
+      something else than a loss.
+    """
+    runs = pd.read_csv(path, dtype={"group": str})
+    if "loss" not in runs:
+        return None
+    cell = ["group", "batch_size", "learning_rate"]
+    runs = runs.assign(seed=runs.groupby(cell).cumcount())
+    indexed = runs.rename(columns={"group": "optimizer"}).set_index([*DIMS[:-1]])
+    loss = indexed["loss"].to_xarray()
+    ran = indexed["loss"].isna().astype(float).to_xarray()
+    return xr.Dataset({"loss": loss.expand_dims(eval=[0], axis=-1), "diverged": ran})
 
 
 def _mixed(pieces: Iterable[xr.Dataset]) -> dict[str, str]:
