@@ -148,11 +148,18 @@ def test_alone_in_the_engine_a_run_has_the_same_bits_in_any_company(monkeypatch,
     jax.tree.map(np.testing.assert_array_equal, one, many)
 
 
-@pytest.mark.parametrize(
-    ("name", "spec"),
-    [("regression", spec) for spec in (*CHAINS, *SPECS)]
-    + [("mlp", spec) for spec in ("sgd", "adam", "lion")],
-)
+QUICK = {"sgd", "adam", "lion", "muon", *SPECS}  # a row costs seconds: the others are slow
+
+
+def lane_rows():
+    rows = [("regression", spec) for spec in (*CHAINS, *SPECS)]
+    rows += [("mlp", spec) for spec in ("sgd", "adam", "lion")]
+    for name, spec in rows:
+        quick = spec == "adam" if name == "mlp" else spec in QUICK
+        yield pytest.param(name, spec, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "spec"), lane_rows())
 def test_a_lane_equals_the_run_alone(monkeypatch, name, spec):
     lane, alone = in_engine(monkeypatch, name, spec, Lanes("vmap", 2, 2)), plain_loop(name, spec)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), lane, alone)
