@@ -14,6 +14,8 @@ def hyperparameters(spec: Spec) -> dict[str, float]:
     """What a co-scaling rule may move, at its value in a spec or its default."""
     parameters = inspect.signature(spec.entry).parameters
     defaults = {name: one.default for name, one in parameters.items() if name in MOVED}
+    if decay := getattr(spec.entry(**spec.own), "weight_decay", 0.0):
+        defaults["weight_decay"] = decay
     given = {name: value for name, value in (spec.own | spec.common).items() if name in MOVED}
     return {name: value for name, value in (defaults | given).items() if _is_number(value)}
 

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -274,6 +275,8 @@ def test_hyperparameters_are_those_of_the_spec_and_its_defaults():
     found = hyperparameters(parse("adamw(b2=0.95, weight_decay=0.1, decay_mask=True)"))
     assert found["b1"] == 0.9 and found["b2"] == 0.95 and found["weight_decay"] == 0.1
     assert "decay_mask" not in found
+    assert hyperparameters(parse("adamw"))["weight_decay"] == 1e-4  # optax's own default
+    assert "weight_decay" not in hyperparameters(parse("adam"))
 
 
 def test_the_answer_comes_first_and_one_line_to_paste_last():
@@ -285,6 +288,14 @@ def test_the_answer_comes_first_and_one_line_to_paste_last():
     places = [next(i for i, line in enumerate(text) if line.startswith(each)) for each in order]
     assert places == sorted(places) and places[0] == 0 and places[-1] == len(text) - 1
     assert "[" in text[0] and "95%" in text[0]
+
+
+def test_the_readme_shows_what_it_prints():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    block = readme[readme.index("-m surge.suggest") :].split("\n\n")[1]
+    printed = lines(suggest(**MOVE, optimizer="adamw"))
+    assert all(line.strip() in printed for line in block.splitlines())
+    assert block.splitlines()[0].strip() == printed[0]
 
 
 def test_it_is_called_from_python_by_the_packages_own_name():
