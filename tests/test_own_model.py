@@ -20,12 +20,11 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def page(tmp_path):
-    """The page's blocks as files beside a link to the configs, and its notebook."""
+    """The page's blocks as files, and its notebook."""
     text = (ROOT / "docs" / "own_model.md").read_text()
     blocks = dict(re.findall(r"```python (\S+)\n(.*?)```", text, re.DOTALL))
     for name in ("my_task.py", "my_config.py"):
         (tmp_path / name).write_text(blocks[name])
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     return tmp_path, blocks["notebook"]
 
 
