@@ -1,13 +1,28 @@
 """surge: the optimal learning rate of Adam-style optimizers as a function of batch size."""
 
 import importlib
+import importlib.metadata
 from typing import Any
+
+# What is public, and the module it comes from; importing surge alone starts no JAX.
+_HOMES = {
+    "Measurement": "surge.api",
+    "measure": "surge.api",
+    "suggest": "surge.suggest",
+}
+
+__all__ = ["Measurement", "measure", "suggest"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not before they are asked for: importing surge starts no JAX.
-    if name == "suggest":
-        return importlib.import_module("surge.suggest")
-    if name in ("measure", "Measurement"):
-        return getattr(importlib.import_module("surge.api"), name)
-    raise AttributeError(f"module 'surge' has no attribute {name!r}")
+    if name == "__version__":
+        return importlib.metadata.version("surge")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surge' has no attribute {name!r}")
+    module = importlib.import_module(_HOMES[name])
+    # The module surge.suggest is callable: it is the function too.
+    return module if name == "suggest" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
