@@ -127,7 +127,19 @@ def measurement(losses=(3.0, 1.6), optimizers=("adam", "sgd"), **changed):
         name: ("checkpoint", np.full(len(losses), value))
         for name, value in (summary | changed).items()
     }
+    each |= {
+        "kappa": (
+            ("checkpoint", "optimizer", "reading", "bound"),
+            np.tile([[0.05, 0.04, 0.06], [0.8, 0.6, 1.1]], (len(losses), 2, 1, 1)),
+        ),
+        "kappa_why": (("checkpoint", "optimizer"), [["", ""]] * len(losses)),
+        "peak_over_plateau": (
+            ("checkpoint", "optimizer", "reading", "bound"),
+            np.tile([[2.3, 2.1, 2.6], [1.0, 1.0, 1.0]], (len(losses), 2, 1, 1)),
+        ),
+    }
     coords = {
+        "reading": ["one step", "long run"],
         "optimizer": list(optimizers),
         "batch_size": list(SIZES),
         "surge_parameter": ["max_lr", "b_noise"],

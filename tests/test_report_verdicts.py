@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import xarray as xr
+from stored import measurement
 
-from surge.report.verdicts import answer, course, one_step, peak_and_law
+from surge.report.verdicts import answer, course, expectation, one_step, peak_and_law
 
 SIZES = (4, 16, 64, 256, 1024, 4096)
 
@@ -35,7 +36,7 @@ def entry(rates, error=0.02, **changed):
     [
         (
             (1, 2, 4, 7, 7, 7),
-            "rises 7.0-fold [6.6, 7.4] from B = 4 to 256 and stays there to 4,096",
+            "rises 7.0-fold [6.7, 7.3] from B = 4 to 256 and stays there to 4,096",
         ),
         ((1, 2, 4, 8, 16, 32), "rises 32-fold [30, 34] from B = 4 to 4,096;"),
         (
@@ -80,6 +81,8 @@ def test_what_the_grid_does_not_hold_is_said():
     [
         ((1, 2, 4, 2, 1), 0.0123, "to 1,024 (such a fall by chance alone: p = 0.01); beyond"),
         ((1, 2, 4, 8, 16), 0.6, "to 1,024 (no fall is seen: p = 0.60); beyond"),
+        ((1, 2, 4, 2, 1), 0.2, "to 1,024 (the fall may be chance: p = 0.20); beyond"),
+        ((1, 0.99, 0.98), 0.0004, "(such a fall by chance alone: p = 0.0004); beyond"),
     ],
 )
 def test_a_fall_has_its_p_value(rates, p, said):
@@ -93,6 +96,50 @@ def test_one_optimum_or_none_moves_nowhere():
     assert answer(entry((None, None))).startswith("no batch size up to 16")
     assert course(entry((0.5,))) is None and course(entry(())) is None
     assert "no batch size" in answer(entry(()))
+
+
+def test_optima_that_climb_together_are_no_plateau():
+    """Neighbours agree with the highest, yet the line through them rises."""
+    rates = np.exp(0.25 * np.arange(6))
+    assert "from B = 4 to 1,024 and stays there to 4,096;" in answer(entry(rates, error=0.12))
+    assert "level from B = 4 to 16 and falls" in answer(entry(rates[::-1], error=0.12))
+
+
+def test_a_fold_is_of_the_whole_plateau():
+    """Its interval is narrower than that of two optima, and holds what was planted."""
+    rng = np.random.default_rng(1)
+    truth = np.log([1, 2, 4, 4, 4, 4])
+    held = 0
+    for _ in range(300):
+        moves = course(entry(np.exp(truth + 0.1 * rng.normal(size=6)), error=0.1))
+        error = math.hypot(moves.level.error, moves.first.error)
+        held += abs(moves.level.log_lr - moves.first.log_lr - math.log(4)) < 1.96 * error
+    assert held / 300 > 0.9
+
+
+@pytest.mark.parametrize(
+    ("height", "said"),
+    [
+        ([1.0, 1.0, 1.0], "κ = 0.800 [0.600, 1.10] over a run: no surge is expected."),
+        ([1.1, 1.0, 1.5], "a surge is neither to be expected nor ruled out."),
+        ([1.1, 1.0, np.nan], "a surge is neither to be expected nor ruled out."),
+        ([1.67, 1.25, 1.84], "a surge is expected, 1.67 [1.25, 1.84] times as high as the rate"),
+    ],
+)
+def test_what_kappa_lets_expect(height, said):
+    whole = measurement()
+    stored = xr.full_like(whole.peak_over_plateau, 9.0)
+    stored.loc[{"reading": "long run"}] = height
+    assert said in expectation(whole.assign(peak_over_plateau=stored), "adam")
+
+
+def test_the_last_checkpoint_that_knows_kappa_speaks():
+    whole = measurement(losses=(3.0, 2.0, 1.0))
+    unknown = whole.kappa.where(whole.loss > 1.5)
+    assert "at loss 2.00" in expectation(whole.assign(kappa=unknown), "adam")
+    for nothing in (whole.drop_vars("kappa"), whole.assign(kappa=whole.kappa * np.nan), None):
+        assert expectation(nothing, "adam") == ""
+    assert expectation(whole, "lion") == ""
 
 
 @pytest.mark.parametrize("factor", [1e-3, 7.0])

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from surge.report import sweep_figures, verdicts
 from surge.report.drawing import Panel
@@ -24,7 +25,7 @@ def answer(findings: Findings) -> Section:
     chosen = [*representative(findings.entries).items()]
     blocks: list[Any] = [Prose(line, "note") for line in _overview(findings)]
     for start in range(0, len(chosen), FEW):
-        part = _answers(dict(chosen[start : start + FEW]))
+        part = _answers(dict(chosen[start : start + FEW]), findings.measured)
         title = f"{listed(name for name, _ in chosen[start : start + FEW])}"
         blocks += [Fold(title, part)] if start else part
     if findings.moves:
@@ -32,11 +33,11 @@ def answer(findings: Findings) -> Section:
     return Section("What was found", blocks)
 
 
-def _answers(chosen: dict[str, dict[str, Any]]) -> list[Any]:
-    blocks: list[Any] = [
-        Prose(f"{optimizer}: {verdicts.answer(entry)}", "answer")
-        for optimizer, entry in chosen.items()
-    ]
+def _answers(chosen: dict[str, dict[str, Any]], measured: xr.Dataset | None) -> list[Any]:
+    blocks: list[Any] = []
+    for optimizer, entry in chosen.items():
+        said = (verdicts.answer(entry), verdicts.expectation(measured, optimizer))
+        blocks.append(Prose(f"{optimizer}: {' '.join(filter(None, said))}", "answer"))
     blocks.append(rates_table(chosen))
     panels = [
         Panel(

@@ -93,6 +93,8 @@ def one_step(findings: Findings) -> Section | None:
     blocks += [Prose(sentence) for sentence in verdicts.one_step(measured)]
     if {"measured_examples", "branch_examples"} <= measured.keys():
         blocks.append(_cost_table(measured, findings.sweep))
+    if "kappa" in measured:
+        blocks.append(_kappa_table(measured))
     for optimizer in measured.optimizer.values.tolist():
         for index in range(measured.sizes["checkpoint"]):
             row = measured.isel(checkpoint=index).sel(optimizer=optimizer)
@@ -252,6 +254,30 @@ def _cost_table(measured: xr.Dataset, sweep: xr.Dataset | None) -> Table:
     header = ("optimizer", "measured directions", "branch runs", "sweep", "measured / sweep")
     rows = [row(str(name)) for name in measured.optimizer.values]
     return Table("Examples differentiated for one checkpoint, and for the sweep", header, rows)
+
+
+def _kappa_table(measured: xr.Dataset) -> Table:
+    """κ in both readings of momentum, and the peak that it lets expect over a run."""
+
+    def row(optimizer: str, index: int) -> list[str]:
+        chosen = measured.isel(checkpoint=index).sel(optimizer=optimizer)
+        cells = [
+            estimate(chosen.kappa.sel(reading=reading).values, _why(chosen, "kappa") or DASH)
+            for reading in readings
+        ]
+        if "peak_over_plateau" in chosen:
+            height = chosen.peak_over_plateau.sel(reading=readings[-1])
+            cells.append(estimate(height.values))
+        return [optimizer, number(float(chosen.loss)), *cells]
+
+    readings = [str(reading) for reading in measured.reading.values]
+    header = ["optimizer", "loss", *(f"κ, {reading}" for reading in readings)]
+    if "peak_over_plateau" in measured:
+        header.append(f"peak / plateau, {readings[-1]}")
+    labels = measured.optimizer.values.tolist()
+    checkpoints = range(measured.sizes["checkpoint"])
+    rows = [row(label, index) for label in labels for index in checkpoints]
+    return Table("κ: curvature that noise feels over that of the signal", header, rows)
 
 
 def _coefficients_table(row: xr.Dataset) -> Table:

@@ -13,6 +13,9 @@ from surge.report.formats import count, estimate, interval, listed, number
 from surge.report.reading import Entry, Point, bound, known, outside, plain
 
 HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
+FLOOR = 0.02  # of a standard error: none is known better
+SIGNIFICANT = 0.05
+VISIBLE = 1.05  # peak over plateau that a sweep could see
 SAME = math.log(1.1)  # log rates so near to each other are one rate to whoever sets it
 ESTIMATES = {"measured": "measured directions", "independent": "the independent law"}
 
@@ -30,6 +33,7 @@ class Course(NamedTuple):
 
     Attributes:
       first, top, end, last: optima; `top` to `end` cannot be told from the highest.
+      level: weighted mean of these.
       slope, slope_error: of log ε_opt against log B over all optima.
     """
 
@@ -37,6 +41,7 @@ class Course(NamedTuple):
     top: Optimum
     end: Optimum
     last: Optimum
+    level: Optimum
     slope: float
     slope_error: float
 
@@ -54,8 +59,26 @@ def course(entry: Entry) -> Course | None:
     end = highest
     while end < len(optima) - 1 and _level(optima[end + 1], optima[highest], reach):
         end += 1
+    # Neighbours that agree may climb together: a plateau has no slope either.
+    while 0 < top < highest and _leans(optima[top : highest + 1]) > 0:
+        top += 1
+    while highest < end < len(optima) - 1 and _leans(optima[highest : end + 1]) < 0:
+        end -= 1
     slope, error = _slope(optima)
-    return Course(optima[0], optima[top], optima[end], optima[-1], slope, error)
+    level = _mean(optima[top : end + 1])
+    return Course(optima[0], optima[top], optima[end], optima[-1], level, slope, error)
+
+
+def _leans(optima: list[Optimum]) -> int:
+    """1 or -1 where a line through optima rises or falls beyond chance, else 0."""
+    slope, error = _slope(optima)
+    return int(np.sign(slope)) if abs(slope) > HALF_INTERVAL * error else 0
+
+
+def _mean(optima: list[Optimum]) -> Optimum:
+    weights = [max(optimum.error, FLOOR) ** -2 for optimum in optima]
+    value = float(np.average([optimum.log_lr for optimum in optima], weights=weights))
+    return Optimum(math.nan, value, sum(weights) ** -0.5)
 
 
 def answer(entry: Entry) -> str:
@@ -105,6 +128,28 @@ def _named(text: str, entry: Entry) -> str:
     for name in entry["laws"]:
         text = text.replace(name, plain(name))
     return text
+
+
+def expectation(measured: xr.Dataset | None, optimizer: str) -> str:
+    """Whether a checkpoint lets expect a surge over a run, by its κ; nothing where that is not
+    stored or undefined. Of several checkpoints the last that knows."""
+    needed = {"kappa", "peak_over_plateau"}
+    if measured is None or not needed <= measured.keys() or optimizer not in measured.optimizer:
+        return ""
+    row = measured.sel(optimizer=optimizer, reading="long run")
+    known = np.isfinite(row.kappa.sel(bound="value").values)
+    if not known.any():
+        return ""
+    row = row.isel(checkpoint=int(np.flatnonzero(known)[-1]))
+    where = f"A checkpoint of it at loss {number(float(row.loss))} measures κ"
+    said = f"{where} = {estimate(row.kappa.values)} over a run:"
+    height = row.peak_over_plateau
+    if float(height.sel(bound="high")) < VISIBLE:
+        return f"{said} no surge is expected."
+    if float(height.sel(bound="low")) > 1:
+        told = f"{estimate(height.values)} times as high as the rate at large batch sizes"
+        return f"{said} a surge is expected, {told}."
+    return f"{said} a surge is neither to be expected nor ruled out."
 
 
 def one_step(measured: xr.Dataset) -> list[str]:
@@ -161,7 +206,7 @@ def _slope(optima: list[Optimum]) -> tuple[float, float]:
     """Weighted least squares of log ε on log B, and its standard error."""
     x = np.log([optimum.batch_size for optimum in optima])
     y = np.array([optimum.log_lr for optimum in optima])
-    weight = 1 / np.maximum([optimum.error for optimum in optima], 0.02) ** 2
+    weight = 1 / np.maximum([optimum.error for optimum in optima], FLOOR) ** 2
     centred = x - np.average(x, weights=weight)
     spread = weight @ centred**2
     return float((weight * centred) @ y / spread), float(spread**-0.5)
@@ -192,12 +237,12 @@ def _movement(moves: Course) -> str:
         return _drifts(moves)
     parts = []
     if rises:
-        parts.append(f"rises {_fold(moves.top, moves.first)} from B = {first} to {top}")
+        parts.append(f"rises {_fold(moves.level, moves.first)} from B = {first} to {top}")
     if moves.end is not moves.top:
         parts.append(f"stays there to {end}" if rises else f"is level from B = {first} to {end}")
     if falls:
         start = "" if parts else f" from B = {end}"
-        parts.append(f"falls {_fold(moves.end, moves.last)}{start} to {last}")
+        parts.append(f"falls {_fold(moves.level, moves.last)}{start} to {last}")
     return listed(parts)
 
 
@@ -225,8 +270,11 @@ def _odds(entry: Entry, moves: Course) -> str:
     odds = entry["b_peak"].get("p_fall")
     if odds is None:
         return ""
-    falls = moves.end is not moves.last
-    return f" ({'such a fall by chance alone' if falls else 'no fall is seen'}: p = {_p(odds)})"
+    if odds < SIGNIFICANT:
+        return f" (such a fall by chance alone: p = {_p(odds)})"
+    level = moves.top is moves.first and moves.end is moves.last
+    fell = moves.end is not moves.last or (level and moves.slope < 0)
+    return f" ({'the fall may be chance' if fell else 'no fall is seen'}: p = {_p(odds)})"
 
 
 def _p(odds: float) -> str:
