@@ -21,7 +21,7 @@ COEFFICIENTS = ("mu_l1", "trace", "off_diagonal", "snr", "b_noise", "max_lr")  #
 ENDLESS = 10  # times the value: where an interval without an upper end is cut
 ONE_STEP = "one-step optimal learning rate"
 SIZE = "batch size B"
-CURVE = 80  # points of a curve
+CURVE = 60  # points of a curve
 CURVE_OF_OLD = ("max_lr", "b_scale", "r")  # where the names of parameters are not stored
 POINTS = {"marker": "o", "ms": 4}
 

@@ -116,7 +116,8 @@ def svg(panel: Panel, name: str) -> str:
     used = set(re.findall(r"(?:url\(|href=\")#([^\")]*)", body))
     body = re.sub(r"<[^>]*>", lambda tag: _slim(tag[0], name, used), body)
     size = view[0] if view else ""
-    return f'<svg {size} role="img">{_ungrouped(body)}'.strip()
+    head = f'<svg {size} role="img" font-family="system-ui, sans-serif"'
+    return f"{head}>{_ungrouped(body)}".strip()
 
 
 def standalone(markup: str) -> str:
@@ -136,14 +137,15 @@ def _slim(tag: str, name: str, used: set[str]) -> str:
         return f'<g class="point"><title>{named[1].removeprefix(HOVER)}</title>'
     tag = re.sub(r"\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}", tag)
     tag = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", tag)
-    tag = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", tag)
+    tag = re.sub(r"; stroke-line(cap|join): \w+", "", tag)
+    tag = re.sub(r" font-family: [^;\"]*;?", "", tag)
     tag = tag.replace("xlink:href", "href")
     if named:
         kept = f' id="{name}-{named[1]}"' if named[1] in used else ""
         tag = tag.replace(named[0], kept)
     tag = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", tag)
     for role, color in COLOR.items():
-        tag = tag.replace(color, f"var(--{role},{color})")
+        tag = tag.replace(color, f"var(--{role})")
     return tag
 
 

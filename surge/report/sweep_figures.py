@@ -14,7 +14,7 @@ from surge.report.formats import count, estimate, number
 from surge.report.reading import bound, goal, optima, outside, plain, rate, standing
 from surge.theory.rivals import LAWS
 
-CURVE = 80  # points of a curve
+CURVE = 60  # points of a curve
 FEW = 8  # batch sizes that each have a tick
 RATE = "best learning rate"
 SIZE = "batch size B"
