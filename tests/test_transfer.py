@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from surge.theory import judged, rules, transfer
+from surge.theory.comparison import compare_laws
 from surge.theory.fit import fit_law
 from surge.theory.rules import RULES, Known
 from surge.theory.transfer import Belief, average, from_laws, from_rules, psi_grid
+from surge.workdir.files import read_json
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "calibrate_rules.py"
 spec = importlib.util.spec_from_file_location("calibrate_rules", SCRIPT)
@@ -208,6 +210,38 @@ def test_a_sweeps_laws_hold_the_planted_ratio():
         said = average(psi_grid(2048, 32), beliefs)
         hits += said.low <= truth <= said.high
     assert hits >= 52
+
+
+def left_out(points, target):
+    """(swept − told, half width of both intervals) of log ε(B)/ε(B0), B left out of the sweep."""
+    base = points[len(points) // 2]
+    kept = [point for point in points if point is not target]
+    size, lr, error, bound = (
+        np.array([point[name] for point in kept], float)
+        for name in ("batch_size", "lr", "error", "bound")
+    )
+    comparison = compare_laws(size, lr, error, bound)
+    weights = {name: comparison.weights[name] for name in comparison.remaining}
+    move = (float(target["batch_size"]), float(base["batch_size"]))
+    said = average(psi_grid(*move), from_laws(comparison.fits, weights, *move))
+    swept = math.log(target["lr"] / base["lr"])
+    noise = 1.96 * math.hypot(target["error"], base["error"])
+    middle = math.log(said.low * said.high) / 2
+    return swept - middle, math.hypot(math.log(said.high / said.low) / 2, noise)
+
+
+def test_laws_of_judged_sweeps_foretell_batch_sizes_that_were_left_out():
+    gaps = []
+    for path in calibrate_rules.STORED.parent.rglob("*fit.json"):
+        for entry in read_json(path)["fits"]:
+            points = [point for point in entry["optimal_lr"] if point["lr"] is not None]
+            inside = [point for point in points if point["bound"] == 0 and point["error"]]
+            if len(inside) >= 5:
+                ends = (inside[0], inside[-1])  # where laws are continued beyond the sweep
+                gaps += [left_out(inside, target) for target in ends]
+    assert len(gaps) >= 20
+    assert np.mean([abs(gap) <= half for gap, half in gaps]) >= 0.9
+    assert np.median([half for _, half in gaps]) < 1
 
 
 def test_kinds_are_told_by_name_or_spec():

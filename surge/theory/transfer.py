@@ -16,12 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from surge.theory.fit import Fit
+from surge.theory.fit import Fit, log_shapes
 from surge.theory.judged import JUDGED
 from surge.theory.rivals import LAWS
 from surge.theory.rules import RULES, Known
 
 CONFIDENCE = 0.95
+HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
 STEP = 0.005  # of the grid of ψ
 OUTSIDE = 4.0  # of the grid beyond the linear rule, in ψ
 PRIOR_ERROR = 0.1  # of a rule, in log ε for each e-fold of batch size, before it was judged
@@ -113,22 +114,23 @@ def from_rules(
     Returns:
       One Belief a rule; weights by the evidence of the judged errors, in all 1.
     """
+    middles = {name: rule(batch_size, base, known) for name, rule in RULES.items()}
+    answers = {
+        name: middle for name, middle in middles.items() if math.isfinite(middle) and name in JUDGED
+    }
+    spreads = {name: spread(judged_errors(name, known.kind, left_out)) for name in answers}
+    tasks = {name: len(judged_errors(name, known.kind)) for name in answers}
+    weights = _normalised(spreads, tasks)
+
     grid = psi_grid(batch_size, base)
     distance = abs(math.log(batch_size / base))
-    answers = {}
-    for name, rule in RULES.items():
-        middle = rule(batch_size, base, known)
-        if math.isfinite(middle) and JUDGED.get(name):
-            errors = judged_errors(name, known.kind, left_out)
-            noise = _noise_of_b_simple(rule, batch_size, base, known)
-            answers[name] = middle, spread(errors), noise
-    evidence = {name: each.log_evidence for name, (_, each, _) in answers.items()}
-    tasks = {name: len(judged_errors(name, known.kind)) for name in answers}
-    weights = _normalised(evidence, tasks)
-    return [
-        Belief(name, weights[name], _student(grid, middle, each, distance, noise))
-        for name, (middle, each, noise) in answers.items()
-    ]
+    beliefs = []
+    for name, middle in answers.items():
+        noise = _noise_of_b_simple(RULES[name], batch_size, base, known)
+        scale = math.hypot(spreads[name].scale * distance, noise)
+        mass = _student(grid, middle, scale, spreads[name].freedom)
+        beliefs.append(Belief(name, weights[name], mass))
+    return beliefs
 
 
 def from_laws(
@@ -150,51 +152,39 @@ def from_laws(
     total = sum(weights.values())
     beliefs = []
     for name, weight in weights.items():
-        old, new = _curves(name, fits[name].shapes, sizes).T
-        mass = profile_mass(grid, new - old, fits[name].excess)
-        beliefs.append(Belief(name, weight / total, mass))
+        fit = fits[name]
+        old, new = log_shapes(LAWS[name], fit.shapes, sizes).T
+        mass = profile_mass(grid, new - old, fit.excess)
+        beliefs.append(Belief(f"{name} law", weight / total, mass))
     return beliefs
 
 
-def _curves(name: str, shapes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """log ε of a law's shapes [g, k] at some batch sizes [b], up to a constant: [g, b]."""
-    law = LAWS[name]
-    named = {each: shapes[:, index, None] for index, each in enumerate(law.bounds)}
-    with np.errstate(divide="ignore"):
-        values = np.log(np.asarray(law.function(sizes[None], max_lr=1.0, **named), float))
-    return np.broadcast_to(values, (len(shapes), len(sizes)))
-
-
-def _normalised(log_weights: Mapping[str, float], tasks: Mapping[str, int]) -> dict[str, float]:
-    """Weights from logarithms; a rule judged on fewer tasks than others is not compared: 0."""
-    if not log_weights:
-        return {}
-    most = max(tasks.values())
-    compared = {name: value for name, value in log_weights.items() if tasks[name] == most}
-    top = max(compared.values())
-    raw = {name: math.exp(compared[name] - top) if name in compared else 0.0 for name in tasks}
+def _normalised(spreads: Mapping[str, Spread], tasks: Mapping[str, int]) -> dict[str, float]:
+    """Weights by evidence; a rule judged on fewer tasks than others is not compared: 0."""
+    most = max(tasks.values(), default=0)
+    compared = {name: one.log_evidence for name, one in spreads.items() if tasks[name] == most}
+    top = max(compared.values(), default=0.0)
+    raw = {name: math.exp(evidence - top) for name, evidence in compared.items()}
     total = sum(raw.values())
-    return {name: value / total for name, value in raw.items()}
+    return {name: raw.get(name, 0.0) / total for name in spreads}
 
 
 def _noise_of_b_simple(
     rule: Callable[[float, float, Known], float], batch_size: float, base: float, known: Known
 ) -> float:
     """Standard error of a rule's answer from that of B_simple."""
-    ends = [known.b_simple_low, known.b_simple_high]
+    ends = (known.b_simple_low, known.b_simple_high)
     if not all(0 < end < math.inf for end in ends):
         return 0.0
     low, high = (rule(batch_size, base, known._replace(b_simple=end)) for end in ends)
-    return abs(high - low) / (2 * 1.96) if math.isfinite(high - low) else 0.0
+    width = abs(high - low)
+    return width / (2 * HALF_INTERVAL) if math.isfinite(width) else 0.0
 
 
-def _student(
-    grid: np.ndarray, middle: float, errors: Spread, distance: float, noise: float
-) -> np.ndarray:
+def _student(grid: np.ndarray, middle: float, scale: float, freedom: float) -> np.ndarray:
     """Student's t about a rule's answer on the grid; a point where the batch size does not move."""
-    scale = math.hypot(errors.scale * distance, noise)
     edges = np.append(grid - STEP / 2, grid[-1] + STEP / 2)
-    mass = np.diff(stats.t.cdf(edges, errors.freedom, middle, max(scale, STEP / 10)))
+    mass = np.diff(stats.t.cdf(edges, freedom, middle, max(scale, STEP / 10)))
     return mass / mass.sum()
 
 
@@ -210,8 +200,7 @@ def profile_mass(grid: np.ndarray, psi: np.ndarray, excess: np.ndarray) -> np.nd
     filled = np.flatnonzero(np.isfinite(best))
     # Between two neighbouring shapes of the grid lie all ψ between theirs.
     between = np.interp(np.arange(len(grid)), filled, best[filled], left=np.inf, right=np.inf)
-    critical = stats.norm.ppf(0.5 + CONFIDENCE / 2) ** 2
-    mass = np.exp(-critical / 2 * between)
+    mass = np.exp(-(HALF_INTERVAL**2) / 2 * between)
     return mass / mass.sum()
 
 
