@@ -610,6 +610,17 @@ def test_the_report_has_the_map_of_the_users_own_runs(tmp_path):
     assert "25 cells with a loss, 5 diverged" in page and "No map of the loss" not in page
 
 
+def test_names_of_groups_are_escaped_into_names_of_files(tmp_path):
+    names = ["a/b", "a_b", "a b", "a-b", "../x", "<script>", "é" * 200]
+    table = pd.concat([planted(model=name) for name in names])
+    write(tidy(table, group=["model"]), tmp_path / "out", "runs.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    figures = [path.name for path in (tmp_path / "out" / "figures").iterdir()]
+    maps = [name for name in figures if "sweep" in name or name.startswith("model-é")]
+    assert len(maps) == len(names)
+    assert "<script>" not in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_importing_the_program_defines_no_flags():
     code = (
         "from absl import flags; import surge.fit_table\n"

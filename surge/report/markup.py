@@ -1,5 +1,6 @@
 """What a page is made of, and the page made of it: blocks in, HTML out, escaped by the template."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from surge.report import drawing
 from surge.report.drawing import Panel
 
 HERE = Path(__file__).parent
+LONGEST = 50  # letters of a label in a file's name, which may be of four bytes each
 WORDS = {"note", "parameters", "verdict"}  # columns that read from the left
 
 
@@ -78,7 +80,7 @@ def render(title: str, subject: str, sections: Sequence[Section]) -> tuple[str, 
     images: dict[str, str] = {}
 
     def image(block: Drawing, index: int) -> str:
-        name = slug(f"{block.name}-{index}" if len(block.panels) > 1 else block.name)
+        name = file_name(f"{block.name}-{index}" if len(block.panels) > 1 else block.name)
         images[name] = drawing.svg(block.panels[index], name)
         return images[name]
 
@@ -124,5 +126,11 @@ def unbroken(text: Any) -> str:
 
 
 def slug(text: str) -> str:
-    """A name for an anchor, an identifier or a file."""
+    """A name for an anchor."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-")
+
+
+def file_name(text: str) -> str:
+    """A name for a file and the identifiers in it, another one for each text."""
+    plain = slug(text).strip(".")[:LONGEST]
+    return plain if plain == text else f"{plain}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
