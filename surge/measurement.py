@@ -12,7 +12,7 @@ import xarray as xr
 from absl import logging
 from jax.flatten_util import ravel_pytree
 
-from surge.config import Experiment
+from surge.config import ConfigError, Experiment
 from surge.gradients import curvature, independent, one_step
 from surge.gradients.moments import GradientMoments, merge, per_example_moments
 from surge.optimizers import Optimizer, make_optimizer
@@ -97,10 +97,7 @@ def run(config: Experiment, task: Task, directory: Path) -> xr.Dataset:
     """
     states = train_to_losses(config, task, directory)
     single, unit = (task, 1) if task.batch_loss is None else (ghost_batches(task), task.ghost)
-    optimizers = {
-        label: make_optimizer(chosen.spec).counted_in(unit)
-        for label, chosen in config.optimizers.items()
-    }
+    optimizers = _measurable(config, unit)
     branch_key = jax.random.fold_in(jax.random.key(config.seed), 2_000_000)
     branch = BranchOracle(task, branch_key, config.measure.branch_examples)
     rows = []
@@ -114,6 +111,27 @@ def run(config: Experiment, task: Task, directory: Path) -> xr.Dataset:
     found = verdicts(dataset, config.learning_rate_ratio)
     dataset.attrs = {"optimizer": config.measure.optimizer, "verdicts": json.dumps(found)}
     return dataset
+
+
+def _measurable(config: Experiment, unit: int) -> dict[str, Optimizer]:
+    """The optimizers whose directions can be sampled.
+
+    Raises:
+      ConfigError: there are none.
+    """
+    made = {
+        label: make_optimizer(chosen.spec).counted_in(unit)
+        for label, chosen in config.optimizers.items()
+    }
+    kept = {label: one for label, one in made.items() if "gradient_fn" not in one.needs}
+    for label in made.keys() - kept:
+        logging.info("measure: %s takes gradients at points of its own, and is left out", label)
+    if not kept:
+        raise ConfigError(
+            "config.optimizers holds only such as take gradients at points of their own, which"
+            " cannot be measured: add one that does not, or give --stages=sweep,fit,report"
+        )
+    return kept
 
 
 def _checkpoint(

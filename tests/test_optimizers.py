@@ -260,14 +260,16 @@ def regression():
     return Task(init, loss, data, draw_from_arrays, jax.tree.map(lambda leaf: leaf[:16], data))
 
 
-def all_or(*quick):
+QUICK = ("muon(b2=0.98)", "adabelief(b2=0.98)", "clars")
+
+
+def some(specs):
     """All rows in the slow suite, of which some also in the quick one: a row costs seconds."""
-    rest = [spec for spec in SPECS if spec not in quick and not make_optimizer(spec).needs]
-    slow = [pytest.param(spec, marks=pytest.mark.slow) for spec in rest]
-    return pytest.mark.parametrize("spec", [*quick, *slow])
+    slow = [pytest.param(spec, marks=pytest.mark.slow) for spec in specs if spec not in QUICK]
+    return pytest.mark.parametrize("spec", [*QUICK, *slow])
 
 
-@all_or("muon(b2=0.98)", "adabelief(b2=0.98)")
+@some([spec for spec in SPECS if "gradient_fn" not in make_optimizer(spec).needs])
 def test_measures_on_a_model_with_biases(spec):
     task = regression()
     asked = {"optimizers": {spec: spec}, "batch_sizes": (4,), "directions": 16}
@@ -277,7 +279,14 @@ def test_measures_on_a_model_with_biases(spec):
     assert np.isfinite(law.lr).all() and (law.lr > 0).all(), law.why
 
 
-@all_or("muon(b2=0.98)", "adabelief(b2=0.98)")
+def test_gradients_at_points_of_their_own_are_not_measured_in_one_sentence():
+    task = regression()
+    asked = {"optimizers": {"far": "extrap_sgd(extrapolation=0.1)"}}
+    with pytest.raises(ValueError, match="^far .* takes gradients at points of its own"):
+        surge.measure(task.loss, task.init(jax.random.key(0)), [task.data], **asked)
+
+
+@some(SPECS)
 def test_sweeps_two_cells(spec):
     alone = Lanes("vmap", 1, 1)
     engine = Engine(regression(), jax.random.key(0), alone, stop_loss=-np.inf)

@@ -24,6 +24,8 @@ def mean_gradient(
     key: jax.Array,
     batch_size: jax.Array | int,
     microbatch_size: int,
+    *,
+    dealt: tuple[jax.Array | int, int] = (0, 1),
 ) -> Any:
     """Gradient of the loss of one batch, the sum of those of its micro-batches.
 
@@ -41,14 +43,16 @@ def mean_gradient(
       batch_size: examples B, may be traced.
       microbatch_size: examples held at once, static; a batch smaller than it is padded with weight
         0.
+      dealt: (k, K): B examples of which i comes from fold_in(key, k + K i), a K-th of a batch.
 
     Returns:
       Pytree like params.
     """
+    first, every = dealt
 
     def part(index: jax.Array | int) -> Any:
         position = index * microbatch_size + jnp.arange(microbatch_size)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + every * position)
         examples = jax.vmap(draw, (None, 0))(data, keys)
         weight = (position < batch_size) / batch_size
         return jax.tree.map(_widened, jax.grad(loss)(params, examples, weight))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from surge.gradients.batch import Draw, mean_gradient, weighted
 from surge.gradients.curvature import LossFn
 from surge.optimizers import Optimizer, update
+from surge.optimizers.rule import Stationary
+from surge.optimizers.step import ExampleMoments
 
 GROUPS = 8  # of directions, independent of each other: what intervals are taken over
 WIDTH = 64  # examples in a mini-batch of the pool; the noise of a larger one is scaled
@@ -26,12 +28,15 @@ class Pool(NamedTuple):
       members: gradients of its first mini-batches, of `drawn` examples each [GROUPS, members, ...].
       size: N, examples behind a centre.
       drawn: examples behind a member.
+      norms: of each group the mean norm of gradients of a few examples, a pytree of scalars
+        [GROUPS]; None where no optimizer asks.
     """
 
     centre: Any
     members: Any
     size: int
     drawn: int
+    norms: Any = None
 
 
 class PoolSource:
@@ -66,6 +71,7 @@ class PoolSource:
         known = jax.tree.map(lambda leaf: leaf.mean(1), full)
         centre = self._centre(batches * WIDTH, members, known)
         self._nothing = jax.tree.map(jnp.zeros_like, known)
+        self._known_norms: dict[int, Any] = {}
         self._pool = self._full = Pool(centre, full, batches * WIDTH, WIDTH)
         self.examples = GROUPS * batches * WIDTH  # that were differentiated
 
@@ -83,10 +89,27 @@ class PoolSource:
     def for_update(self, optimizer: Optimizer, batch_size: int) -> Pool:
         """What `directions` of an optimizer and batch size are made of."""
         pool, size = self.at(batch_size), optimizer.examples(batch_size)
+        if "moments" in optimizer.needs:
+            pool = pool._replace(norms=self._norms(min(optimizer.norm_batch, batch_size)))
         if not optimizer.bends or size > pool.size - WIDTH:
             return pool
         self.examples += GROUPS * size
         return pool._replace(centre=self._centre(size, 0, self._nothing), size=size)
+
+    def _norms(self, drawn: int) -> Any:
+        """Mean norms of gradients of so many examples."""
+        if drawn not in self._known_norms:
+            self._known_norms[drawn] = _mean_norms(self._members(drawn))
+            self.examples += GROUPS * self._count * drawn
+        return self._known_norms[drawn]
+
+
+@jax.jit
+def _mean_norms(members: Any) -> Any:
+    """Of gradients [GROUPS, members, ...] of each array [GROUPS]."""
+    return jax.tree.map(
+        lambda leaf: jnp.sqrt((leaf**2).sum(tuple(range(2, leaf.ndim)))).mean(1), members
+    )
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "draw", "members"))
@@ -129,7 +152,8 @@ def directions(
     gradient is ḡ + c·d: ḡ is the centre of the direction's group, d a member's deviation from the
     group's members. c makes up for B above the members' size, and leaves room for the noise of ḡ
     itself. An optimizer without a state takes members of B examples as they are. The optimizer's
-    moments start at their stationary means, so that β2 = 0.999 needs no thousands of steps.
+    moments start at their stationary means, so that β2 = 0.999 needs no thousands of steps. Moments
+    of single examples, where it asks for them, are their means: they have no noise of their own.
 
     Directions of different groups are independent, so intervals taken over groups count all noise.
     A momentum averages the deviations of κ = 1/Σw² batches, but not ḡ's noise, of N examples: every
@@ -188,6 +212,11 @@ def _directions(
         )
         second = jax.tree.map(lambda mean, spread: mean**2 + spread, ours, variance)
         start = optimizer.settle(transform.init(params), ours, second, params, batch_size)
+        moments = None
+        if pool.norms is not None:
+            norms = jax.tree.map(lambda leaf: leaf[group], pool.norms)
+            at = Stationary(ours, second, params, batch_size)
+            moments = ExampleMoments(at.example_second(), norms, None, batch_size)
         # Without memory each direction has a batch of its own, as far as the pool goes.
         one = (index // GROUPS % members)[None]
         picks = one if steps == 1 else jax.random.randint(key, (steps,), 0, members)
@@ -198,7 +227,7 @@ def _directions(
 
         def step(carry: tuple[Any, Any], pick: jax.Array) -> tuple[tuple[Any, Any], None]:
             grads = jax.tree.map(lambda mean, each: mean + each[pick], ours, deviations)
-            updates, state = update(transform, grads, carry[0], params)
+            updates, state = update(transform, grads, carry[0], params, moments=moments)
             return (state, updates), None
 
         (_, updates), _ = jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, params)), picks)

@@ -116,8 +116,15 @@ def sample_steps(
       count: directions for each optimizer and B.
 
     Raises:
-      ValueError: count is not a multiple of GROUPS.
+      ValueError: count is not a multiple of GROUPS, or an optimizer takes gradients at points of
+        its own.
     """
+    for label, optimizer in optimizers.items():
+        if "gradient_fn" in optimizer.needs:
+            raise ValueError(
+                f"{label} ({optimizer.spec}) takes gradients at points of its own, which sampled"
+                " directions do not have: sweep it, and leave it out of what is measured"
+            )
     if count % GROUPS:
         raise ValueError(f"count must be a multiple of {GROUPS}, got {count}")
     pool_key, step_key = jax.random.split(key)

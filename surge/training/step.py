@@ -7,6 +7,7 @@ import jax
 import optax
 
 from surge.gradients.batch import mean_gradient, weighted
+from surge.gradients.signals import example_moments, gradients_elsewhere
 from surge.optimizers import update
 from surge.tasks import Task
 
@@ -55,6 +56,42 @@ def batch_gradient(
     return mean_gradient(share, task.draw, params, data, key, batch_size, microbatch_size)
 
 
+def _with_signals(
+    optimizer: Optimizer,
+    task: Task,
+    params: Any,
+    data: Any,
+    key: jax.Array,
+    batch_size: jax.Array | int,
+    microbatch_size: int,
+) -> tuple[Any, dict[str, Any]]:
+    """The gradient of one batch, and what an optimizer asks for beside it.
+
+    Raises:
+      ValueError: it asks of single examples where the task has only a loss of batches, or for what
+        a step does not have.
+    """
+    needs = set(getattr(optimizer, "needs", ()))
+    batch = data, key, batch_size, microbatch_size
+    if not needs:
+        return batch_gradient(task, params, *batch), {}
+    if task.batch_loss is not None:
+        raise ValueError(
+            f"{optimizer.spec} needs the loss of single examples, and the examples of this task"
+            " are coupled (batch_loss)"
+        )
+    if unknown := needs - {"moments", "gradient_fn"}:
+        raise ValueError(f"{optimizer.spec} needs {unknown.pop()}, which training does not supply")
+    signals: dict[str, Any] = {}
+    if "gradient_fn" in needs:
+        signals["gradient_fn"] = gradients_elsewhere(task.loss, task.draw, *batch)
+    if "moments" not in needs:
+        return batch_gradient(task, params, *batch), signals
+    norm_batch = optimizer.norm_batch
+    gradient, moments = example_moments(task.loss, task.draw, params, *batch, norm_batch)
+    return gradient, signals | {"moments": moments}
+
+
 def make_step(
     task: Task,
     optimizer: Optimizer,
@@ -80,8 +117,9 @@ def make_step(
     def step(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         params, opt_state = carry
         key = jax.random.fold_in(data_key, index)
-        gradient = batch_gradient(task, params, data, key, cell.batch_size, microbatch_size)
-        updates, opt_state = update(transform, gradient, opt_state, params)
+        batch = data, key, cell.batch_size, microbatch_size
+        gradient, signals = _with_signals(optimizer, task, params, *batch)
+        updates, opt_state = update(transform, gradient, opt_state, params, **signals)
         return optax.apply_updates(params, updates), opt_state
 
     return step
