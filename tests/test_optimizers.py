@@ -282,7 +282,7 @@ def test_measures_on_a_model_with_biases(spec):
 def test_gradients_at_points_of_their_own_are_not_measured_in_one_sentence():
     task = regression()
     asked = {"optimizers": {"far": "extrap_sgd(extrapolation=0.1)"}}
-    with pytest.raises(ValueError, match="^far .* takes gradients at points of its own"):
+    with pytest.raises(ValueError, match=r"^far .* takes gradients at points of its own"):
         surge.measure(task.loss, task.init(jax.random.key(0)), [task.data], **asked)
 
 
