@@ -375,6 +375,17 @@ def draw(folder: Path) -> None:
         files.write_bytes(folder / f"{file}.svg", picture.encode())
 
 
+def draw_face(root: Path) -> None:
+    """The picture of the project's README: Adam on MNIST-1D, as predict_sweep.py stores it."""
+    path = root / "predictions" / "mnist1d-fit.json"
+    if not path.exists():
+        return
+    [entry] = [fit for fit in files.read_json(path)["fits"] if fit["optimizer"] == "adam"]
+    panel = Panel("", partial(sweep_figures.optimal_lr, entry=entry))
+    picture = drawing.standalone(drawing.svg(panel, "mnist1d-adam"))
+    files.write_bytes(root.parent / "mnist1d-adam.svg", picture.encode())
+
+
 def main(argv: list[str]) -> None:
     del argv
     root = Path(_RESULTS.value)
@@ -385,6 +396,7 @@ def main(argv: list[str]) -> None:
         if _ANEW.value:
             judge_anew(path.parent)
         draw(path.parent)
+    draw_face(root)
     page = table(root)
     files.write_bytes(root / "README.md", page.encode())
     print(page)

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from surge.report import verdicts
+from surge.workdir import files
+
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location(
     "reproduce_paper", ROOT / "scripts" / "reproduce_paper.py"
@@ -164,3 +167,15 @@ def test_the_committed_fits_are_those_of_the_committed_steps(tmp_path):
         assert old["best_law"] == new["best_law"]
         for before, now in zip(old["optimal_lr"], new["optimal_lr"], strict=True):
             assert now["lr"] == pytest.approx(before["lr"], rel=0.02)
+
+
+def test_the_face_says_what_its_fit_holds(pytestconfig):
+    """The README's picture and its caption are of the stored fit."""
+    root = pytestconfig.rootpath
+    fits = files.read_json(root / "docs" / "results" / "predictions" / "mnist1d-fit.json")["fits"]
+    [entry] = [fit for fit in fits if fit["optimizer"] == "adam"]
+    caption = " ".join((root / "README.md").read_text().split())
+    said = verdicts.answer(entry).partition(" (no fall")[0]
+    assert said.removeprefix("the best rate ") in caption
+    picture = (root / "docs" / "mnist1d-adam.svg").read_text()
+    assert all(f">{law.replace('_', ' ')}<" in picture for law in entry["remaining"])
