@@ -32,14 +32,18 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
     """
     if _is_tuned(rows):
         optima = _as_tuned(rows)
+        common = 0.0
     else:
         columns = ("batch_size", "learning_rate", "value", "seed")
-        optima = fit_basins(*(rows[name] for name in columns)).optima
+        basins = fit_basins(*(rows[name] for name in columns))
+        optima = basins.optima
+        common = basins.common
     known = {size: optimum for size, optimum in optima.items() if math.isfinite(optimum.lr)}
     inside = {size: optimum for size, optimum in known.items() if not optimum.bound}
     size = np.array(list(known), float)
     lr = np.array([optimum.lr for optimum in known.values()])
-    error = np.array([optimum.error for optimum in known.values()])
+    # What all batch sizes err by together moves a law's level and nothing else of it.
+    error = np.array([optimum.relative_error for optimum in known.values()])
     error = np.where(np.isfinite(error), error, UNKNOWN_ERROR)
     bound = np.array([optimum.bound for optimum in known.values()], int)
     comparison = compare_laws(size, lr, error, bound)
@@ -54,7 +58,7 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
         "judged_by": judged_by,
         "optimal_lr": points,
         "noise_scale": _noise_scale(inside, judged_by, note),
-        "laws": {name: _law(fit, comparison) for name, fit in comparison.fits.items()},
+        "laws": {name: _law(fit, comparison, common) for name, fit in comparison.fits.items()},
         "remaining": list(comparison.remaining),
         "best_law": comparison.best,
         "best_law_why": comparison.why,
@@ -82,7 +86,7 @@ def _as_tuned(rows: Mapping[str, np.ndarray]) -> dict[float, Optimum]:
         finite = value[np.isfinite(value)]
         mean = float(finite.mean()) if len(finite) else math.nan
         ends = (lr / factor, lr * factor)
-        optima[size] = Optimum(lr, *ends, TUNED_ERROR, 0, 1, mean, len(value), why)
+        optima[size] = Optimum(lr, *ends, TUNED_ERROR, 0, 1, mean, len(value), why, TUNED_ERROR)
     return optima
 
 
@@ -123,11 +127,23 @@ def _noise_scale(optima: Mapping[float, Optimum], judged_by: str, note: str) -> 
     return noise._asdict() | {"why": _joined(noise.why, note)}
 
 
-def _law(fit: Fit, comparison: Comparison) -> dict[str, Any]:
+def _widened(ends: tuple[float, float], middle: float, error: float) -> tuple[float, float]:
+    """An interval with one more, independent error of its logarithm; open ends stay open."""
+    more = HALF_INTERVAL * error
+    low, high = ends
+    if low > 0:
+        low = middle / math.exp(math.hypot(math.log(middle / low), more))
+    if math.isfinite(high):
+        high = middle * math.exp(math.hypot(math.log(high / middle), more))
+    return low, high
+
+
+def _law(fit: Fit, comparison: Comparison, common: float) -> dict[str, Any]:
     score = comparison.score[fit.law]
+    level = _widened(fit.intervals["max_lr"], fit.parameters["max_lr"], common)
     return {
         "params": fit.parameters,
-        "intervals": fit.intervals,
+        "intervals": fit.intervals | {"max_lr": level},
         "derived": fit.derived,
         "open": fit.opened,
         "aic": score,

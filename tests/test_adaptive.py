@@ -6,8 +6,8 @@ from grids import GRID, KEY, TASK, on_one_device
 
 from surge.tasks.mlp import mnist1d
 from surge.tasks.quadratic import quadratic
+from surge.theory.basin import optimal_lr
 from surge.theory.objective import FinalLoss, StepsTo
-from surge.theory.optimum import optimal_lr
 from surge.training.adaptive import run_adaptive
 from surge.training.dense import run_pieces
 from surge.training.grid import plan

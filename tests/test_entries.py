@@ -11,9 +11,9 @@ from scipy.special import erf
 
 from surge.entries import fit_entry
 from surge.report.verdicts import peak_and_law
+from surge.theory.basin import optimal_lr
 from surge.theory.comparison import compare_laws
 from surge.theory.derivations import homogeneous
-from surge.theory.optimum import optimal_lr
 from surge.theory.rivals import LAWS
 
 RATES = 2.0 ** (np.arange(-30, 4) / 2)

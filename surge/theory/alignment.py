@@ -14,7 +14,8 @@ from surge.theory.replicates import Runs, cell_means, centred, kernel, lowest
 from surge.theory.shape import TERMS, precision, unit_basin
 
 CURVATURE = 1.0  # typical distance of log curvatures from a power of B
-ITERATIONS = 40
+ITERATIONS = 60
+PATIENCE = 15  # iterations at full steps
 STEPS = 0.35, 1.0, 0.7  # largest in an iteration, of log ε_opt, log curvature and shape
 REACH = 2.0  # in log ε: so far beyond the rates an optimum is looked for
 FLATTEST = 4.0  # log curvatures stay this near to where they start
@@ -81,15 +82,19 @@ def align(runs: Runs) -> Alignment:
     sizes = len(start.centre)
     lowest_rate, highest_rate = _ends(runs)
     prior = _prior(runs.log_size)
-    basin, moving = start, np.full(sizes, np.inf)
-    for _ in range(ITERATIONS):
-        slopes = _slopes(runs, basin)
+    basin = start
+    moving = np.full(sizes, np.inf)
+    variance = np.full(sizes, np.var(runs.value))
+    for iteration in range(ITERATIONS):
+        slopes = _slopes(runs, basin, variance)
+        variance = slopes.variance
         normal = _whole(_gram(runs, slopes.weight, slopes.columns)) + prior
         score = _score(runs, slopes, basin, prior)[0]
         ridge = 1e-9 * np.diag(np.diag(normal)) + 1e-12 * np.eye(len(normal))
         move = np.linalg.solve(normal + ridge, score)
         limit = np.repeat(STEPS, (sizes, sizes, TERMS))
-        move = np.clip(move, -limit, limit)
+        # Steps shrink where they would go to and fro.
+        move = np.clip(move, -limit, limit) * min(1.0, PATIENCE / (iteration + 1))
         centre = np.clip(basin.centre + move[:sizes], lowest_rate - REACH, highest_rate + REACH)
         bend = basin.bend + move[sizes : 2 * sizes]
         bend = np.clip(bend, start.bend - FLATTEST, start.bend + FLATTEST)
@@ -97,7 +102,7 @@ def align(runs: Runs) -> Alignment:
         basin = Basin(centre, bend, basin.shape + move[2 * sizes :])
         if moving.max() < 1e-8:
             break
-    return _alignment(runs, basin, moving, prior)
+    return _alignment(runs, basin, moving, prior, variance)
 
 
 def covariance(alignment: Alignment, noise: np.ndarray) -> np.ndarray:
@@ -125,9 +130,11 @@ def one_skew(alignment: Alignment, noise: np.ndarray, freedom: float) -> float:
     return float(stats.f.sf(statistic / (sizes - 1), sizes - 1, max(freedom, 1)))
 
 
-def _alignment(runs: Runs, basin: Basin, moving: np.ndarray, prior: np.ndarray) -> Alignment:
+def _alignment(
+    runs: Runs, basin: Basin, moving: np.ndarray, prior: np.ndarray, variance: np.ndarray
+) -> Alignment:
     sizes = len(moving)
-    slopes = _slopes(runs, basin)
+    slopes = _slopes(runs, basin, variance)
     gram = _gram(runs, slopes.weight, slopes.columns)
     squares = _gram(runs, slopes.weight**2, slopes.columns)
     inverse = np.linalg.pinv(_whole(gram) + prior, hermitian=True)
@@ -181,32 +188,31 @@ def _prior(log_size: np.ndarray) -> np.ndarray:
     return prior
 
 
-def _slopes(runs: Runs, basin: Basin) -> _Slopes:
-    """The basins at each run, and their derivatives."""
+def _slopes(runs: Runs, basin: Basin, variance: np.ndarray) -> _Slopes:
+    """The basins at each run and their derivatives; the variance [sizes] that was last found."""
     z = runs.log_lr - basin.centre[runs.cell_size]
     unit, slope, by_shape = unit_basin(z, basin.shape)
     curvature = np.exp(basin.bend)[runs.cell_size][:, None]
     cells = curvature * np.column_stack([-slope, unit, by_shape, unit])
-    near = kernel(runs, basin.centre)[runs.cell]
-    height = cells[:, -1][runs.cell]
-    table = np.column_stack([runs.value - height, cells[:, :-1][runs.cell]])
-    table = centred(runs, near, table)
-    residual = table[:, 0]
-    variance = _variance(runs, near, residual)
-    weight = near / (variance[runs.size] + (MISSHAPEN * height) ** 2)
-    return _Slopes(residual, table[:, 1:], runs.value - height - residual, weight, variance)
+    height = cells[:, -1]
+    spread = variance[runs.cell_size] + (MISSHAPEN * height) ** 2
+    weight = (kernel(runs, basin.centre) / spread)[runs.cell]
+    table = np.column_stack([runs.value - height[runs.cell], cells[:, :-1][runs.cell]])
+    table = centred(runs, weight, table)
+    level = runs.value - height[runs.cell] - table[:, 0]
+    return _Slopes(table[:, 0], table[:, 1:], level, weight, _variance(runs, weight, table[:, 0]))
 
 
-def _variance(runs: Runs, near: np.ndarray, residual: np.ndarray) -> np.ndarray:
+def _variance(runs: Runs, weight: np.ndarray, residual: np.ndarray) -> np.ndarray:
     """Noise of one run of each batch size [sizes], drawn towards that of all."""
     sizes = len(runs.log_size)
-    inside = near > 0
+    inside = weight > 0
     first = np.unique(runs.level[inside], return_index=True)[1]
     levels = np.bincount(runs.size[inside][first], minlength=sizes)
     count = np.bincount(runs.size, inside, sizes)
     freedom = np.maximum(count - levels - 2, 0.5)
-    mean_weight = np.bincount(runs.size, near, sizes) / count
-    squares = np.bincount(runs.size, near * residual**2, sizes) / mean_weight
+    mean_weight = np.bincount(runs.size, weight, sizes) / count
+    squares = np.bincount(runs.size, weight * residual**2, sizes) / mean_weight
     pooled = squares.sum() / freedom.sum()
     drawn = (squares + POOLED * pooled) / (freedom + POOLED)
     return np.maximum(drawn, QUIET * np.var(runs.value) + 1e-30)

@@ -16,9 +16,11 @@ from scipy import stats
 from surge.theory import clustered, replicates
 from surge.theory.alignment import Alignment, align, covariance, one_skew
 from surge.theory.optimum import Optimum, count_basins
+from surge.theory.shape import unit_basin
 
-SHAPE_LEVEL = 0.001  # each batch size is alone where one shape is refused at this level
+SHAPE_LEVEL = 0.01  # each batch size is alone where one shape is refused at this level
 FEWEST_RATES = 3  # of one batch size, for a fit
+RISE = 1.5  # standard errors of a mean by which values must rise from an optimum inside the grid
 SETTLED = 1e-2  # in log ε: an optimum that still moves by more is none
 COVERAGE = 0.95
 UNKNOWN = math.nan, math.nan, math.nan
@@ -93,28 +95,25 @@ def fit_basins(
     optima = {size: _few(sweep, size) for size in sizes if size not in known}
     if not known:
         return Basins(optima, math.nan, math.nan, 0.0, False, "")
-    together = align(_runs(sweep, known))
-    groups = [_Group(known, together)]
-    noise, freedom = clustered.moderated(together.noise, together.freedom)
-    why = ""
-    if one_skew(together, noise, together.freedom.sum()) < SHAPE_LEVEL:
-        why = "the basins of the batch sizes differ in shape: each is fitted alone"
-        groups = [_Group([size], align(_runs(sweep, [size]))) for size in known]
-        noise, freedom = clustered.moderated(
-            np.concatenate([group.fit.noise for group in groups]),
-            np.concatenate([group.fit.freedom for group in groups]),
-        )
+    groups, noise, freedom, why = _fitted(sweep, known)
     skew = skew_error = math.nan
     common = 0.0
     for group in groups:
         own = np.isin(known, group.sizes)
         spread = covariance(group.fit, noise[own])
-        optima |= _optima(sweep, group, spread, freedom[own])
         if not why:
             skew, skew_error, common = _shape(group, spread)
-    return Basins(
-        dict(sorted(optima.items())), skew, skew_error, common, len(known) > 1 and not why, why
-    )
+        optima |= _optima(sweep, group, spread, freedom[own], common)
+    shared = len(known) > 1 and not why
+    return Basins(dict(sorted(optima.items())), skew, skew_error, common, shared, why)
+
+
+def optimal_lr(
+    learning_rate: np.ndarray, value: np.ndarray, seed: np.ndarray | None = None
+) -> Optimum:
+    """Optimal learning rate of one batch size; arguments as for `fit_basins`."""
+    one = np.ones(len(np.asarray(value)))
+    return fit_basins(one, learning_rate, value, seed).optima[1.0]
 
 
 def _sweep(
@@ -143,19 +142,41 @@ def _runs(sweep: _Sweep, sizes: Sequence[float]) -> replicates.Runs:
     return replicates.make_runs(sweep.size[rows], sweep.log_lr[rows], sweep.value[rows], seed)
 
 
+def _fitted(
+    sweep: _Sweep, sizes: Sequence[float]
+) -> tuple[list[_Group], np.ndarray, np.ndarray, str]:
+    """Batch sizes together or, where one shape is refused, each alone and why; noise, freedom."""
+    together = align(_runs(sweep, sizes))
+    noise, freedom = clustered.moderated(together.noise, together.freedom)
+    if one_skew(together, noise, together.freedom.sum()) >= SHAPE_LEVEL:
+        return [_Group(list(sizes), together)], noise, freedom, ""
+    alone = [align(_runs(sweep, [size])) for size in sizes]
+    noise, freedom = clustered.moderated(
+        np.concatenate([fit.noise for fit in alone]),
+        np.concatenate([fit.freedom for fit in alone]),
+    )
+    groups = [_Group([size], fit) for size, fit in zip(sizes, alone, strict=True)]
+    return groups, noise, freedom, "the basins of the batch sizes differ in shape: each is alone"
+
+
 def _few(sweep: _Sweep, size: float) -> Optimum:
     """What is known where too few rates count for a fit."""
-    own = sweep.size == size
     rates = _rates(sweep, size)
     if not len(rates):
-        return Optimum(*UNKNOWN, math.nan, 0, 0, math.nan, 0, "no learning rate reached the target")
-    means = [sweep.value[own & sweep.counts & (sweep.log_lr == rate)].mean() for rate in rates]
+        why = "no learning rate reached the target"
+        return Optimum(math.nan, *UNKNOWN, 0, 0, math.nan, 0, why)
+    means = [_mean(sweep, size, rate) for rate in rates]
     best = int(np.argmin(means))
-    bound = _bound(rates[best], sweep.log_lr[own])
-    n = int((own & sweep.counts).sum())
+    bound = _bound(rates[best], sweep.log_lr[sweep.size == size])
+    n = int((sweep.counts & (sweep.size == size)).sum())
     why = "fewer than three learning rates reached the target: refine the grid"
-    lr = math.exp(rates[best])
-    return Optimum(lr, math.nan, math.nan, math.nan, bound, 1, float(means[best]), n, why)
+    return Optimum(math.exp(rates[best]), *UNKNOWN, bound, 1, means[best], n, why)
+
+
+def _mean(sweep: _Sweep, size: float, log_lr: float) -> float:
+    """Mean value of the runs of one cell that count."""
+    cell = sweep.counts & (sweep.size == size) & (sweep.log_lr == log_lr)
+    return float(sweep.value[cell].mean())
 
 
 def _bound(log_lr: float, tried: np.ndarray) -> int:
@@ -173,52 +194,68 @@ def _shape(group: _Group, spread: np.ndarray) -> tuple[float, float, float]:
 
 
 def _optima(
-    sweep: _Sweep, group: _Group, spread: np.ndarray, freedom: np.ndarray
+    sweep: _Sweep,
+    group: _Group,
+    spread: np.ndarray,  # covariance of the group's parameters
+    freedom: np.ndarray,  # [sizes]
+    common: float,
 ) -> dict[float, Optimum]:
-    errors = np.sqrt(np.diag(spread))
-    return {
-        size: _optimum(sweep, group, index, float(errors[index]), float(freedom[index]))
-        for index, size in enumerate(group.sizes)
-    }
+    optima = {}
+    for index, size in enumerate(group.sizes):
+        error = math.sqrt(spread[index, index])
+        half = error * stats.t.ppf((1 + COVERAGE) / 2, max(freedom[index], 1))
+        optima[size] = _optimum(sweep, group, index, (error, half, common))
+    return optima
 
 
-def _optimum(sweep: _Sweep, group: _Group, index: int, error: float, freedom: float) -> Optimum:
-    """One batch size's optimum; between the last rate that counts and the first that failed, or at
-    the last rate of all."""
-    own = sweep.size == group.sizes[index]
-    tried = sweep.log_lr[own]
-    rates = _rates(sweep, group.sizes[index])
+def _optimum(
+    sweep: _Sweep, group: _Group, index: int, errors: tuple[float, float, float]
+) -> Optimum:
+    """One batch size's optimum, held between the rates that count."""
+    error, half, common = errors
+    size = group.sizes[index]
     fit = group.fit
+    own = sweep.size == size
+    rates = _rates(sweep, size)
     centre = float(fit.basin.centre[index])
-    half = error * stats.t.ppf((1 + COVERAGE) / 2, max(freedom, 1))
-    low, high = math.exp(centre - half), math.exp(centre + half)
-    within = min(max(centre, rates[0]), rates[-1])
+    within = float(np.clip(centre, rates[0], rates[-1]))
     lr = math.exp(within)
-    bound = _bound(within, tried)
+    low = min(math.exp(centre - half), lr)
+    high = max(math.exp(centre + half), lr)
+    value = float(fit.height[index])
+    bound = _bound(_seen(fit, index, rates, own, sweep), sweep.log_lr[own])
     why = ""
-    if bound > 0:
-        low, high = min(low, lr), math.inf
-        why = "the optimum lies beyond the highest rate: extend the grid"
-    elif bound < 0:
-        low, high = 0.0, max(high, lr)
-        why = "the optimum lies beyond the lowest rate: extend the grid"
+    if bound:
+        within = rates[-1] if bound > 0 else rates[0]
+        lr = math.exp(within)
+        error = max(error, abs(within - centre))
+        low, high = (low, math.inf) if bound > 0 else (0.0, high)
+        value = _mean(sweep, size, within)
+        beyond = "highest" if bound > 0 else "lowest"
+        why = f"values do not rise towards the {beyond} rate: extend the grid"
     elif fit.moving[index] > SETTLED or not math.isfinite(error):
         low = high = error = math.nan
         why = "no basin stands out of the noise: add seeds or rates"
     basins = _separate(sweep, own, math.sqrt(fit.variance[index]))
     if basins > 1:
         why = why or f"{basins} separate basins: the deepest is reported"
-    return Optimum(
-        lr,
-        min(low, lr),
-        max(high, lr),
-        error,
-        bound,
-        basins,
-        float(fit.height[index]),
-        int(fit.runs[index]),
-        why,
-    )
+    n = int(fit.runs[index])
+    relative = math.sqrt(max(error**2 - common**2, 0.0))
+    return Optimum(lr, low, high, error, bound, basins, value, n, why, relative)
+
+
+def _seen(fit: Alignment, index: int, rates: np.ndarray, own: np.ndarray, sweep: _Sweep) -> float:
+    """The optimum, or the end of the rates towards which no rise is seen above the noise."""
+    centre = float(fit.basin.centre[index])
+    ends = rates[[0, -1]]
+    rise = math.exp(fit.basin.bend[index]) * unit_basin(ends - centre, fit.basin.shape)[0]
+    noise = math.sqrt(fit.variance[index])
+    for end, high in zip(ends, rise, strict=True):
+        runs = int((own & sweep.counts & (sweep.log_lr == end)).sum())
+        beyond = (end - centre) * (end - rates.mean()) <= 0
+        if beyond or high < RISE * noise / math.sqrt(runs):
+            return float(end)
+    return centre
 
 
 def _separate(sweep: _Sweep, own: np.ndarray, noise: float) -> int:

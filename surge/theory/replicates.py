@@ -1,11 +1,15 @@
 """Runs of a sweep as a fit of basins sees them: which count, and what they share."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 LARGEST_SHARE = 0.3  # of runs that may fail at a rate that still counts: failed / (runs + 1)
 FEWEST = 5  # rates that a basin is looked at through, where there are so many
+LOWEST = 3  # rates, and LOWEST_SHARE of them at least, whose height above the lowest is a basin's
+LOWEST_SHARE = 0.15
+TALL = 40.0  # times that height: a rate that is higher does not count
 WINDOW = 2.0  # in log ε to each side of the optimum; farther runs do not count
 SMOOTH = 0.7  # in log ε: over so much to each side values are smoothed to find where they are low
 
@@ -36,15 +40,32 @@ class Runs(NamedTuple):
 
 
 def count(batch_size: np.ndarray, log_lr: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Whether each run counts [n]: it did not fail, and not too many others of its cell did.
+    """Whether each run counts [n]: it is no failure, and its rate is neither failing nor too high.
 
     Where runs fail by chance, those that did not are as good as all; where most fail, the few that
     did not are the lucky ones.
     """
     cell = _index(batch_size, log_lr)
     runs = np.bincount(cell)
-    failed = np.bincount(cell, ~np.isfinite(value))
-    return np.isfinite(value) & (failed <= LARGEST_SHARE * (runs + 1))[cell]
+    finite = np.isfinite(value)
+    failed = np.bincount(cell, ~finite)
+    counts = finite & (failed <= LARGEST_SHARE * (runs + 1))[cell]
+    for size in np.unique(batch_size):
+        own = counts & (batch_size == size)
+        counts[own] = _low(log_lr[own], value[own])
+    return counts
+
+
+def _low(log_lr: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Whether the mean at each run's rate [n] is near enough to the lowest: what diverged to a
+    number is no part of a basin."""
+    cell = _index(log_lr)
+    mean = np.bincount(cell, value) / np.bincount(cell)
+    height = mean - mean.min(initial=np.inf)
+    rank = max(LOWEST, math.ceil(LOWEST_SHARE * len(height)))
+    if rank > len(height):
+        return np.ones(len(value), bool)
+    return (height <= TALL * np.sort(height)[rank - 1])[cell]
 
 
 def make_runs(

@@ -3,7 +3,8 @@
 With z = log ε − log ε_opt the slope is z exp(g(z)) with g(0) = 0, so that every such basin has its
 one minimum at z = 0. g is a line, the skew, plus a walk with independent steps between KNOTS, to
 either side: whatever lies far away says little of the middle unless near values agree with it.
-exp(g) = exp(1.5 p z) is, to 1% at p = 1 and |z| < 1, the parabola in ε^p: ((ε/ε_opt)^p − 1)²/2p².
+With exp(g) = exp(1.5 p z) it is the parabola in ε^p, ((ε/ε_opt)^p − 1)²/2p², to 1.2% at
+p |z| = 0.7.
 """
 
 import numpy as np

@@ -11,7 +11,7 @@ import numpy as np
 
 from surge.tasks import Task
 from surge.theory.objective import Objective
-from surge.theory.optimum import optimal_lr
+from surge.theory.optimum import lowest_vertex
 from surge.training.engine import Engine
 from surge.training.forecast import announce
 from surge.training.grid import Piece, PieceResult
@@ -160,16 +160,15 @@ def _next(best: Optima, runs: Runs, strides: Sequence[int], inside: range) -> tu
 def _best(
     runs: Runs, piece: Piece, ratio: float, objectives: Sequence[Objective]
 ) -> list[tuple[int, float]]:
-    """(power, value) of each objective's optimum that the runs have, as the fit will place it."""
-    power, seed = np.meshgrid(sorted(runs), piece.seeds, indexing="ij")
-    rate = ratio ** power.ravel().astype(float)
+    """(power, value) of each objective's optimum that the runs have, about where a fit finds it."""
+    rate = np.repeat(ratio ** np.array(sorted(runs), float), len(piece.seeds))
     table = _table(runs)
     best = []
     for objective in objectives:
         value = objective.value(table.loss, table.diverged, piece.eval_steps)
-        optimum = optimal_lr(rate, value.ravel(), seed.ravel(), resamples=1)
-        if np.isfinite(optimum.lr):
-            best.append((round(np.log(optimum.lr) / np.log(ratio)), optimum.value))
+        vertex = lowest_vertex(rate, value.ravel())
+        if np.isfinite(vertex.lr):
+            best.append((round(np.log(vertex.lr) / np.log(ratio)), vertex.value))
     return best
 
 

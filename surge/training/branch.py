@@ -10,7 +10,8 @@ import numpy as np
 
 from surge.optimizers import Optimizer, make_optimizer
 from surge.tasks import Task
-from surge.theory.optimum import Optimum, optimal_lr
+from surge.theory.basin import optimal_lr
+from surge.theory.optimum import Optimum
 from surge.training.engine import Engine
 from surge.training.grid import Piece
 from surge.training.lanes import spread
