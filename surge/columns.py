@@ -147,11 +147,13 @@ def _judged(table: pd.DataFrame) -> str:
 
 def _guessed(table: pd.DataFrame, name: str) -> str:
     """The one column that a plain name tells."""
-    found = [column for column in table.columns if column == name] or called(table, NAMES[name])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ResultError(f"give --{name}: it may be {' or '.join(found)}")
+    if name in table.columns:
+        return name
+    candidates = called(table, NAMES[name])
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise ResultError(f"give --{name}: it may be {' or '.join(candidates)}")
     raise ResultError(
         f"no column's name says which is the {name.replace('_', ' ')}: give --{name}; the table "
         f"has {', '.join(table.columns)}"

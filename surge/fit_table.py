@@ -70,10 +70,10 @@ def write(runs: Runs, workdir: Path, source: str) -> None:
             raise ResultError(
                 f"{workdir} holds a run of surge.main ({', '.join(owned)}): give another --workdir"
             )
-        found = entries(runs)
-        content: dict[str, Any] = {"fits": found, "table": source, "remarks": runs.remarks}
+        fitted = entries(runs)
+        content: dict[str, Any] = {"fits": fitted, "table": source, "remarks": runs.remarks}
         if runs.covariates:
-            content["pooled"] = pooled(found, runs.covariates)
+            content["pooled"] = pooled(fitted, runs.covariates)
         write_json(workdir / "fit.json", content)
         write_bytes(workdir / "runs.csv", _as_read(runs).to_csv(index=False).encode())
         page.write(workdir)

@@ -80,10 +80,11 @@ def _at(
     """The row of each run at a step; a run that did not get there counts as failed."""
     there = order == step
     if not there.any():
-        near = sorted(order.dropna().unique(), key=lambda each: abs(each - step))[:3]
+        steps = order.dropna().unique()
+        near = np.sort(steps[np.argsort(np.abs(steps - step))[:3]])
         raise ResultError(
             f"--at={step:g}: no run has a row there; near it {column!r} holds "
-            f"{', '.join(label(each) for each in sorted(near))}"
+            f"{', '.join(map(label, near))}"
         )
     missing = table[~runs.isin(runs[there])].groupby(runs, sort=False).head(1)
     return pd.concat([table[there], missing.assign(**{value: math.nan})]).sort_index()
@@ -130,13 +131,14 @@ def _refuse_history(
 
 def _falls_with(table: pd.DataFrame, roles: Roles, clock: str) -> bool:
     """Whether in nearly all cells of three rows or more the value falls with every tick."""
-    time = pd.to_numeric(pd.Series(numbers(table[clock]), table.index))
-    value = pd.Series(numbers(table[roles.value]), table.index)
-    steps = value[time.sort_values().index].groupby(
-        [table.loc[time.sort_values().index, name] for name in roles.cell], dropna=False
-    )
-    long = [cell.is_monotonic_decreasing and cell.is_unique for _, cell in steps if len(cell) > 2]
-    return len(long) > 2 and sum(long) > MONOTONE * len(long)
+    order = np.argsort(numbers(table[clock]), kind="stable")
+    in_time = table.iloc[order]
+    values = pd.Series(numbers(in_time[roles.value]), in_time.index)
+    cells = values.groupby([in_time[name] for name in roles.cell], dropna=False)
+    falling = [
+        cell.is_monotonic_decreasing and cell.is_unique for _, cell in cells if len(cell) > 2
+    ]
+    return len(falling) > 2 and sum(falling) > MONOTONE * len(falling)
 
 
 def settings(table: pd.DataFrame, roles: Roles) -> list[str]:
@@ -146,25 +148,30 @@ def settings(table: pd.DataFrame, roles: Roles) -> list[str]:
     whose values stand in few cells, as a measurement's do.
     """
     known = (*SEEDS, *RUNS, *STEPS, *CLOCKS, *STATES, *NAMES["loss"], *NAMES["tokens"])
-    found = []
+    return [
+        column
+        for column in table.columns
+        if column not in roles.used
+        and plain(column) not in known
+        and not higher_is_better(column)
+        and not table[column].map(_unhashable).any()
+        and _tells_apart(table, roles, column)
+    ]
+
+
+def _tells_apart(table: pd.DataFrame, roles: Roles, column: str) -> bool:
+    """Whether a column's values are those of a setting that differs within batch sizes."""
+    values = pd.Series(pd.factorize(table[column], use_na_sentinel=False)[0], table.index)
+    for axis in (roles.batch_size, roles.learning_rate):
+        at = [table[name] for name in (*roles.group, axis)]
+        if values.groupby(at, dropna=False).nunique().max() == 1:
+            return False
+
     cells = table.groupby(roles.cell, dropna=False).ngroup()
-    for column in table.columns:
-        if column in roles.used or plain(column) in known or table[column].map(_unhashable).any():
-            continue
-        values = pd.Series(pd.factorize(table[column], use_na_sentinel=False)[0], table.index)
-        if values.nunique() < 2 or higher_is_better(column):
-            continue
-        keys = table.assign(**{column: values}).groupby
-        in_size = keys([*roles.group, roles.batch_size], dropna=False)[column].nunique().max()
-        in_rate = keys([*roles.group, roles.learning_rate], dropna=False)[column].nunique().max()
-        if in_size == 1 or in_rate == 1:
-            continue
-        stands = cells.groupby(values).nunique().mean()
-        crossed = stands >= max(CROSSED * cells.nunique(), REPEATED)
-        words = not pd.api.types.is_numeric_dtype(table[column])
-        if crossed or (words and values.nunique() <= FEW_NAMES):
-            found.append(column)
-    return found
+    stands = cells.groupby(values).nunique().mean()
+    crossed = stands >= max(CROSSED * cells.nunique(), REPEATED)
+    words = not pd.api.types.is_numeric_dtype(table[column])
+    return crossed or (words and values.nunique() <= FEW_NAMES)
 
 
 def _unhashable(cell: object) -> bool:

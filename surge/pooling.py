@@ -40,8 +40,8 @@ def pooled(
     Raises:
       ResultError: fewer than two groups with an optimum, or covariates that explain nothing.
     """
-    found = {str(entry["optimizer"]): of_entry(entry) for entry in entries}
-    groups = {name: data for name, data in found.items() if data is not None}
+    optima_of = {str(entry["optimizer"]): of_entry(entry) for entry in entries}
+    groups = {name: data for name, data in optima_of.items() if data is not None}
     values = {name: [by_group[group] for group in groups] for name, by_group in covariates.items()}
     try:
         result = fit_pooled([*groups.values()], values)
@@ -72,23 +72,22 @@ def _law(fit: PooledFit, score: float) -> dict[str, Any]:
     }
 
 
-def sentence(found: Mapping[str, Any]) -> str:
+def sentence(stored: Mapping[str, Any]) -> str:
     """The finding of a pooled fit, of the law that is named or that weighs most."""
-    weights = found["weights"]
-    name = found["best_law"] or max(weights, key=lambda law: weights[law])
-    law = found["laws"][name]
-    count = len(found["groups"])
-    shape = [_value(each, law["params"][each], law["intervals"][each]) for each in law["params"]]
-    moved = [
-        f"it moves as {each}^{_value('', value, law['exponent_intervals'][each])}"
-        for each, value in law["exponents"].items()
+    weights = stored["weights"]
+    name = stored["best_law"] or max(weights, key=lambda law: weights[law])
+    law = stored["laws"][name]
+    parts = [
+        _value(parameter, value, law["intervals"][parameter])
+        for parameter, value in law["params"].items()
     ]
-    at = ", ".join(f"{each} = {value:.3g}" for each, value in found["reference"].items())
-    told = "" if found["best_law"] else f" (not named: {found['best_law_why']})"
-    where = f" at {at}" if at and moved else ""
-    return f"{count} groups together: {name}{told}; " + "; ".join(
-        [", ".join(shape) + where, *moved]
-    )
+    if law["exponents"]:
+        means = stored["reference"].items()
+        parts.append("at " + ", ".join(f"{column} = {value:.3g}" for column, value in means))
+    for column, value in law["exponents"].items():
+        parts.append(f"moving as {_value(column + '^', value, law['exponent_intervals'][column])}")
+    told = "" if stored["best_law"] else f" (not named: {stored['best_law_why']})"
+    return f"{len(stored['groups'])} groups together: {name}{told}; {', '.join(parts)}"
 
 
 def _value(name: str, value: float, ends: Sequence[float | None]) -> str:

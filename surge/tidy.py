@@ -164,7 +164,7 @@ def _labels(table: pd.DataFrame, group: Sequence[str]) -> pd.Series:
     if not group:
         return pd.Series(pd.Categorical(["all runs"] * len(table)))
     parts = [[f"{name}={columns.label(value)}" for value in table[name]] for name in group]
-    labels = pd.Series([", ".join(each) for each in zip(*parts, strict=True)], table.index)
+    labels = pd.Series(list(map(", ".join, zip(*parts, strict=True))), table.index)
     in_order = table[[*group]].sort_values([*group], key=_sortable).index
     return pd.Series(pd.Categorical(labels, labels[in_order].unique()))
 
@@ -204,7 +204,7 @@ def _ends(rows: pd.DataFrame, maximize: bool) -> list[str]:
 
 def entries(runs: Runs) -> list[dict[str, Any]]:
     """The entries of fit.json, one a group, with its number of `runs` and of those `failed`."""
-    found = []
+    fitted = []
     for name, part in runs.rows.groupby("group", observed=True):
         rows = {column: part[column].to_numpy() for column in ("batch_size", "learning_rate")}
         rows |= {"value": part["value"].to_numpy(), "seed": _seeds(part, runs.paired)}
@@ -214,8 +214,8 @@ def entries(runs: Runs) -> list[dict[str, Any]]:
             "runs": len(part),
             "failed": int(part["value"].isna().sum()),
         }
-        found.append(fit_entry(rows, runs.judged_by, **labels))
-    return found
+        fitted.append(fit_entry(rows, runs.judged_by, **labels))
+    return fitted
 
 
 def _seeds(part: pd.DataFrame, paired: bool) -> np.ndarray:
