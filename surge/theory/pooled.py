@@ -36,7 +36,8 @@ class PooledFit(NamedTuple):
       lines: log ε of each group at its data, of every shape within 95% (list of [s, n_g]).
       best: log ε of each group at its data (list of [n_g]).
       misfit: -2 log likelihood.
-      held_out: root mean square error of log ε in groups left out, their level known.
+      held_out: root mean square residual of groups left out, in standard errors; the shape is that
+        of the others, the level their own.
       count: number of parameters.
     """
 
@@ -133,46 +134,57 @@ def _fit(
     law: Law, groups: Sequence[Optima], names: Sequence[str], relative: np.ndarray
 ) -> PooledFit:
     """One law; `relative` holds the logs of the covariates about their means [c, g]."""
-    sized = [name for name in law.bounds if name.startswith("b_")]
-    moving = list(names) if sized else []
+    moving = [*names] if any(name.startswith("b_") for name in law.bounds) else []
+    scaled = relative if moving else relative[:0]
     limits = _limits(law, groups) | {name: EXPONENT for name in moving}
-    box = dict(limits)
-    tried = []
-    missed = []
-    for _ in range(REFINEMENTS + 1):
-        axes = _axes(box, limits)
-        misfits = _misfits(law, groups, axes, relative if moving else relative[:0])
-        tried.append(axes)
-        missed.append(misfits)
-        box = _box(limits, axes, misfits.sum(0))
-    shapes = np.concatenate(tried)
-    misfits = np.concatenate(missed, 1)
+    shapes, misfits = _search(law, groups, limits, scaled)
     total = misfits.sum(0)
     best = int(total.argmin())
     inside = total - total[best] <= QUANTILE
+
+    values = dict(zip(limits, shapes[best].tolist(), strict=True))
     ends = {
         name: interval(shapes[inside, index], shapes[:, index], limits[name])[0]
         for index, name in enumerate(limits)
     }
-    values = dict(zip(limits, shapes[best].tolist(), strict=True))
-    scaled = relative if moving else relative[:0]
-    lines = [_lines(law, group, shapes[inside], scaled[:, g]) for g, group in enumerate(groups)]
-    top = [
-        _lines(law, group, shapes[best : best + 1], scaled[:, g]) for g, group in enumerate(groups)
-    ]
+    curves = []
+    lines = []
+    levels = []
+    for g, group in enumerate(groups):
+        curve, level = _lines(law, group, shapes[[best]], scaled[:, g])
+        curves.append(curve[0])
+        levels.append(level[0])
+        lines.append(_lines(law, group, shapes[inside], scaled[:, g])[0])
     return PooledFit(
-        law.name,
-        {name: values[name] for name in law.bounds},
-        {name: ends[name] for name in law.bounds},
-        {name: values[name] for name in moving},
-        {name: ends[name] for name in moving},
-        np.array([level[0] for _, level in top]),
-        [curve for curve, _ in lines],
-        [curve[0] for curve, _ in top],
-        float(total[best]),
-        _held_out(misfits, sum(len(group.y) for group in groups)),
-        len(groups) + len(limits),
+        law=law.name,
+        parameters={name: values[name] for name in law.bounds},
+        intervals={name: ends[name] for name in law.bounds},
+        exponents={name: values[name] for name in moving},
+        exponent_intervals={name: ends[name] for name in moving},
+        levels=np.array(levels),
+        lines=lines,
+        best=curves,
+        misfit=float(total[best]),
+        held_out=_held_out(misfits, sum(len(group.y) for group in groups)),
+        count=len(groups) + len(limits),
     )
+
+
+def _search(
+    law: Law,
+    groups: Sequence[Optima],
+    limits: Mapping[str, tuple[float, float]],
+    relative: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """All shapes that were tried [s, k], over finer and finer grids, and their misfits [g, s]."""
+    box = dict(limits)
+    shapes = []
+    misfits = []
+    for _ in range(REFINEMENTS + 1):
+        shapes.append(_axes(box, limits))
+        misfits.append(_misfits(law, groups, shapes[-1], relative))
+        box = _box(limits, shapes[-1], misfits[-1].sum(0))
+    return np.concatenate(shapes), np.concatenate(misfits, 1)
 
 
 def _limits(law: Law, groups: Sequence[Optima]) -> dict[str, tuple[float, float]]:
@@ -221,12 +233,11 @@ def _misfits(
     law: Law, groups: Sequence[Optima], shapes: np.ndarray, relative: np.ndarray
 ) -> np.ndarray:
     """-2 log likelihood of each group under each shape [g, s]."""
-    return np.stack(
-        [
-            profile(group, _logs(law, group, shapes, relative[:, g]))[1]
-            for g, group in enumerate(groups)
-        ]
-    )
+    misfits = []
+    for g, group in enumerate(groups):
+        logs = _logs(law, group, shapes, relative[:, g])
+        misfits.append(profile(group, logs)[1])
+    return np.stack(misfits)
 
 
 def _box(
