@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import erfinv
 
-from surge.theory import derivations
+from surge.theory import derivations, momentum
 from surge.theory.derivations import Hessian
 from surge.theory.rivals import surge as surge_law
 
@@ -282,8 +282,8 @@ def test_effective_batches_equal_simulation():
         lion = 0.9 * slow + 0.1 * gradient
         slow = 0.99 * slow + 0.01 * gradient
     for values, batch in (
-        (average, derivations.momentum_batch(1.0, 0.9)),
-        (lion, derivations.lion_batch(1.0, 0.9, 0.99)),
+        (average, momentum.momentum_batch(1.0, 0.9)),
+        (lion, momentum.lion_batch(1.0, 0.9, 0.99)),
     ):
         assert 1 / values.var() == pytest.approx(batch, rel=4 * np.sqrt(2 / chains))
 
@@ -299,18 +299,18 @@ def test_long_run_gain_of_momentum_equals_simulation():
             total += np.sign(average)
             plain += np.sign(gradient)
     ratio = (total.mean() ** 2 / total.var()) / (plain.mean() ** 2 / plain.var())
-    assert float(derivations.momentum_gain(0.9, "long_run")) == pytest.approx(ratio, rel=0.15)
+    assert float(momentum.momentum_gain(0.9, "long_run")) == pytest.approx(ratio, rel=0.15)
 
 
 def test_long_run_gain_of_momentum_is_the_sum_over_all_lags():
     decay = np.array([0.0, 0.5, 0.7, 0.9, 0.99, 0.999, 0.9999])
     lags = [np.arcsin(each ** np.arange(1, 300_000)).sum() for each in decay]
     expected = (1 + decay) / (1 - decay) / (1 + 4 / np.pi * np.array(lags))
-    np.testing.assert_allclose(derivations.momentum_gain(decay, "long_run"), expected, rtol=1e-5)
-    assert float(derivations.momentum_gain(1 - 1e-6, "long_run")) == pytest.approx(
+    np.testing.assert_allclose(momentum.momentum_gain(decay, "long_run"), expected, rtol=1e-5)
+    assert float(momentum.momentum_gain(1 - 1e-6, "long_run")) == pytest.approx(
         1 / np.log(2), rel=1e-4
     )
-    slope = jax.jit(jax.vmap(jax.grad(partial(derivations.momentum_gain, reading="long_run"))))
+    slope = jax.jit(jax.vmap(jax.grad(partial(momentum.momentum_gain, reading="long_run"))))
     slopes = slope(
         jnp.concatenate([jnp.asarray(decay), jnp.linspace(0.6, 0.8, 500)])
     )  # where βⁿ leaves float32
@@ -318,11 +318,11 @@ def test_long_run_gain_of_momentum_is_the_sum_over_all_lags():
 
 
 def test_effective_batches_have_the_known_values():
-    assert derivations.lion_batch(1.0) == pytest.approx(71, abs=0.5)
-    assert derivations.momentum_batch(1.0, 0.9) == pytest.approx(19)
-    assert float(derivations.momentum_gain(0.9)) == pytest.approx(19)
+    assert momentum.lion_batch(1.0) == pytest.approx(71, abs=0.5)
+    assert momentum.momentum_batch(1.0, 0.9) == pytest.approx(19)
+    assert float(momentum.momentum_gain(0.9)) == pytest.approx(19)
     with pytest.raises(ValueError, match="instantaneous or long_run"):
-        derivations.momentum_gain(0.9, "forever")
+        momentum.momentum_gain(0.9, "forever")
 
 
 def test_steps_and_examples_lie_on_the_hyperbola():
@@ -421,8 +421,8 @@ OF_BATCH_SIZE = {  # (batch_size, noise scale) -> scalar
     "steps_to_target": lambda b, noise: derivations.steps_to_target(b, 20.0, noise),
     "examples_to_target": lambda b, noise: derivations.examples_to_target(b, 20.0, noise),
     "critical_batch_size": lambda b, noise: derivations.critical_batch_size(noise),
-    "momentum_batch": lambda b, noise: derivations.momentum_batch(b, 0.9),
-    "lion_batch": lambda b, noise: derivations.lion_batch(b),
+    "momentum_batch": lambda b, noise: momentum.momentum_batch(b, 0.9),
+    "lion_batch": lambda b, noise: momentum.lion_batch(b),
 }
 SIZES, SCALES = [1e-3, 1.0, 1e12], [0.0, 1e-25, 1.0, 1e10]
 

@@ -12,7 +12,7 @@ from surge.gradients.directions import GROUPS, PoolSource, directions
 from surge.gradients.moments import per_example_moments
 from surge.optimizers import make_optimizer
 from surge.tasks.quadratic import problem, quadratic
-from surge.theory import derivations
+from surge.theory import derivations, momentum
 from surge.theory.derivations import Hessian
 
 SIZES = (1, 8, 64, 512, 4096)
@@ -39,9 +39,9 @@ def exact(kind, correlation, sizes=SIZES):
     return {
         "sign_sgd": sign(batch),
         "sgd": plain(batch),
-        "momentum": 0.1 * plain(derivations.momentum_batch(batch, 0.9)),
+        "momentum": 0.1 * plain(momentum.momentum_batch(batch, 0.9)),
         "adam": np.array([_adam(known, covariance, size) for size in sizes]),
-        "lion": sign(derivations.lion_batch(batch)),
+        "lion": sign(momentum.lion_batch(batch)),
     }
 
 

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import erf
 from jax.tree_util import Partial
 
-NODES = 48  # of Gauss-Legendre quadrature
+from surge.theory.momentum import is_instantaneous
+from surge.theory.quadrature import legendre
+
 FAR = 40.0  # standard deviations from 0 at which a sign is certain, in float64 too
 
 
@@ -70,9 +71,8 @@ class OneStep(NamedTuple):
     @property
     def gain(self) -> jax.Array:
         """a²/2q, the expected fall of the loss at the optimal rate; nan where q <= 0."""
-        fall = (
-            self.drift * _ratio(self.drift, self.curvature) / 2
-        )  # in this order a² cannot overflow
+        # In this order a² cannot overflow.
+        fall = self.drift * _ratio(self.drift, self.curvature) / 2
         return jnp.where(self.curvature > 0, fall, jnp.nan)
 
 
@@ -85,9 +85,11 @@ def _ratio(top: jax.Array, bottom: jax.Array) -> jax.Array:
 
 @_ratio.defjvp
 def _ratio_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-    (top, bottom), (top_dot, bottom_dot) = primals, tangents
+    top, bottom = primals
+    top_dot, bottom_dot = tangents
     value = _ratio(top, bottom)
-    return value, jnp.where(bottom <= 0, 0.0, (top_dot - value * bottom_dot) / _nonzero(bottom))
+    slope = (top_dot - value * bottom_dot) / _nonzero(bottom)
+    return value, jnp.where(bottom <= 0, 0.0, slope)
 
 
 def _nonzero(value: jax.Array) -> jax.Array:
@@ -96,17 +98,16 @@ def _nonzero(value: jax.Array) -> jax.Array:
 
 def _hypot(one: jax.Array, other: jax.Array) -> jax.Array:
     """√(one² + other²); `jnp.hypot` has a nan gradient where an argument is tiny."""
-    high, low = jnp.maximum(jnp.abs(one), jnp.abs(other)), jnp.minimum(jnp.abs(one), jnp.abs(other))
+    high = jnp.maximum(jnp.abs(one), jnp.abs(other))
+    low = jnp.minimum(jnp.abs(one), jnp.abs(other))
     return high * jnp.sqrt(1 + _ratio(low, high) ** 2)
 
 
 def _height(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
     """√B·μ/σ within ±FAR: the mean of G_B in its own standard deviations; 0 where μ = σ = 0."""
-    root, mu, sigma = (
-        jnp.sqrt(jnp.asarray(batch_size)),
-        jnp.asarray(mu),
-        jnp.asarray(sigma, jnp.result_type(float)),
-    )
+    root = jnp.sqrt(jnp.asarray(batch_size))
+    mu = jnp.asarray(mu)
+    sigma = jnp.asarray(sigma, jnp.result_type(float))
     far = root * jnp.abs(mu) > FAR * sigma
     return jnp.where(far, FAR * jnp.sign(mu), _ratio(root * jnp.where(far, 0.0, mu), sigma))
 
@@ -138,7 +139,7 @@ def sign_descent(
     a = Σ 𝓔_i μ_i,  q = 𝓔ᵀH𝓔 + Σ (1 − 𝓔_i²) H_ii. Assumes Gaussian mini-batch gradients whose
     coordinates are independent, which real ones are not: see `sign_descent_correlated`. Each
     coordinate needs σ_i > 0 or μ_i ≠ 0; one with neither counts as all noise, the limit σ_i -> 0 at
-      μ_i = 0.
+    μ_i = 0.
 
     Args:
       batch_size: B, any shape [...], the shape of drift and curvature.
@@ -182,22 +183,23 @@ def sign_descent_correlated(
     side = jnp.where(angle < 0, -1.0, 1.0)
 
     def at(size: jax.Array) -> OneStep:
-        means, height = sign_mean(size, mu, sigma), _height(size, mu, sigma)
-        gap, product = (height[:, None] - side * height) ** 2, side * height[:, None] * height
+        means = sign_mean(size, mu, sigma)
+        height = _height(size, mu, sigma)
+        gap = (height[:, None] - side * height) ** 2
+        product = side * height[:, None] * height
 
         def add(total: jax.Array, node: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             place, weight = node
-            sine, cosine = (
-                jnp.sin(jnp.abs(angle) * (1 + place) / 2),
-                jnp.cos(angle * (1 + place) / 2),
-            )
+            sine = jnp.sin(jnp.abs(angle) * (1 + place) / 2)
+            cosine = jnp.cos(angle * (1 + place) / 2)
             # The exponent of the density, arranged so that nothing cancels as ρ -> ±1.
-            return total + weight * jnp.exp(-gap / (2 * cosine**2) - product / (1 + sine)), None
+            density = jnp.exp(-gap / (2 * cosine**2) - product / (1 + sine))
+            return total + weight * density, None
 
-        covariance = (
-            jax.lax.scan(add, jnp.zeros_like(gap), _legendre(gap.dtype))[0] * angle / jnp.pi
-        )
-        noise = (matrix * covariance).sum() + ((1 - means**2) * jnp.diagonal(matrix)).sum()
+        integral, _ = jax.lax.scan(add, jnp.zeros_like(gap), legendre(gap.dtype))
+        covariance = integral * angle / jnp.pi
+        own = ((1 - means**2) * jnp.diagonal(matrix)).sum()
+        noise = (matrix * covariance).sum() + own
         return OneStep(means @ mu, means @ matrix @ means + noise)
 
     return _over(at, batch_size)
@@ -237,9 +239,9 @@ def adam_mean_field(
     Re-derived. Drift per coordinate d = μ/(root + eps); q = dᵀHd + k·Σ H_ii σ_i²/(B(root_i +
     eps)²). "instantaneous", one step: k = (1−β1)/(1+β1). "long_run", the noise that adds up over a
     run: the average of m has the noise of the average of g, so k = 1 where |μ| ≪ σ/√B. Elsewhere v,
-      over more than 1/(1−β2) steps, averages the same
-    gradients and takes part of that noise away: k = (1 − dμ/root)² + d²σ²/(2B root²) if they are
-    Gaussian, to first order. With β1 = 0, one step at a held v is a softened sign.
+    over more than 1/(1−β2) steps, averages the same gradients and takes part of that noise away:
+    k = (1 − dμ/root)² + d²σ²/(2B root²) if they are Gaussian, to first order. With β1 = 0, one step
+    at a held v is a softened sign.
 
     Args:
       batch_size: B, any shape [...], the shape of drift and curvature.
@@ -252,7 +254,7 @@ def adam_mean_field(
     Raises:
       ValueError: another reading.
     """
-    one_step = _is_instantaneous(reading)
+    one_step = is_instantaneous(reading)
 
     def at(size: jax.Array) -> OneStep:
         spread = sigma / jnp.sqrt(size)
@@ -275,88 +277,25 @@ def softened_sign_mean(batch_size: Any, mu: Any, sigma: Any, eps: Any) -> jax.Ar
     no cancellation. Gauss-Legendre quadrature over x within 8 of |h|.
     """
     spread = jnp.asarray(sigma) / jnp.sqrt(jnp.asarray(batch_size))
-    spread = jnp.maximum(
-        spread, 1e-30
-    )  # the slope at μ = σ = 0 is then 1/eps, as it is at every σ > 0 far below eps
-    mu, spread, eps = (each[..., None] for each in jnp.broadcast_arrays(mu, spread, eps))
+    # The slope at μ = σ = 0 is then 1/eps, as it is at every σ > 0 far below eps.
+    spread = jnp.maximum(spread, 1e-30)
+    mu, spread, eps = (array[..., None] for array in jnp.broadcast_arrays(mu, spread, eps))
     height = _height(1.0, mu, spread)
     distance = jnp.abs(height)
-    points, weights = _legendre(height.dtype)
+    points, weights = legendre(height.dtype)
     low = -jnp.minimum(distance, 8.0)
     noise = low + (8 - low) * (1 + points) / 2
-    place, value = distance + noise, jnp.abs(mu) + spread * noise
+    place = distance + noise
+    value = jnp.abs(mu) + spread * noise
     density = jnp.exp(-(noise**2) / 2) * (1 + jnp.exp(-2 * distance * place)) / jnp.sqrt(2 * jnp.pi)
     integrand = _ratio(value, value + eps) * jnp.tanh(place * height) * density
     return (integrand * weights).sum(-1) * (8 - low[..., 0]) / 2
 
 
-def _legendre(dtype: Any) -> tuple[jax.Array, jax.Array]:
-    points, weights = np.polynomial.legendre.leggauss(NODES)
-    return jnp.asarray(points, dtype), jnp.asarray(weights, dtype)
-
-
 def _over(function: Callable[[jax.Array], OneStep], batch_size: Any) -> OneStep:
     sizes = jnp.asarray(batch_size, jnp.result_type(float))
     flat = jax.vmap(function)(sizes.reshape(-1))
-    return OneStep(*(each.reshape(sizes.shape) for each in flat))
-
-
-def momentum_batch(batch_size: Any, decay: Any) -> Any:
-    """B(1+β)/(1−β), the batch with the noise of an exponential average of gradients; β in [0, 1).
-
-    For one step at constant μ and independent batches: white noise averaged so keeps (1−β)/(1+β) of
-    its variance (re-derived). No gain over a run: see `momentum_gain`.
-    """
-    return batch_size * (1 + decay) / (1 - decay)
-
-
-def lion_batch(batch_size: Any, b1: Any = 0.9, b2: Any = 0.99) -> Any:
-    """Lion's one-step effective batch B / [(1−β1)² + β1²(1−β2)/(1+β2)]; 71 B at (0.9, 0.99).
-
-    The same of β1·m + (1−β1)·g, the direction of Chen et al. 2302.06675, where m does not contain g
-    (re-derived).
-    """
-    return batch_size / ((1 - b1) ** 2 + b1**2 * (1 - b2) / (1 + b2))
-
-
-def _is_instantaneous(reading: str) -> bool:
-    if reading not in ("instantaneous", "long_run"):
-        raise ValueError(f"reading must be instantaneous or long_run, got {reading!r}")
-    return reading == "instantaneous"
-
-
-def momentum_gain(decay: Any, reading: str = "instantaneous") -> Any:
-    """How many times larger a batch the average of momentum is worth to sign(m), in drift²/noise;
-    broadcasts.
-
-    "instantaneous": (1+β)/(1−β), right for a single step. "long_run": successive signs are
-    correlated like (2/π)arcsin(βᵏ) (Sheppard 1899), so the noise that adds up over a run is larger
-    by 1 + 2Σ_k (2/π)arcsin(βᵏ): 1.43 at β = 0.9, 1/ln 2 = 1.44 as β -> 1 (re-derived). Assumes
-      constant μ, |μ| ≪ σ/√B, and β in [0, 1).
-
-    Raises:
-      ValueError: another reading.
-    """
-    decay, lags = jnp.asarray(decay, jnp.result_type(float)), 256
-    instantaneous = (1 + decay) / (1 - decay)
-    if _is_instantaneous(reading):
-        return instantaneous
-    # The first lags one by one, the rest by Euler-Maclaurin; its integral is that of z/tan z up to
-    # arcsin(βⁿ).
-    points, weights = _legendre(decay.dtype)
-    end = jnp.arcsin(decay**lags)
-    angle = end[..., None] * (1 + points) / 2
-    wide = jnp.where(
-        angle > 1e-3, angle, 1.0
-    )  # z/tan z is 0/0 at 0, and its slope already far above it
-    integral = (
-        (jnp.where(angle > 1e-3, wide / jnp.tan(wide), 1 - angle**2 / 3) * weights).sum(-1)
-        * end
-        / 2
-    )
-    first = jnp.arcsin(decay[..., None] ** jnp.arange(1, lags)).sum(-1)
-    total = first + end / 2 - integral / jnp.log(jnp.where(decay > 0, decay, 0.5))
-    return instantaneous / (1 + 4 / jnp.pi * total)
+    return OneStep(*(values.reshape(sizes.shape) for values in flat))
 
 
 class SurgeCoefficients(NamedTuple):
@@ -378,7 +317,8 @@ def surge_coefficients(mu: jax.Array, sigma: jax.Array, hessian: Hessian) -> Sur
     ratio = _ratio(mu, sigma)
     unit = jax.lax.stop_gradient(_nonzero(jnp.abs(ratio).max()))
     ratio = ratio / unit  # cancels from ε_max and ΔL_max, which are then finite where r² is not
-    aligned, trace = (mu * ratio).sum(), hessian.diagonal.sum()
+    aligned = (mu * ratio).sum()
+    trace = hessian.diagonal.sum()
     off = ratio @ (hessian.product(ratio) - hessian.diagonal * ratio)
     # A sum that cancels to rounding is not a coupling: it would give a peak at an enormous,
     # meaningless B.
@@ -386,10 +326,10 @@ def surge_coefficients(mu: jax.Array, sigma: jax.Array, hessian: Hessian) -> Sur
     defined = (sigma > 0).all() & (trace > 0)
     peaked = defined & (off > 0)
     missing = jnp.where(defined, jnp.inf, jnp.nan)
-    trace, off = jnp.where(peaked, trace, 1.0), jnp.where(peaked, off, 1.0)
-    shown = peaked & (
-        unit**2 >= jnp.finfo(unit.dtype).tiny
-    )  # else B_noise is beyond the largest number
+    trace = jnp.where(peaked, trace, 1.0)
+    off = jnp.where(peaked, off, 1.0)
+    # Elsewhere B_noise is beyond the largest number.
+    shown = peaked & (unit**2 >= jnp.finfo(unit.dtype).tiny)
     return SurgeCoefficients(
         jnp.where(shown, jnp.pi * trace / (2 * off) / jnp.where(shown, unit**2, 1.0), missing),
         jnp.where(peaked, aligned / (2 * jnp.sqrt(trace * off)), missing),
