@@ -57,7 +57,7 @@ def batch_gradient(
 
 
 def _with_signals(
-    optimizer: Optimizer,
+    optimizer: Any,
     task: Task,
     params: Any,
     data: Any,
