@@ -257,6 +257,13 @@ def _check_size(experiment: Experiment) -> None:
             f"config.max_examples ({experiment.max_examples}) allows no step at batch size "
             f"{largest}: raise it"
         )
+    for label, optimizer in experiment.optimizers.items():
+        least = make_optimizer(optimizer.spec).least_batch
+        if min(*experiment.batch_sizes, experiment.measure.batch_size) < least:
+            raise ConfigError(
+                f"config.optimizers.{label} needs batches of at least {least} examples, one for "
+                "each worker: see config.batch_sizes and config.measure.batch_size"
+            )
     rates = {}
     ratio = experiment.learning_rate_ratio
     for label, optimizer in experiment.optimizers.items():

@@ -71,6 +71,7 @@ BAD = [  # field, value, words
     ("optimizers__adam", "adam", "optimizers.adam must be fields with names"),
     ("optimizers__adam", {"learning_rates": (1e-3, 1e-1)}, "optimizers.adam lacks spec"),
     ("optimizers__adam", {"spec": SPEC}, "optimizers.adam lacks learning_rates"),
+    ("optimizers__adam__spec", "extrap_adam(extrapolation=0.1, workers=8)", "at least 8 examples"),
     ("optimizers__adam__momentum", 0.9, "no field optimizers.adam.momentum"),
     ("optimizers__adam__learning_rate", 0.9, "did you mean learning_rates"),
     ("optimizers__a/b", {"spec": SPEC, "learning_rates": (1e-3, 1e-1)}, "a label is letters"),

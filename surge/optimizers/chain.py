@@ -29,7 +29,7 @@ class Optimizer:
       entry: keywords -> Rule.
       parsed: the spec taken apart.
       unit: examples that a batch size is counted in: of a ghost batch, else 1.
-      sign_like, bends, needs, norm_batch: see `Rule`.
+      sign_like, bends, needs, norm_batch, least_batch: see `Rule`.
     """
 
     spec: str
@@ -39,6 +39,7 @@ class Optimizer:
     bends: bool = False
     needs: tuple[str, ...] = ()
     norm_batch: int = 1
+    least_batch: int = 1
     unit: int = 1
 
     def __call__(
@@ -148,7 +149,8 @@ def make_optimizer(spec: str) -> Optimizer:
     spoken = {"decay_mask", "decay_independent"} & parsed.common.keys()
     if spoken and not parsed.common.get("weight_decay", rule.weight_decay):
         raise ValueError(f"{spoken.pop()} says how weights decay: give weight_decay, like 0.1")
-    said = {name: getattr(rule, name) for name in ("sign_like", "bends", "needs", "norm_batch")}
+    names = ("sign_like", "bends", "needs", "norm_batch", "least_batch")
+    said = {name: getattr(rule, name) for name in names}
     return Optimizer(spec, parsed.entry, parsed, **said)
 
 

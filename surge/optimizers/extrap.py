@@ -93,4 +93,6 @@ def _extrapolated(base: Rule, extrapolation: Any, workers: int) -> Rule:
         return ExtrapState(past, base.settle(state.base, at))
 
     transform = scale_by_extrapolation(base.transform, extrapolation, workers)
-    return base._replace(transform=transform, settle=settle, needs=("gradient_fn",))
+    return base._replace(
+        transform=transform, settle=settle, needs=("gradient_fn",), least_batch=workers
+    )

@@ -55,6 +55,7 @@ class Rule(NamedTuple):
       needs: signals beside the mean gradient that `update` must be given: "moments",
         "gradient_fn", "value".
       norm_batch: examples whose mean gradient has the norms that `moments.norm` averages.
+      least_batch: examples that a batch must have.
     """
 
     transform: optax.GradientTransformation
@@ -65,6 +66,7 @@ class Rule(NamedTuple):
     weight_decay: float = 0.0
     needs: tuple[str, ...] = ()
     norm_batch: int = 1
+    least_batch: int = 1
 
 
 ENTRIES: dict[str, Callable[..., Rule]] = {}
