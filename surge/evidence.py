@@ -89,8 +89,13 @@ def of_table(path: Path, optimizer: str, **named: Any) -> Evidence:
     return Evidence(swept, Known(kind_of(optimizer)), "", runs.remarks)
 
 
-def of_workdir(workdir: Path, optimizer: str) -> Evidence:
+def of_workdir(workdir: Path, optimizer: str, label: str | None = None) -> Evidence:
     """The evidence of a workdir: its sweep at the middle target, and its middle checkpoint.
+
+    Args:
+      workdir: of surge.main or surge.fit_table.
+      optimizer: the one asked for.
+      label: of the optimizer or group whose evidence counts; None: that of `optimizer`.
 
     Raises:
       ResultError: it holds neither, or several optimizers of which none is the one asked for.
@@ -106,7 +111,7 @@ def of_workdir(workdir: Path, optimizer: str) -> Evidence:
             f"{workdir} holds no fit and no measurement: run --stages=measure,sweep,fit first"
         )
     specs = _specs(workdir)
-    label, remarks = _label(labels, optimizer, specs)
+    label, remarks = _label(labels, label or optimizer, specs)
     known = Known(kind_of(optimizer))
     said = ""
     if measured is not None and label in measured.optimizer:
@@ -132,6 +137,8 @@ def _label(
     labels: Sequence[str], optimizer: str, specs: Mapping[str, str]
 ) -> tuple[str, list[str]]:
     """The label that is the optimizer asked for, and a remark where another stands in for it."""
+    if optimizer in labels:
+        return optimizer, []
     name = optimizer.partition("(")[0]
     same = [
         label
@@ -143,7 +150,7 @@ def _label(
     if len(labels) == 1:
         said = f"the evidence is of {labels[0]}, and it is {name} that was asked for"
         return labels[0], [] if labels[0] == "all runs" else [said]
-    raise ResultError(f"--optimizer={name} is not one of {', '.join(labels)}")
+    raise ResultError(f"{name} is not one of {', '.join(labels)}: give one of them as --label")
 
 
 def _rows(workdir: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:

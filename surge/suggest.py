@@ -36,6 +36,7 @@ NUMBERS = {
 TEXTS = {
     "optimizer": ("adamw", "Name or spec, like 'adamw(b2=0.95)'."),
     "workdir": (None, "Of surge.main or surge.fit_table: the evidence."),
+    "label": (None, "Which optimizer or group of the workdir, where it is not --optimizer's."),
     "table": (None, "Of runs, as surge.fit_table takes it: the evidence."),
 }
 SWITCHES = {
@@ -53,6 +54,7 @@ def suggest(
     to_batch_size: float | None = None,
     optimizer: str = "adamw",
     workdir: Path | str | None = None,
+    label: str | None = None,
     table: Path | str | None = None,
     where: Sequence[str] = (),
     maximize: bool = False,
@@ -65,6 +67,7 @@ def suggest(
       to_batch_size: B.
       optimizer: name or spec, like "adamw(b2=0.95, weight_decay=0.1, warmup_steps=2000)".
       workdir: of surge.main or surge.fit_table.
+      label: of the optimizer or group of the workdir whose evidence counts; None: of `optimizer`.
       table: of runs, as surge.fit_table takes it; its columns must have plain names.
       where, maximize: of the table, as surge.fit_table takes them.
       horizon_ratio: new / old length of the run in examples, which weight decay follows.
@@ -77,7 +80,7 @@ def suggest(
     if workdir is not None and table is not None:
         raise ValueError("give workdir or table, not both")
     if workdir is not None:
-        evidence = evidences.of_workdir(Path(workdir), optimizer)
+        evidence = evidences.of_workdir(Path(workdir), optimizer, label)
     elif table is not None:
         evidence = evidences.of_table(Path(table), optimizer, where=where, maximize=maximize)
     else:

@@ -230,8 +230,12 @@ def test_a_workdir_answers_for_its_optimizer_alone(tmp_path):
     write_json(tmp_path / "config.json", {"optimizers": {"adam": {"spec": "adam(b1=0.8)"}}})
     said = suggest(**MOVE, optimizer="adam", workdir=tmp_path)
     assert "adam(b1=0.8), constant rate" in said.rests_on[0] and said.lr > 0
-    with pytest.raises(ResultError, match="--optimizer=muon is not one of adam, lion"):
+    with pytest.raises(
+        ResultError, match="muon is not one of adam, lion: give one of them as --label"
+    ):
         suggest(**MOVE, optimizer="muon", workdir=tmp_path)
+    lion = suggest(**MOVE, optimizer="muon", label="lion", workdir=tmp_path)
+    assert "lion" in lion.rests_on[0] and not any("evidence is" in one for one in lion.warnings)
     write_json(tmp_path / "fit.json", {"fits": fits[:1]})
     said = suggest(**MOVE, optimizer="muon", workdir=tmp_path)
     assert "the evidence is of adam, and it is muon that was asked for" in said.warnings
