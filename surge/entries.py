@@ -38,13 +38,11 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
         basins = fit_basins(*(rows[name] for name in columns))
         optima = basins.optima
         common = basins.common
-    known = {size: optimum for size, optimum in optima.items() if math.isfinite(optimum.lr)}
-    inside = {size: optimum for size, optimum in known.items() if not optimum.bound}
+    known = _informative(optima)
+    inside = {size: optimum for size, optimum in optima.items() if _is_inside(optimum)}
     size = np.array(list(known), float)
     lr = np.array([optimum.lr for optimum in known.values()])
-    # What all batch sizes err by together moves a law's level and nothing else of it.
-    error = np.array([optimum.relative_error for optimum in known.values()])
-    error = np.where(np.isfinite(error), error, UNKNOWN_ERROR)
+    error = np.array([_error(optimum) for optimum in known.values()])
     bound = np.array([optimum.bound for optimum in known.values()], int)
     comparison = compare_laws(size, lr, error, bound)
     peak = find_peak(size, lr, error, comparison, bound)
@@ -88,6 +86,33 @@ def _as_tuned(rows: Mapping[str, np.ndarray]) -> dict[float, Optimum]:
         ends = (lr / factor, lr * factor)
         optima[size] = Optimum(lr, *ends, TUNED_ERROR, 0, 1, mean, len(value), why, TUNED_ERROR)
     return optima
+
+
+def _is_inside(optimum: Optimum) -> bool:
+    return math.isfinite(optimum.lr) and not optimum.bound
+
+
+def _informative(optima: Mapping[float, Optimum]) -> dict[float, Optimum]:
+    """The optima that laws are fitted to: those with an error, or all where none has one.
+
+    Where no basin stands out of the noise the rate that is reported is only the best of many, and
+    to give it an error that others have would make a rise or a fall of nothing.
+    """
+    finite = {size: optimum for size, optimum in optima.items() if math.isfinite(optimum.lr)}
+    told = {size: optimum for size, optimum in finite.items() if math.isfinite(optimum.error)}
+    return told or finite
+
+
+def _error(optimum: Optimum) -> float:
+    """Standard error of log ε that a law is fitted with.
+
+    What all batch sizes err by together moves a law's level and nothing else of it; a bound is as
+    uncertain as it says.
+    """
+    if optimum.bound:
+        error = max(np.nan_to_num(optimum.error), np.nan_to_num(optimum.relative_error))
+        return error or UNKNOWN_ERROR
+    return optimum.relative_error if math.isfinite(optimum.relative_error) else UNKNOWN_ERROR
 
 
 def _joined(*reasons: str) -> str:

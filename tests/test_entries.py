@@ -9,11 +9,13 @@ import pytest
 from scipy import stats
 from scipy.special import erf
 
+from surge import entries as entries_module
 from surge.entries import fit_entry
 from surge.report.verdicts import peak_and_law
 from surge.theory.basin import optimal_lr
 from surge.theory.comparison import compare_laws
 from surge.theory.derivations import homogeneous
+from surge.theory.optimum import Optimum
 from surge.theory.rivals import LAWS
 
 RATES = 2.0 ** (np.arange(-30, 4) / 2)
@@ -231,3 +233,16 @@ def test_an_entry_says_what_the_comparison_does():
     ratio, low, high = entry["laws"]["one_law"]["derived"]["peak_over_plateau"]
     assert 1 <= low <= ratio and (high is None or ratio <= high)
     assert all(point["error"] > 0 for point in entry["optimal_lr"])
+
+
+def test_a_batch_size_without_a_basin_is_in_no_fit():
+    """Its best rate is only the best of many: with an assumed error it made a rise of nothing."""
+    optima = {
+        4.0: Optimum(0.001, math.nan, math.nan, math.nan, 0, 1, 1.0, 9, "no basin", math.nan),
+        8.0: Optimum(0.01, 0.008, 0.012, 0.1, 0, 1, 1.0, 9, "", 0.05),
+    }
+    assert list(entries_module._informative(optima)) == [8.0]
+    assert list(entries_module._informative({4.0: optima[4.0]})) == [4.0]
+    assert entries_module._error(optima[8.0]) == 0.05
+    assert entries_module._error(optima[4.0]) == entries_module.UNKNOWN_ERROR
+    assert entries_module._error(optima[8.0]._replace(bound=-1, error=1.2)) == 1.2
