@@ -11,7 +11,7 @@ without it the rules alone answer, with the errors they made where they were jud
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +39,14 @@ TEXTS = {
     "label": (None, "Which optimizer or group of the workdir, where it is not --optimizer's."),
     "table": (None, "Of runs, as surge.fit_table takes it: the evidence."),
 }
+COLUMNS = {  # of a table, where their names do not say it
+    "batch_size": "Column of the batch size in the table.",
+    "learning_rate": "Column of the learning rate in the table.",
+    "loss": "Column of the loss at the end of a run in the table.",
+    "steps": "Column of the steps to the target in the table.",
+    "tokens": "Column of the examples or tokens to the target in the table.",
+    "seed": "Column of the seed in the table.",
+}
 SWITCHES = {
     "maximize": "A high value of the table is good.",
     "json": "Print the answer as JSON.",
@@ -59,6 +67,7 @@ def suggest(
     where: Sequence[str] = (),
     maximize: bool = False,
     horizon_ratio: float = 1.0,
+    columns: Mapping[str, str | None] | None = None,
 ) -> Suggestion:
     """The learning rate at a new batch size from one that is right at another.
 
@@ -68,9 +77,11 @@ def suggest(
       optimizer: name or spec, like "adamw(b2=0.95, weight_decay=0.1, warmup_steps=2000)".
       workdir: of surge.main or surge.fit_table.
       label: of the optimizer or group of the workdir whose evidence counts; None: of `optimizer`.
-      table: of runs, as surge.fit_table takes it; its columns must have plain names.
+      table: of runs, as surge.fit_table takes it.
       where, maximize: of the table, as surge.fit_table takes them.
       horizon_ratio: new / old length of the run in examples, which weight decay follows.
+      columns: batch_size, learning_rate, loss, steps, tokens or seed -> column of the table; what
+        is not given is guessed.
 
     Raises:
       ValueError: a number that is missing or not above 0, both workdir and table, or an optimizer
@@ -82,7 +93,8 @@ def suggest(
     if workdir is not None:
         evidence = evidences.of_workdir(Path(workdir), optimizer, label)
     elif table is not None:
-        evidence = evidences.of_table(Path(table), optimizer, where=where, maximize=maximize)
+        named = {"where": where, "maximize": maximize, **(columns or {})}
+        evidence = evidences.of_table(Path(table), optimizer, **named)
     else:
         evidence = evidences.of_nothing(optimizer)
     return suggestion(
@@ -170,6 +182,8 @@ def own_flags() -> flags.FlagValues:
         flags.DEFINE_float(name, default, meaning, flag_values=values)
     for name, (default, meaning) in TEXTS.items():
         flags.DEFINE_string(name, default, meaning, flag_values=values)
+    for name, meaning in COLUMNS.items():
+        flags.DEFINE_string(name, None, meaning, flag_values=values)
     for name, meaning in SWITCHES.items():
         flags.DEFINE_bool(name, False, meaning, flag_values=values)
     flags.DEFINE_multi_string(
@@ -186,7 +200,8 @@ def main(argv: Sequence[str]) -> None:
         cli.fail(f"{argv[1]} is not a flag: a table is given as --table={argv[1]}")
     given = values.flag_values_dict()
     try:
-        said = suggest(**{name: given[name] for name in PASSED})
+        columns = {name: given[name] for name in COLUMNS}
+        said = suggest(**{name: given[name] for name in PASSED}, columns=columns)
     except (ResultError, ValueError, OSError) as error:
         cli.fail(error)
     print(json.dumps(plain(said), indent=1) if given["json"] else "\n".join(lines(said)))

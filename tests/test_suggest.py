@@ -85,6 +85,15 @@ def test_planted_ratios_are_inside_in_nine_of_ten(tmp_path):
     assert inside >= 9
 
 
+def test_columns_of_a_table_are_named_where_their_names_say_nothing(tmp_path, told):
+    path = tmp_path / "runs.csv"
+    planted().rename(columns={"steps": "to 1.2"}).to_csv(path, index=False)
+    move = {"from_batch_size": 32, "from_lr": 0.004, "to_batch_size": 1024, "optimizer": "adam"}
+    with pytest.raises(ResultError, match="give --loss, --steps or --tokens"):
+        suggest(table=path, **move)
+    assert suggest(table=path, **move, columns={"steps": "to 1.2"}).lr == told.lr
+
+
 def test_warnings_outside_the_sweep_and_for_another_rate(tmp_path):
     path = tmp_path / "runs.csv"
     planted().to_csv(path, index=False)
