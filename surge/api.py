@@ -3,17 +3,21 @@ that it implies."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from surge.gradients import one_step
+from surge.gradients.directions import GROUPS
 from surge.gradients.independent import SignSummary, flat_hessian, independent_law, sign_summary
+from surge.gradients.kappa import Kappa, of_optimizer
 from surge.gradients.moments import GradientMoments
-from surge.measurement import GROUPS, QUANTILES, gradient_noise
+from surge.gradients.noise import QUANTILES, gradient_noise
 from surge.optimizers import make_optimizer
 from surge.tasks import draw_from_arrays
+from surge.tasks.check import as_examples, as_params, check_loss
 from surge.theory.noise import Estimate
 
 
@@ -29,16 +33,21 @@ class Measurement(NamedTuple):
       closed_form: coefficients of sign descent's closed forms; None where no optimizer was asked
         for.
       independent: the paper's formula for sign descent at each batch size; None likewise.
-      measured: label -> measured one-step law of each optimizer at each batch size.
+      measured: label -> measured one-step law a/q of each optimizer at each batch size.
+      oracle: label -> the true one-step optimum that the laws approximate: where they differ, this
+        is right.
+      kappa: label -> whether each optimizer's optimum is to be expected to rise and fall again.
     """
 
     moments: GradientMoments
     b_simple: Estimate
     sign: Estimate
     validity: dict[float, list[float]]
-    closed_form: SignSummary | None
-    independent: one_step.OneStepLR | None
-    measured: dict[str, one_step.OneStepLR]
+    closed_form: SignSummary | None = None
+    independent: one_step.OneStepLR | None = None
+    measured: Mapping[str, one_step.OneStepLR] = MappingProxyType({})
+    oracle: Mapping[str, one_step.OneStepLR] = MappingProxyType({})
+    kappa: Mapping[str, Kappa] = MappingProxyType({})
 
 
 def measure(
@@ -59,56 +68,60 @@ def measure(
 
     Args:
       loss_fn: (params, example) -> scalar loss of ONE example.
-      params: pytree of arrays.
-      batches: pytrees of arrays with a common leading axis, in all at least 8 examples; more narrow
-        the intervals.
+      params: pytree of real floating arrays.
+      batches: pytrees of arrays with a common leading axis, of numpy, JAX or torch, in all at least
+        8 examples; more narrow the intervals.
       optimizers: label -> spec, like {"adam": "adam(b1=0.9, b2=0.999)"}; None measures noise alone.
       batch_sizes: B [b] at which the laws are taken.
       directions: sampled at each batch size, a multiple of 8.
       seed: of what is drawn.
 
     Raises:
-      ValueError: no examples or fewer than 8, a loss that is not a scalar, an unknown optimizer.
+      ValueError: no examples or fewer than 8, a leaf of params that is no real floating array, a
+        loss that raises or is no real scalar, an unknown optimizer.
     """
-    steps = {label: make_optimizer(spec) for label, spec in (optimizers or {}).items()}
-    examples = _joined(list(batches))
-    shape = jax.eval_shape(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], examples)).shape
-    if shape:
+    chosen = {label: make_optimizer(spec) for label, spec in (optimizers or {}).items()}
+    params = as_params(params)
+    examples = as_examples(batches)
+    count = jax.tree.leaves(examples)[0].shape[0]
+    if count < GROUPS:
         raise ValueError(
-            f"loss_fn must return a scalar, the loss of one example; it returns shape {shape}"
+            f"the batches hold {count} examples: surge.measure needs at least {GROUPS}"
         )
-    shares = [
-        jax.tree.map(itemgetter(slice(start, None, GROUPS)), examples) for start in range(GROUPS)
-    ]
-    noise = gradient_noise(loss_fn, params, shares)
-    probe_key, step_key = jax.random.split(jax.random.key(seed))
-    closed_form = independent = None
-    measured = {}
-    if steps:
-        hessian = flat_hessian(loss_fn, params, examples, probe_key)
-        closed_form = sign_summary(hessian, noise.groups)
-        independent = independent_law(hessian, noise.groups, batch_sizes)
-        point = loss_fn, params, draw_from_arrays, examples, examples
-        found = one_step.sample_steps(*point, steps, batch_sizes, step_key, count=directions)
-        measured = {
-            label: one_step.measured_law(samples) for label, samples in found.samples.items()
-        }
-    validity = dict(zip(QUANTILES, noise.validity.tolist(), strict=True))
-    return Measurement(
-        noise.moments, noise.b_simple, noise.sign, validity, closed_form, independent, measured
+    check_loss(loss_fn, params, jax.tree.map(itemgetter(0), examples))
+    # Dealt out by turns, so that groups are alike also where examples are sorted.
+    dealt = [slice(start, None, GROUPS) for start in range(GROUPS)]
+    shares = [jax.tree.map(itemgetter(part), examples) for part in dealt]
+    order = np.concatenate([np.arange(count)[part] for part in dealt])
+    noise = gradient_noise(loss_fn, params, shares, order=order)
+    measurement = Measurement(
+        moments=noise.moments,
+        b_simple=noise.b_simple,
+        sign=noise.sign,
+        validity=dict(zip(QUANTILES, noise.validity.tolist(), strict=True)),
     )
-
-
-def _joined(batches: list[Any]) -> Any:
-    """All batches as one."""
-    examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches) if batches else ()
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(examples)}
-    if len(lengths) > 1:
-        raise ValueError(
-            f"the arrays of a batch must share their leading axis, got lengths {sorted(lengths)}"
-        )
-    if not lengths or min(lengths) < GROUPS:
-        raise ValueError(
-            f"the batches hold {min(lengths, default=0)} examples: surge.measure needs at least {GROUPS}"
-        )
-    return examples
+    if not chosen:
+        return measurement
+    probe_key, step_key = jax.random.split(jax.random.key(seed))
+    hessian = flat_hessian(loss_fn, params, examples, probe_key)
+    samples = one_step.sample_steps(
+        loss_fn,
+        params,
+        draw_from_arrays,
+        examples,
+        examples,
+        chosen,
+        batch_sizes,
+        step_key,
+        count=directions,
+    ).samples
+    return measurement._replace(
+        closed_form=sign_summary(hessian, noise.groups),
+        independent=independent_law(hessian, noise.groups, batch_sizes),
+        measured={label: one_step.measured_law(steps) for label, steps in samples.items()},
+        oracle={label: one_step.one_step_oracle(steps) for label, steps in samples.items()},
+        kappa={
+            label: of_optimizer(steps, batch_sizes, chosen[label], noise.b_simple.value)
+            for label, steps in samples.items()
+        },
+    )

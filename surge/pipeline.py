@@ -12,12 +12,13 @@ import tqdm
 from absl import logging
 from ml_collections import ConfigDict
 
-from surge import measurement
 from surge.config import GROUPS, ConfigError, Experiment, check, default
 from surge.entries import fit_entry
+from surge.measurement.stage import measure
 from surge.moves import typical_moves
 from surge.report import page, summary
 from surge.tasks import Task, count_rows, draw_from_arrays, make_task
+from surge.tasks.check import check_task
 from surge.theory.objective import FallAfter, Objective
 from surge.training import grid, hardware
 from surge.training.adaptive import few_lanes, run_adaptive
@@ -73,6 +74,7 @@ def _task(experiment: Experiment) -> Task:
     name = experiment.task
     try:
         task = make_task(name, **experiment.task_args)
+        check_task(task)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.task {name}: {error}") from error
 
@@ -102,7 +104,10 @@ def _measure(experiment: Experiment, task: Task, workdir: Path) -> None:
         files.read_dataset(path)
         logging.info("measure: done before, kept (%s)", path)
         return
-    dataset = measurement.run(experiment, task, workdir / "checkpoints")
+    specs = {label: optimizer.spec for label, optimizer in experiment.optimizers.items()}
+    sizes, chosen = experiment.batch_sizes, experiment.measure
+    directory = workdir / "checkpoints"
+    dataset = measure(task, specs, sizes, chosen, directory, seed=experiment.seed)
     dataset.attrs |= _attributes(experiment, task)
     files.write_dataset(path, dataset)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from surge.gradients import curvature
-from surge.gradients.curvature import alignments, along, hutchinson, hvp, mean_loss, quadratic_form
+from surge.gradients.curvature import hutchinson, hvp, mean_loss, second_difference
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 BATCH = (
@@ -32,25 +32,35 @@ def dense():
     )
 
 
-def test_derivatives_along_a_direction_equal_dense():
-    value, gradient, hessian, u = dense()
-    found = along(loss, PARAMS, BATCH, DIRECTION)
-    np.testing.assert_allclose(found, (value, gradient @ u, u @ hessian @ u), rtol=1e-4)
+def test_bends_and_hessian_products_equal_dense():
+    value, _, hessian, u = dense()
     np.testing.assert_allclose(mean_loss(loss, BATCH)(PARAMS), value, rtol=1e-5)
-    np.testing.assert_allclose(
-        quadratic_form(loss, PARAMS, BATCH, DIRECTION), u @ hessian @ u, rtol=1e-4
-    )
+    bend = second_difference(loss, PARAMS, BATCH, DIRECTION, jnp.float32(0.02))
+    np.testing.assert_allclose(bend, u @ hessian @ u, rtol=5e-3)
     product = jax.flatten_util.ravel_pytree(hvp(loss, PARAMS, BATCH, DIRECTION))[0]
     np.testing.assert_allclose(product, hessian @ u, rtol=1e-3, atol=1e-4)
 
 
-def test_alignments_are_slopes_of_single_losses():
-    rows = jax.vmap(jax.grad(loss), (None, 0))(PARAMS, BATCH)
-    flat = np.concatenate([np.asarray(leaf).reshape(300, -1) for leaf in jax.tree.leaves(rows)], 1)
-    u = np.asarray(jax.flatten_util.ravel_pytree(DIRECTION)[0])
-    np.testing.assert_allclose(
-        alignments(loss, PARAMS, BATCH, DIRECTION), flat @ u, rtol=1e-3, atol=1e-4
+def test_the_bend_of_a_kink_is_that_of_the_step_across_it():
+    """|x| has no second derivative anywhere, and bends by 2/h over a step of h across 0."""
+    bend = second_difference(
+        lambda theta, _: jnp.abs(theta),
+        jnp.float32(0.1),
+        jnp.zeros(3),
+        jnp.float32(1.0),
+        jnp.float32(0.4),
     )
+    np.testing.assert_allclose(bend, 2 * 0.3 / 0.4**2, rtol=1e-5)
+
+
+def test_bfloat16_parameters_bend_as_their_values_in_float32():
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    bends = [
+        second_difference(loss, params, BATCH, DIRECTION, jnp.float32(1e-2))
+        for params in (narrow, wide)
+    ]
+    np.testing.assert_array_equal(*bends)
 
 
 def test_hutchinson_covers_the_diagonal_and_the_trace():
@@ -78,6 +88,6 @@ def test_layer_alignments_sum_to_the_whole_and_are_those_of_the_layer():
         for name in params
     }
     np.testing.assert_allclose(found, jnp.stack([inner["a"], inner["b"] + inner["c"]]), rtol=1e-5)
-    np.testing.assert_allclose(
-        found.sum(0), curvature.alignments(loss, params, batch, params), rtol=1e-5
-    )
+    rows = jnp.concatenate([leaf.reshape(5, -1) for leaf in jax.tree.leaves(gradients)], 1)
+    flat = jax.flatten_util.ravel_pytree(params)[0]
+    np.testing.assert_allclose(found.sum(0), rows @ flat, rtol=1e-4)

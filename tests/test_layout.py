@@ -18,6 +18,7 @@ ALLOWED = {  # a part may import itself and these
     "config": {"fields", "optimizers", "theory", "training"},
     "entries": {"theory"},
     "workdir": {"theory"},
+    "measurement": {"config", "gradients", "optimizers", "tasks", "theory", "training", "workdir"},
     "report": {"workdir", "theory"},
 }
 

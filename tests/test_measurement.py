@@ -1,7 +1,6 @@
 """Noise scales of layers against gradients of those layers taken alone, and all of a measurement on
 the quadratic."""
 
-import json
 import runpy
 from pathlib import Path
 
@@ -10,13 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+import xarray as xr
 from scipy.special import erf, erfinv
 
-from surge import measurement
+from surge.config import check
 from surge.gradients.moments import per_example_moments
+from surge.gradients.noise import gradient_noise
 from surge.gradients.one_step import StepSample
-from surge.measurement import gradient_noise
+from surge.measurement import states
+from surge.measurement.point import Point
+from surge.measurement.stage import measure
+from surge.measurement.statistics import STATISTICS, statistic
+from surge.measurement.statistics.one_step_laws import estimates
+from surge.report import verdicts
 from surge.tasks import by_ghosts
 from surge.tasks.quadratic import problem, quadratic
 from surge.theory import noise
@@ -62,7 +67,10 @@ def test_each_layer_and_the_normalisation_layers_are_those_taken_alone():
 
 def test_without_normalisation_layers_there_is_a_reason():
     result, _ = found(nn.Dense(2))
-    assert np.isnan(result.norms.value) and result.norms.why == "no normalisation layers"
+    assert (
+        np.isnan(result.norms.value)
+        and result.norms.why == "no normalisation layers are recognised"
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # of Opacus and torch
@@ -131,12 +139,17 @@ def measured(directory, task, **changes):
         "get_config"
     ]()
     config.batch_sizes = SIZES
+    config.max_examples = max(SIZES)
     config.optimizers.sgd.learning_rates = (1e-4, 1.0)
     config.measure.update(directions=128, examples=32_768, branch_examples=1)
     config.measure.update(changes)
-    files.write_dataset(
-        directory / "measure.nc", measurement.run(config, task, directory / "checkpoints")
+    experiment = check(config)
+    specs = {label: grid.spec for label, grid in experiment.optimizers.items()}
+    dataset = measure(
+        task, specs, SIZES, experiment.measure, directory / "checkpoints", seed=experiment.seed
     )
+    dataset.attrs["config"] = config.to_json()
+    files.write_dataset(directory / "measure.nc", dataset)
     return files.read_dataset(directory / "measure.nc")
 
 
@@ -203,11 +216,11 @@ def test_what_drifts_with_the_loss_has_the_exponents_of_the_quadratic(along_trai
 def test_verdicts_blame_the_independent_law_only_where_noise_is_correlated(
     along_training, tmp_path
 ):
-    found = json.loads(along_training.attrs["verdicts"])
+    found = verdicts.one_step(along_training)
     assert [sentence.split(", ")[0] for sentence in found] == ["sgd", "sign_sgd"]
     assert all("measured directions within a factor 1.0" in sentence for sentence in found)
     correlated = measured(tmp_path, quadratic(size=P, noise=NOISE, correlation=0.5), losses=())
-    (_, _, blame) = json.loads(correlated.attrs["verdicts"])
+    (_, _, blame) = verdicts.one_step(correlated)
     assert blame.startswith("sign_sgd: the independent law is off by more than a grid step (1.41)")
     assert "at B = 64: its premise of independent" in blame
     ratio = (correlated.independent_lr / correlated.oracle_lr).sel(
@@ -217,7 +230,7 @@ def test_verdicts_blame_the_independent_law_only_where_noise_is_correlated(
 
 
 def test_few_batch_sizes_with_an_optimum_have_no_curve():
-    def estimates(*curvatures):
+    def of_curvatures(*curvatures):
         """Of one direction's drift and curvature at each batch size, noisy from direction to
         direction."""
         scatter = 1 + 0.1 * np.random.default_rng(0).normal(size=(len(curvatures), 2, 8))
@@ -226,17 +239,16 @@ def test_few_batch_sizes_with_an_optimum_have_no_curve():
             StepSample(noise[0], bend * noise[1], np.ones(8), rates, np.ones((5, 8)))
             for bend, noise in zip(curvatures, scatter, strict=True)
         ]
-        config = ConfigDict({"batch_sizes": tuple(2**k for k in range(len(curvatures)))})
-        return measurement._estimates(config, samples, None)
+        return estimates(samples, [2**k for k in range(len(curvatures))], None)
 
     for curvatures in ((-1.0, -1.0), (1.0,), (1.0, 1.0, 1.0, -1.0)):
-        found = estimates(*curvatures)
+        found = of_curvatures(*curvatures)
         assert np.isfinite(found.measured_lr).any("bound").sum() == sum(
             each > 0 for each in curvatures
         )
         assert np.isnan(found.measured_curve).all() and np.isnan(found.measured_peak).all()
         assert "fewer than four" in found.measured_peak_why.item()
-    assert np.isfinite(estimates(1.0, 1.0, 1.0, 1.0).measured_curve).all()
+    assert np.isfinite(of_curvatures(1.0, 1.0, 1.0, 1.0).measured_curve).all()
 
 
 def test_ghost_batches_give_what_single_examples_give_where_nothing_is_coupled(tmp_path):
@@ -260,3 +272,59 @@ def test_ghost_batches_give_what_single_examples_give_where_nothing_is_coupled(t
     )
     assert_near(here, exact_sign_lr(np.array(SIZES, float), 1.0))
     assert here.measured_examples.item() % 4 == 0
+
+
+KNOWN = {  # statistic -> a variable of its, and its dimensions beside the checkpoint
+    "noise": ("noise_scale", ("scale", "bound")),
+    "signs": ("trace", ()),
+    "one_step_laws": ("oracle_lr", ("optimizer", "batch_size", "bound")),
+    "branches": ("branch_lr", ("optimizer", "batch_size", "horizon", "bound")),
+    "kappas": ("kappa", ("optimizer", "reading", "bound")),
+}
+
+
+def test_every_statistic_is_in_the_table_of_tests():
+    assert STATISTICS.keys() == KNOWN.keys()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_statistic_is_measured_at_every_checkpoint(along_training, name):
+    variable, dimensions = KNOWN[name]
+    assert along_training[variable].dims == ("checkpoint", *dimensions)
+    assert along_training.sizes["checkpoint"] == 4
+
+
+def test_kappa_is_that_of_the_quadratic_at_every_checkpoint(along_training):
+    exact = 1.15 * P / (1.15 * P + 0.15 * P * (P - 1))  # tr H over sHs of equal coordinates
+    sign = along_training.sel(optimizer="sign_sgd", reading="one step")
+    assert (sign.kappa.sel(bound="low") < 1.1 * exact).all()
+    assert (sign.kappa.sel(bound="high") > exact / 1.1).all()
+    height = 1 / (2 * (exact * (1 - exact)) ** 0.5)
+    np.testing.assert_allclose(sign.peak_over_plateau.sel(bound="value"), height, rtol=0.15)
+    sgd = along_training.sel(optimizer="sgd")
+    assert (sgd.peak_over_plateau == 1).all() and np.isinf(sgd.expected_b_peak).all()
+
+
+def test_states_are_trained_once_and_one_more_statistic_needs_no_training(tmp_path, monkeypatch):
+    few = {"directions": 8, "examples": 64, "losses": (2.0,), "learning_rate": 2e-3}
+    few |= {"optimizer": "sgd", "batch_size": 4096, "max_steps": 200}
+    task = quadratic(size=P, noise=NOISE)
+    first = measured(tmp_path, task, **few)
+
+    def refuse(*args):
+        raise AssertionError("trained again")
+
+    @statistic
+    def twice_the_first(point: Point) -> xr.Dataset:
+        return xr.Dataset({"twice": 2 * float(point.params[0])})
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(states, "_train", refuse)
+            again = measured(tmp_path, task, **few)
+            with pytest.raises(AssertionError, match="trained again"):
+                measured(tmp_path, task, **few | {"losses": (1.9,)})
+    finally:
+        STATISTICS.pop("twice_the_first")
+    assert again.twice.dims == ("checkpoint",) and again.sizes["checkpoint"] == 2
+    xr.testing.assert_identical(again.drop_vars("twice"), first)

@@ -30,12 +30,15 @@ def exact(kind, correlation, sizes=SIZES):
     covariance = known.noise_root @ known.noise_root.T
     trace = float(np.trace(known.hessian @ covariance))
     batch = np.array(sizes, float)
-    sign = lambda size: np.asarray(
-        derivations.sign_descent_correlated(size, mu, sigma, matrix, rho).optimal_lr
-    )
-    plain = lambda size: np.asarray(
-        derivations.sgd(size, mu, Hessian.dense(matrix), trace).optimal_lr
-    )  # noqa: E731
+
+    def sign(size):
+        return np.asarray(
+            derivations.sign_descent_correlated(size, mu, sigma, matrix, rho).optimal_lr
+        )
+
+    def plain(size):
+        return np.asarray(derivations.sgd(size, mu, Hessian.dense(matrix), trace).optimal_lr)
+
     return {
         "sign_sgd": sign(batch),
         "sgd": plain(batch),
@@ -232,6 +235,10 @@ def test_pool_holds_plain_gradients_of_nested_batches():
         )
     np.testing.assert_allclose(
         pool.centre[3], np.mean([gradient(b, 64) for b in range(3)], 0), rtol=1e-4, atol=1e-4
+    )
+    known = problem(**KIND)
+    np.testing.assert_allclose(
+        np.mean(pool.variance / np.diag(known.noise_root @ known.noise_root.T)), 1, atol=0.2
     )
     assert pools.examples == GROUPS * (3 * 64 + 2 * (5 + 1))
     lion = OPTIMIZERS["lion"]  # whose update averages 71 batches

@@ -84,9 +84,12 @@ def test_measure_finds_the_exact_answers_of_the_quadratic():
     signal = known.mu @ known.hessian @ known.mu
     law = found.measured["sgd"]
     assert law.low[0] < known.mu @ known.mu / (signal + trace / 4) < law.high[0]
+    oracle = found.oracle["sgd"]
+    assert oracle.low[0] < known.mu @ known.mu / (signal + trace / 4) < oracle.high[0]
+    assert found.kappa["sgd"].peak_over_plateau.shape == (2, 3)
     assert found.closed_form.trace == pytest.approx(np.trace(known.hessian), rel=0.1)
     alone = surge.measure(task.loss, params, [examples])
-    assert alone.b_simple == found.b_simple and alone.independent is None and alone.measured == {}
+    assert alone.b_simple == found.b_simple and alone.independent is None and not alone.oracle
 
 
 def test_each_mistake_in_measure_is_one_sentence():
@@ -109,3 +112,107 @@ def test_each_mistake_in_measure_is_one_sentence():
     refused("adamm", loss, [rows], optimizers={"a": "adamm"})
     with pytest.raises(AttributeError, match="no attribute 'mesure'"):
         surge.mesure  # noqa: B018
+
+
+ROWS = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
+TARGETS = np.sin(ROWS.sum(1))
+WEIGHTS = {
+    "a": np.random.default_rng(1).normal(size=(6, 8)).astype(np.float32) / 2,
+    "b": np.random.default_rng(2).normal(size=8).astype(np.float32) / 2,
+}
+ASKED = {"optimizers": {"adam": "adam"}, "batch_sizes": (4, 16), "directions": 16}
+
+
+def squared(params, example):
+    """Of one example, in the dtype of the parameters."""
+    x, y = example
+    hidden = jnp.tanh(x.astype(params["a"].dtype) @ params["a"])
+    return ((hidden @ params["b"]).astype(jnp.float32) - y) ** 2
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return surge.measure(squared, WEIGHTS, [(ROWS, TARGETS)], **ASKED)
+
+
+def test_the_broken_example_is_named_and_every_reason_says_not_finite():
+    rows = ROWS.copy()
+    rows[37] = np.nan
+    found = surge.measure(squared, WEIGHTS, [(rows, TARGETS)], **ASKED)
+    assert found.b_simple.why == "the gradient of example 37 is not finite"
+    reasons = [found.sign.why, found.kappa["adam"].why, *found.independent.why]
+    reasons += [*found.measured["adam"].why, *found.oracle["adam"].why]
+    assert all("not finite" in reason for reason in reasons)
+    assert np.isnan(found.validity[0.5]).all() and np.isnan(found.closed_form.b_noise)
+    norms = sum(jax.tree.leaves(found.moments.square_norms))
+    np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(norms)), [37])
+
+
+@jax.custom_vjp
+def gap(x, y):
+    return (x - y) ** 2
+
+
+gap.defvjp(lambda x, y: (gap(x, y), x - y), lambda diff, g: (2 * g * diff, None))
+
+
+def test_a_loss_with_a_gradient_of_its_own_is_measured_like_any_other(plain):
+    def loss(params, example):
+        return gap(jnp.tanh(example[0] @ params["a"]) @ params["b"], example[1])
+
+    found = surge.measure(loss, WEIGHTS, [(ROWS, TARGETS)], **ASKED)
+    np.testing.assert_allclose(found.b_simple[:3], plain.b_simple[:3], rtol=1e-4)
+    np.testing.assert_allclose(found.oracle["adam"].lr, plain.oracle["adam"].lr, rtol=1e-3)
+    np.testing.assert_allclose(found.independent.lr, plain.independent.lr, rtol=1e-3)
+
+
+def test_bfloat16_parameters_are_measured_as_their_values_in_float32(plain):
+    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), WEIGHTS)
+    found = surge.measure(squared, narrow, [(ROWS, TARGETS)], **ASKED)
+    assert found.b_simple.value == pytest.approx(plain.b_simple.value, rel=0.03)
+    for law in ("measured", "oracle"):
+        rates = [getattr(one, law)["adam"].lr for one in (found, plain)]
+        np.testing.assert_allclose(*rates, rtol=0.05)
+
+
+def test_the_flag_for_float64_changes_nothing(plain):
+    with jax.enable_x64(True):
+        found = surge.measure(
+            squared, jax.tree.map(jnp.asarray, WEIGHTS), [(ROWS, TARGETS)], **ASKED
+        )
+    np.testing.assert_allclose(found.b_simple[:3], plain.b_simple[:3], rtol=1e-4)
+    # Draws differ: whole numbers are of 64 bits.
+    np.testing.assert_allclose(found.measured["adam"].lr, plain.measured["adam"].lr, rtol=0.5)
+    assert np.isfinite(found.oracle["adam"].lr).all()
+
+
+@pytest.mark.parametrize("name", ["torch", "lists", "a loader", "dicts of both"])
+def test_batches_as_people_have_them(name, plain):
+    import torch
+
+    x, y = torch.tensor(ROWS), torch.tensor(TARGETS)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16)
+    batches = {
+        "torch": [(x, y)],
+        "lists": [[ROWS[at : at + 16], TARGETS[at : at + 16]] for at in range(0, 70, 16)],
+        "a loader": loader,
+        "dicts of both": [{"x": x, "y": TARGETS, "mask": None}],
+    }[name]
+    loss = squared
+    if name == "dicts of both":
+        loss = lambda params, example: squared(params, (example["x"], example["y"]))  # noqa: E731
+    found = surge.measure(loss, WEIGHTS, batches)
+    np.testing.assert_allclose(found.b_simple[:3], plain.b_simple[:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["muon", "adafactor", "lion"])
+def test_optimizers_of_matrices_and_of_factors_are_measured(spec):
+    with_bias = WEIGHTS | {"c": np.zeros(8, np.float32)}
+
+    def loss(params, example):
+        hidden = jnp.tanh(example[0] @ params["a"] + params["c"])
+        return (hidden @ params["b"] - example[1]) ** 2
+
+    asked = ASKED | {"optimizers": {"it": spec}}
+    found = surge.measure(loss, with_bias, [(ROWS, TARGETS)], **asked)
+    assert (found.oracle["it"].lr > 0).all()

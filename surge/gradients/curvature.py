@@ -1,5 +1,5 @@
-"""The loss along directions: slopes, curvatures, Hessian products and diagonals, streamed over the
-batch."""
+"""The loss around a point: its gradient, Hessian products and diagonals, and its bend along
+directions, streamed over the batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,12 +8,30 @@ import jax
 import jax.numpy as jnp
 
 MICROBATCH = 256  # examples in one forward pass
+GRADIENT_BYTES = 64 * 2**20  # of gradients of single examples held at once
 
 LossFn = Callable[[Any, Any], jax.Array]
 
 
-def mean_loss(loss_fn: LossFn, batch: Any) -> Callable[[Any], jax.Array]:
-    """params -> mean over the batch [n] of the losses of single examples, in micro-batches."""
+def widened(tree: Any) -> Any:
+    """Leaves in float32 or better, for sums."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Leaves in the dtypes of those of another pytree: a tangent must have its primal's."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
+
+
+def moved(params: Any, direction: Any, distance: jax.Array) -> Any:
+    """θ + distance·direction, in float32 or better: bfloat16 does not see a small step."""
+    return jax.tree.map(
+        lambda leaf, step: leaf + distance.astype(leaf.dtype) * step, widened(params), direction
+    )
+
+
+def _mean(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Mean over the batch [n] of what a function of micro-batches returns for each example [m]."""
     n = jax.tree.leaves(batch)[0].shape[0]
     size = min(MICROBATCH, n)
     whole = n // size
@@ -21,68 +39,60 @@ def mean_loss(loss_fn: LossFn, batch: Any) -> Callable[[Any], jax.Array]:
         lambda leaf: leaf[: whole * size].reshape(whole, size, *leaf.shape[1:]), batch
     )
     rest = jax.tree.map(lambda leaf: leaf[whole * size :], batch)
-    losses = jax.vmap(loss_fn, (None, 0))
+    if whole == 1:
+        total = function(jax.tree.map(lambda leaf: leaf[0], head)).sum()
+    else:
+        total = jax.lax.map(lambda micro: function(micro).sum(), head).sum()
+    return (total + function(rest).sum()) / n if n % size else total / n
+
+
+def mean_loss(loss_fn: LossFn, batch: Any) -> Callable[[Any], jax.Array]:
+    """params -> mean over the batch [n] of the losses of single examples, in micro-batches."""
 
     def mean(params: Any) -> jax.Array:
-        if whole == 1:
-            total = losses(params, jax.tree.map(lambda leaf: leaf[0], head)).sum()
-        else:
-            total = jax.lax.map(lambda micro: losses(params, micro).sum(), head).sum()
-        return (total + losses(params, rest).sum()) / n if n % size else total / n
+        return _mean(lambda micro: jax.vmap(loss_fn, (None, 0))(params, micro), batch)
 
     return mean
 
 
-class Along(NamedTuple):
-    """The loss and its first and second derivative along a direction: L(θ), uᵀ∇L, uᵀHu."""
+def second_difference(
+    loss_fn: LossFn, params: Any, batch: Any, direction: Any, distance: jax.Array
+) -> jax.Array:
+    """(L(θ + hu) + L(θ − hu) − 2L(θ))/h²: uᵀHu for a quadratic, and for any loss its bend at the
+    scale h, the kinks of its ReLUs included, which no derivative at θ sees.
 
-    loss: jax.Array
-    slope: jax.Array
-    bend: jax.Array
-
-
-def along(loss_fn: LossFn, params: Any, batch: Any, direction: Any) -> Along:
-    """Taylor coefficients of t -> L(θ + t·direction) at 0, by forward mode alone: no backward pass.
+    Differences are taken example by example, so that the digits of the loss itself do not matter.
 
     Args:
       loss_fn: (params, example) -> scalar.
       params: θ.
       batch: pytree [n, ...] that L is the mean over.
       direction: u, a pytree like params.
+      distance: h.
     """
-    mean = mean_loss(loss_fn, batch)
+    here = widened(params)
+    ahead = moved(params, direction, distance)
+    behind = moved(params, direction, -distance)
 
-    def value_and_slope(point: Any) -> tuple[jax.Array, jax.Array]:
-        return jax.jvp(mean, (point,), (direction,))
+    def bend(example: Any) -> jax.Array:
+        loss = loss_fn(here, example)
+        return (loss_fn(ahead, example) - loss) + (loss_fn(behind, example) - loss)
 
-    (loss, slope), (_, bend) = jax.jvp(value_and_slope, (params,), (direction,))
-    return Along(loss, slope, bend)
-
-
-def quadratic_form(loss_fn: LossFn, params: Any, batch: Any, direction: Any) -> jax.Array:
-    """uᵀHu for the Hessian of the mean loss."""
-    return along(loss_fn, params, batch, direction).bend
+    return _mean(lambda micro: widened(jax.vmap(bend)(micro)), batch) / distance**2
 
 
 def hvp(loss_fn: LossFn, params: Any, batch: Any, vector: Any) -> Any:
     """Hessian of the mean loss times a vector: forward over reverse; a pytree like params."""
-    return jax.jvp(jax.grad(mean_loss(loss_fn, batch)), (params,), (vector,))[1]
-
-
-def alignments(loss_fn: LossFn, params: Any, batch: Any, direction: Any) -> jax.Array:
-    """⟨g_i, u⟩ of every example [n]: its loss's slope along u, without its gradient."""
-    n = jax.tree.leaves(batch)[0].shape[0]
-
-    def slope(example: Any) -> jax.Array:
-        return jax.jvp(lambda point: loss_fn(point, example), (params,), (direction,))[1]
-
-    return jax.lax.map(slope, batch, batch_size=min(MICROBATCH, n))
+    gradient = jax.grad(mean_loss(loss_fn, batch))
+    return jax.jvp(gradient, (params,), (cast_like(vector, params),))[1]
 
 
 def layer_alignments(
     loss_fn: LossFn, params: Any, batch: Any, direction: Any, layers: Sequence[int]
 ) -> jax.Array:
     """⟨g_i, u⟩ over the parameters of each layer and for every example: [layer, n].
+
+    By reverse mode alone, which every loss that can be trained has.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -91,15 +101,20 @@ def layer_alignments(
       direction: u, a pytree like params.
       layers: the layer of each leaf of params, counted from 0.
     """
-    leaves, tree = jax.tree.flatten(direction)
+    n = jax.tree.leaves(batch)[0].shape[0]
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    size = max(1, min(MICROBATCH, n, GRADIENT_BYTES // max(held, 1)))
 
-    def one(layer: jax.Array) -> jax.Array:
-        held = [
-            jnp.where(layer == each, leaf, 0) for each, leaf in zip(layers, leaves, strict=True)
-        ]
-        return alignments(loss_fn, params, batch, tree.unflatten(held))
+    def inner(example: Any) -> jax.Array:
+        gradient = widened(jax.grad(loss_fn)(params, example))
+        pairs = jax.tree.map(lambda leaf, step: (leaf * step).sum(), gradient, direction)
+        return (
+            jnp.zeros(max(layers) + 1)
+            .at[jnp.asarray(layers)]
+            .add(jnp.stack(jax.tree.leaves(pairs)))
+        )
 
-    return jax.lax.map(one, jnp.arange(max(layers) + 1))
+    return jax.lax.map(inner, batch, batch_size=size).T
 
 
 class Hutchinson(NamedTuple):
@@ -134,26 +149,24 @@ def hutchinson(
         )
     leaves, tree = jax.tree.flatten(params)
 
-    def probe(total: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    def probe(total: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
         keys = jax.random.split(key, len(leaves))
         signs = [
-            jax.random.rademacher(each, leaf.shape, leaf.dtype)
-            for each, leaf in zip(keys, leaves, strict=True)
+            jax.random.rademacher(leaf_key, leaf.shape, leaf.dtype)
+            for leaf_key, leaf in zip(keys, leaves, strict=True)
         ]
         vector = tree.unflatten(signs)
         product = jax.tree.map(jnp.multiply, vector, hvp(loss_fn, params, batch, vector))
-        trace = sum(leaf.sum() for leaf in jax.tree.leaves(product))
+        product = widened(product)
         first, second = total
         first = jax.tree.map(jnp.add, first, product)
-        return (
-            first,
-            jax.tree.map(lambda one, other: one + other**2, second, product),
-        ), jnp.asarray(trace)
+        second = jax.tree.map(lambda one, other: one + other**2, second, product)
+        trace = sum(leaf.sum() for leaf in jax.tree.leaves(product))
+        return (first, second), jnp.asarray(trace)
 
-    nothing = jax.tree.map(jnp.zeros_like, params)
-    (first, second), traces = jax.lax.scan(
-        probe, (nothing, nothing), jax.random.split(key, samples)
-    )
+    nothing = jax.tree.map(jnp.zeros_like, widened(params))
+    keys = jax.random.split(key, samples)
+    (first, second), traces = jax.lax.scan(probe, (nothing, nothing), keys)
     diagonal = jax.tree.map(lambda total: total / samples, first)
     error = jax.tree.map(
         lambda total, mean: jnp.sqrt(jnp.maximum(total / samples - mean**2, 0) / (samples - 1)),

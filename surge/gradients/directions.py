@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from surge.gradients.batch import Draw, mean_gradient, weighted
-from surge.gradients.curvature import LossFn
+from surge.gradients.curvature import LossFn, cast_like, widened
 from surge.optimizers import Optimizer, update
 from surge.optimizers.rule import Stationary
 from surge.optimizers.step import ExampleMoments
@@ -25,6 +25,7 @@ class Pool(NamedTuple):
 
     Attributes:
       centre: mean gradient of all examples of each group [GROUPS, ...].
+      variance: of the gradient of one example, from all mini-batches of all groups.
       members: gradients of its first mini-batches, of `drawn` examples each [GROUPS, members, ...].
       size: N, examples behind a centre.
       drawn: examples behind a member.
@@ -33,6 +34,7 @@ class Pool(NamedTuple):
     """
 
     centre: Any
+    variance: Any
     members: Any
     size: int
     drawn: int
@@ -68,11 +70,14 @@ class PoolSource:
         self._members = partial(_members, loss_fn, draw, members, params, data, key)
         full = self._members(WIDTH)
         self._centre = partial(_centre, loss_fn, draw, params, data, key)
-        known = jax.tree.map(lambda leaf: leaf.mean(1), full)
-        centre = self._centre(batches * WIDTH, members, known)
-        self._nothing = jax.tree.map(jnp.zeros_like, known)
+        mean = jax.tree.map(lambda leaf: leaf.mean(1), full)
+        square = jax.tree.map(lambda leaf: WIDTH * (leaf.shape[1] - 1) * leaf.var(1, ddof=1), full)
+        centre, square = self._centre(batches * WIDTH, members, (mean, square))
+        variance = jax.tree.map(lambda leaf: leaf.mean(0) / (batches - 1), square)
+        self._nothing = jax.tree.map(jnp.zeros_like, (mean, square))
         self._known_norms: dict[int, Any] = {}
-        self._pool = self._full = Pool(centre, full, batches * WIDTH, WIDTH)
+        self._full = Pool(centre, variance, full, batches * WIDTH, WIDTH)
+        self._pool = self._full
         self.examples = GROUPS * batches * WIDTH  # that were differentiated
 
     def at(self, batch_size: int) -> Pool:
@@ -94,7 +99,7 @@ class PoolSource:
         if not optimizer.bends or size > pool.size - WIDTH:
             return pool
         self.examples += GROUPS * size
-        return pool._replace(centre=self._centre(size, 0, self._nothing), size=size)
+        return pool._replace(centre=self._centre(size, 0, self._nothing)[0], size=size)
 
     def _norms(self, drawn: int) -> Any:
         """Mean norms of gradients of so many examples."""
@@ -118,26 +123,37 @@ def _members(loss_fn, draw, members, params, data, key, drawn) -> Any:
     keys = jax.vmap(lambda group: jax.vmap(partial(jax.random.fold_in, group))(jnp.arange(members)))
     one = lambda each: mean_gradient(weighted(loss_fn), draw, params, data, each, drawn, MICROBATCH)  # noqa: E731
     flat = jax.lax.map(one, keys(jax.random.split(key, GROUPS)).reshape(-1), batch_size=LANES)
-    return jax.tree.map(lambda leaf: leaf.reshape(GROUPS, members, *leaf.shape[1:]), flat)
+    apart = jax.tree.map(lambda leaf: leaf.reshape(GROUPS, members, *leaf.shape[1:]), flat)
+    return widened(apart)
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "draw"))
 def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
-    """Each group's mean gradient over the first `size` examples of its mini-batches, in order
-    [GROUPS, ...]; that over the first `done` mini-batches is known."""
+    """Each group's mean gradient over the first `size` examples of its mini-batches, in order, and
+    the sum of their squared deviations, times their examples: on average, by all but one of them,
+    the variance of one example [GROUPS, ...]. Both are known of the first `done` mini-batches."""
 
-    def group(pair: tuple[jax.Array, Any]) -> Any:
-        key, mean = pair
+    def group(pair: tuple[jax.Array, tuple[Any, Any]]) -> tuple[Any, Any]:
+        key, moments = pair
 
-        def add(index: jax.Array, mean: Any) -> Any:
+        def add(index: jax.Array, moments: tuple[Any, Any]) -> tuple[Any, Any]:
+            mean, square = moments
             drawn = jnp.minimum(size - index * WIDTH, WIDTH)
             new = mean_gradient(
                 weighted(loss_fn), draw, params, data, jax.random.fold_in(key, index), drawn, WIDTH
             )
             share = drawn / (index * WIDTH + drawn)
-            return jax.tree.map(lambda old, each: old + (each - old) * share, mean, new)
+            after = jax.tree.map(lambda old, leaf: old + (leaf - old) * share, mean, new)
+            square = jax.tree.map(
+                lambda total, leaf, old, now: total + drawn * (leaf - old) * (leaf - now),
+                square,
+                new,
+                mean,
+                after,
+            )
+            return cast_like((after, square), moments)
 
-        return jax.lax.fori_loop(done, -(-size // WIDTH), add, mean)
+        return jax.lax.fori_loop(done, -(-size // WIDTH), add, moments)
 
     return jax.lax.map(group, (jax.random.split(key, GROUPS), known))
 
@@ -192,6 +208,7 @@ def _directions(
     weights: jax.Array,
     key: jax.Array,
 ) -> Any:
+    params = widened(params)
     transform = optimizer(1.0, batch_size, None)
     members = jax.tree.leaves(pool.members)[0].shape[1]
     average = jax.tree.map(lambda leaf: leaf.mean(1), pool.members)
@@ -199,19 +216,21 @@ def _directions(
     room = pool.drawn * (1 / batch_size - 1 / pool.size)
     stretch = jnp.where(raw, 1.0, jnp.sqrt(jnp.maximum(room, 0) * members / (members - 1)))
     centre = jax.tree.map(partial(jnp.where, raw), average, pool.centre)
-    noise = jax.tree.map(lambda each, mean: stretch * (each - mean[:, None]), pool.members, average)
-    variance = jax.tree.map(lambda each: (each**2).mean((0, 1)), noise)
+    noise = jax.tree.map(lambda leaf, mean: stretch * (leaf - mean[:, None]), pool.members, average)
+    # Ratios of whole numbers are float64 where jax_enable_x64 is set.
+    noise = cast_like(noise, pool.members)
+    variance = cast_like(jax.tree.map(lambda leaf: leaf / batch_size, pool.variance), params)
     behind = batch_size / (weights**2).sum()  # examples behind a direction, κB
     spare = jnp.maximum(pool.size - behind, 0) / jnp.maximum(pool.size - batch_size, 1)
     drawn_in = 1 - jnp.sqrt(jnp.minimum(spare, 1))
 
     def sample(key: jax.Array, index: jax.Array) -> Any:
         group = index % GROUPS
-        ours, deviations = (
-            jax.tree.map(lambda leaf: leaf[group], each) for each in (centre, noise)
-        )
+        ours = jax.tree.map(lambda leaf: leaf[group], centre)
+        deviations = jax.tree.map(lambda leaf: leaf[group], noise)
         second = jax.tree.map(lambda mean, spread: mean**2 + spread, ours, variance)
-        start = optimizer.settle(transform.init(params), ours, second, params, batch_size)
+        fresh = transform.init(params)
+        start = cast_like(optimizer.settle(fresh, ours, second, params, batch_size), fresh)
         moments = None
         if pool.norms is not None:
             norms = jax.tree.map(lambda leaf: leaf[group], pool.norms)
@@ -223,12 +242,12 @@ def _directions(
         if len(weights) > 1:
             shares = jnp.zeros(members).at[picks[::-1][: len(weights)]].add(weights)
             offset = lambda leaf, mean: mean - drawn_in * jnp.tensordot(shares, leaf, 1)  # noqa: E731
-            ours = jax.tree.map(offset, deviations, ours)
+            ours = cast_like(jax.tree.map(offset, deviations, ours), params)
 
         def step(carry: tuple[Any, Any], pick: jax.Array) -> tuple[tuple[Any, Any], None]:
-            grads = jax.tree.map(lambda mean, each: mean + each[pick], ours, deviations)
+            grads = jax.tree.map(lambda mean, leaf: mean + leaf[pick], ours, deviations)
             updates, state = update(transform, grads, carry[0], params, moments=moments)
-            return (state, updates), None
+            return cast_like((state, updates), carry), None
 
         (_, updates), _ = jax.lax.scan(step, (start, jax.tree.map(jnp.zeros_like, params)), picks)
         return jax.tree.map(jnp.negative, updates)

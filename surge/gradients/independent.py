@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from scipy import stats
 
-from surge.gradients.curvature import LossFn, hutchinson, hvp
+from surge.gradients.curvature import LossFn, hutchinson, hvp, widened
 from surge.gradients.moments import GradientMoments, merge
 from surge.gradients.one_step import OneStepLR
 from surge.theory.derivations import Hessian, sign_mean
@@ -41,6 +41,7 @@ def flat_hessian(
       key: of the Hutchinson probes.
       probes: how many.
     """
+    params = widened(params)
     diagonal = ravel_pytree(_hutchinson(loss_fn, params, batch, key, probes).diagonal)[0]
     return Hessian(diagonal, Partial(_flat_hvp(loss_fn), params, batch))
 
@@ -120,13 +121,14 @@ def sign_summary(hessian: Hessian, groups: Sequence[GradientMoments]) -> SignSum
         off(ratio_a, ratio_b),
     )
     peaked = coupling > 0 and trace > 0
+    unknown = np.inf if np.isfinite(coupling) and np.isfinite(trace) else np.nan
     return SignSummary(
         mu_l1=mu_l1,
         trace=trace,
         off_diagonal=off(jnp.sign(mu_a), jnp.sign(mu_b)),
         snr=aligned / mu_l1 if mu_l1 else np.nan,  # a loss without a slope
-        b_noise=np.pi * trace / (2 * coupling) if peaked else np.inf,
-        max_lr=aligned / (2 * np.sqrt(trace * coupling)) if peaked else np.inf,
+        b_noise=np.pi * trace / (2 * coupling) if peaked else unknown,
+        max_lr=aligned / (2 * np.sqrt(trace * coupling)) if peaked else unknown,
     )
 
 

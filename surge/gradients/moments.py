@@ -179,19 +179,20 @@ def merge(a: GradientMoments, b: GradientMoments) -> GradientMoments:
 
 def _merge(a: GradientMoments, b: GradientMoments) -> GradientMoments:
     n = a.n + b.n
-    share = b.n / n
+    share = b.n / n  # float64 where jax_enable_x64 is set, whatever the parameters are
     both = a.n * share
+
+    def mean(one: jax.Array, other: jax.Array) -> jax.Array:
+        return one + (other - one) * share.astype(one.dtype)
+
+    def square(one: jax.Array, other: jax.Array, mean_a: jax.Array, mean_b: jax.Array) -> jax.Array:
+        return one + other + (mean_b - mean_a) ** 2 * both.astype(one.dtype)
+
     add = partial(jax.tree.map, jnp.add)
     return GradientMoments(
         n=n,
-        mean=jax.tree.map(lambda one, other: one + (other - one) * share, a.mean, b.mean),
-        square=jax.tree.map(
-            lambda one, other, mean_a, mean_b: one + other + (mean_b - mean_a) ** 2 * both,
-            a.square,
-            b.square,
-            a.mean,
-            b.mean,
-        ),
+        mean=jax.tree.map(mean, a.mean, b.mean),
+        square=jax.tree.map(square, a.square, b.square, a.mean, b.mean),
         sign_sum=add(a.sign_sum, b.sign_sum),
         zeros=add(a.zeros, b.zeros),
         square_norms=(),

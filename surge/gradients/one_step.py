@@ -5,7 +5,7 @@ Both are judged by the mean loss over one evaluation batch. What independent coo
 of it instead is in `surge.gradients.independent`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +15,18 @@ import numpy as np
 from scipy import optimize, stats
 
 from surge.gradients.batch import Draw
-from surge.gradients.curvature import LossFn, along, mean_loss
+from surge.gradients.curvature import LossFn, mean_loss, moved, second_difference, widened
 from surge.gradients.directions import GROUPS, PoolSource, directions
 from surge.optimizers import Optimizer
+from surge.theory.noise import NOT_FINITE
+
+# Steps that the search for the scale chooses between, in units of the one that would bring the loss
+# to 0 were it as steep throughout as at its start; and the oracle's rates around its choice.
+HALVINGS = 4
+RUNGS = 4.0 ** np.arange(2.0 - 2**HALVINGS + 1, 3.0)
+BETWEEN = 2.0  # times one rung is half way to the next
+FINE = 4.0 ** np.linspace(-1.0, 1.0, 13)
+SIDE_BY_SIDE = 8  # directions along which the loss is taken at once
 
 
 class OneStepLR(NamedTuple):
@@ -36,30 +45,45 @@ class OneStepLR(NamedTuple):
         cls, drift: np.ndarray, curvature: np.ndarray, low: np.ndarray, high: np.ndarray, n: int
     ) -> "OneStepLR":
         """a/q [b] with its interval, undefined with a reason where the step has no minimum."""
-        good = (curvature > 0) & (drift > 0)
+        good = (curvature > 0) & (drift > 0) & np.isfinite(curvature) & np.isfinite(drift)
         safe = np.where(good, curvature, 1.0)
-        lr, low, high, gain = (
-            np.where(good, each, np.nan)
-            for each in (drift / safe, low, high, drift**2 / (2 * safe))
-        )
-        reasons = np.where(
-            curvature <= 0,
-            "no curvature along the step: q <= 0",
-            "the step does not descend: a <= 0",
-        )
-        why = ["" if fine else str(reason) for fine, reason in zip(good, reasons, strict=True)]
+        lr = np.where(good, drift / safe, np.nan)
+        gain = np.where(good, drift**2 / (2 * safe), np.nan)
+        low = np.where(good, low, np.nan)
+        high = np.where(good, high, np.nan)
+        why = [_reason(*pair) for pair in zip(drift, curvature, strict=True)]
         return cls(lr, low, high, gain, n, why)
 
 
+def _reason(drift: float, curvature: float) -> str:
+    """Why a step has no best length, "" where it has one."""
+    if not (np.isfinite(drift) and np.isfinite(curvature)):
+        return NOT_FINITE
+    if curvature <= 0:
+        return "no curvature along the step: q <= 0"
+    return "" if drift > 0 else "the step does not descend: a <= 0"
+
+
 class StepSample(NamedTuple):
-    """What directions say at one batch size: a_k and q_k [k], and the true loss; k belongs to group
-    k % GROUPS."""
+    """What directions say at one batch size; direction k belongs to group k % GROUPS.
+
+    Attributes:
+      drift: a_k = uᵀ∇L [k].
+      curvature: q_k [k]: uᵀHu by differences of the loss at the scale of the step.
+      start: loss before the step.
+      rates: learning rates of the oracle [e].
+      loss: true loss after the step [e, k].
+      layer_drift: a_k of each layer, stepped in alone [layer, k]; None where not asked for.
+      layer_curvature: q_k likewise.
+    """
 
     drift: np.ndarray
     curvature: np.ndarray
-    start: np.ndarray  # loss before the step
-    rates: np.ndarray  # [e] learning rates of the oracle
-    loss: np.ndarray  # [e, k] true loss at each
+    start: np.ndarray
+    rates: np.ndarray
+    loss: np.ndarray
+    layer_drift: np.ndarray | None = None
+    layer_curvature: np.ndarray | None = None
 
 
 class Steps(NamedTuple):
@@ -72,19 +96,76 @@ class Steps(NamedTuple):
 
 @partial(jax.jit, static_argnames="loss_fn")
 def _look(loss_fn: LossFn, params: Any, evaluation: Any, found: Any) -> tuple[jax.Array, ...]:
-    """The fields of a StepSample along directions [k, ...]."""
+    """What a StepSample holds, for directions u [k, ...], with the drift of each leaf [leaf, k]: no
+    derivative beyond the gradient, so that kinks and higher orders count as they do for a step."""
+    mean = mean_loss(loss_fn, evaluation)
+    here = widened(params)
+    start, gradient = jax.value_and_grad(mean)(here)
     descent = jax.tree.map(jnp.negative, found)
-    slopes = jax.lax.map(lambda u: along(loss_fn, params, evaluation, u), descent, batch_size=8)
-    a, q = -slopes.slope.mean(), slopes.bend.mean()
-    middle = jnp.where((a > 0) & (q > 0), a / jnp.where(q > 0, q, 1.0), 1e-3)
-    rates = middle * 2.0 ** jnp.linspace(-2.4, 2.4, 13)
-    after = mean_loss(loss_fn, evaluation)
 
-    def losses(rate: jax.Array) -> jax.Array:
-        step = lambda u: after(jax.tree.map(lambda leaf, each: leaf + rate * each, params, u))  # noqa: E731
-        return jax.lax.map(step, descent, batch_size=8)
+    def slopes(u: Any) -> jax.Array:
+        shares = jax.tree.map(lambda leaf, other: (leaf * other).sum(), widened(u), gradient)
+        return jnp.stack(jax.tree.leaves(shares))
 
-    return -slopes.slope, slopes.bend, slopes.loss, rates, jax.lax.map(losses, rates)
+    def losses(rate: jax.Array, along: Any) -> jax.Array:
+        return jax.lax.map(lambda u: mean(moved(params, u, rate)), along, batch_size=SIDE_BY_SIDE)
+
+    def bends(distance: jax.Array, along: Any) -> jax.Array:
+        bend = partial(second_difference, loss_fn, params, evaluation, distance=distance)
+        return jax.lax.map(lambda u: bend(direction=u), along, batch_size=SIDE_BY_SIDE)
+
+    drift = jax.vmap(slopes, out_axes=1)(found)
+    few = jax.tree.map(lambda leaf: leaf[:GROUPS], descent)
+    scale = _scale(start, jnp.abs(drift.sum(0).mean()), lambda rate: bends(rate, few).mean())
+    rates = scale * FINE.astype(scale.dtype)
+    loss = jax.lax.map(lambda rate: losses(rate, descent), rates)
+    mean = loss.mean(1)
+    lowest = rates[jnp.where(jnp.isfinite(mean), mean, jnp.inf).argmin()]
+    return drift, bends(lowest, descent), start, rates, loss
+
+
+def _scale(start: jax.Array, slope: jax.Array, bend: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The step h of about h·bend(h) = slope, where a parabola has its lowest point: by bisection.
+
+    Drifts of single directions may be many times their mean, and of either sign; their bends are
+    alike, so that a few of them will do.
+    """
+    rungs = RUNGS.astype(start.dtype) * jnp.abs(start) / slope
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) // 2
+        too_far = ~(rungs[middle] * bend(rungs[middle]) <= slope)  # also where it is not finite
+        return jnp.where(too_far, low, middle), jnp.where(too_far, middle, high)
+
+    ends = jnp.asarray(0), jnp.asarray(len(RUNGS) - 1)
+    low, _ = jax.lax.fori_loop(0, HALVINGS, halve, ends)
+    return rungs[low] * BETWEEN
+
+
+@partial(jax.jit, static_argnames=("loss_fn", "layers"))
+def _look_by_layer(
+    loss_fn: LossFn,
+    layers: tuple[int, ...],
+    params: Any,
+    evaluation: Any,
+    found: Any,
+    distance: jax.Array,
+) -> jax.Array:
+    """q_k of each layer, stepped in alone [layer, k]."""
+    leaves, tree = jax.tree.flatten(found)
+
+    def one(pair: tuple[jax.Array, list[jax.Array]]) -> jax.Array:
+        chosen, step = pair
+        held = [
+            jnp.where(layer == chosen, leaf, 0) for layer, leaf in zip(layers, step, strict=True)
+        ]
+        return second_difference(loss_fn, params, evaluation, tree.unflatten(held), distance)
+
+    def every(chosen: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda step: one((chosen, step)), leaves, batch_size=SIDE_BY_SIDE)
+
+    return jax.lax.map(every, jnp.arange(max(layers) + 1))
 
 
 def sample_steps(
@@ -98,9 +179,10 @@ def sample_steps(
     key: jax.Array,
     *,
     count: int,
+    layers: tuple[int, ...] = (),
 ) -> Steps:
-    """Samples directions at each batch size and looks along them: derivatives at 0, and the true
-    loss on a grid.
+    """Samples directions at each batch size and looks along them: slope, bend, and the true loss
+    on a grid.
 
     One pool of gradients serves every optimizer and batch size.
 
@@ -114,6 +196,8 @@ def sample_steps(
       batch_sizes: B [b].
       key: of everything drawn.
       count: directions for each optimizer and B.
+      layers: the layer of each leaf of params, counted from 0, where steps are also to be looked
+        along layer by layer: slopes at each B, bends at the smallest and the largest.
 
     Raises:
       ValueError: count is not a multiple of GROUPS, or an optimizer takes gradients at points of
@@ -133,17 +217,42 @@ def sample_steps(
         loss_fn, params, draw, data, pool_key, members=max(count // GROUPS, 2), size=size
     )
     samples: dict[str, list[StepSample]] = {label: [] for label in optimizers}
+    ends = min(batch_sizes), max(batch_sizes)
     for size in batch_sizes:
         for label, optimizer in optimizers.items():
             found = directions(
                 params, pool.for_update(optimizer, size), optimizer, size, step_key, count=count
             )
-            looked = _look(loss_fn, params, evaluation, found)
-            samples[label].append(StepSample(*(np.asarray(each, float) for each in looked)))
+            sample = _sample(loss_fn, params, evaluation, found, layers, size in ends)
+            samples[label].append(sample)
     return Steps(samples, pool.examples)
 
 
-def _by_group(values: np.ndarray) -> np.ndarray:
+def _sample(
+    loss_fn: LossFn,
+    params: Any,
+    evaluation: Any,
+    found: Any,
+    layers: tuple[int, ...],
+    bends: bool,
+) -> StepSample:
+    """What directions [k, ...] say; the bends of single layers where asked for."""
+    looked = _look(loss_fn, params, evaluation, found)
+    drift, curvature, start, rates, loss = (np.asarray(part, float) for part in looked)
+    sample = StepSample(drift.sum(0), curvature, start, rates, loss)
+    if not layers:
+        return sample
+    members = np.arange(max(layers) + 1)[:, None] == np.asarray(layers)  # [layer, leaf]
+    sample = sample._replace(layer_drift=members @ drift)
+    if not bends:
+        return sample
+    mean = np.where(np.isfinite(loss), loss, np.inf).mean(1)
+    distance = jnp.asarray(rates[mean.argmin()], jnp.float32)
+    by_layer = _look_by_layer(loss_fn, layers, params, evaluation, found, distance)
+    return sample._replace(layer_curvature=np.asarray(by_layer, float))
+
+
+def by_group(values: np.ndarray) -> np.ndarray:
     """Means over all directions, then with each group left out: [..., k] -> [1 + GROUPS, ...]."""
     grouped = values.reshape(*values.shape[:-1], -1, GROUPS).mean(-2)
     total = grouped.mean(-1, keepdims=True)
@@ -152,33 +261,41 @@ def _by_group(values: np.ndarray) -> np.ndarray:
     )
 
 
-def _drifts_and_curvatures(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray]:
+def drifts_and_curvatures(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray]:
     """a and q at each batch size, over all directions and with each group left out [1 + GROUPS,
     b]."""
-    a, q = zip(*((each.drift, each.curvature) for each in samples), strict=True)
-    return _by_group(np.stack(a)), _by_group(np.stack(q))
+    a = np.stack([sample.drift for sample in samples])
+    q = np.stack([sample.curvature for sample in samples])
+    return by_group(a), by_group(q)
 
 
-def _jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95% interval of the first row from the rows with one group left out [1 + GROUPS, b], in the
-    logarithm."""
+def standard_errors(values: np.ndarray) -> np.ndarray:
+    """Of the logarithm of the first row [b], from the rows with one group left out [1 + GROUPS, b];
+    inf where a row is not positive."""
     logs = np.log(np.where((values > 0) & np.isfinite(values), values, np.nan))
     spread = np.sqrt((GROUPS - 1) / GROUPS * ((logs[1:] - logs[1:].mean(0)) ** 2).sum(0))
-    reach = stats.t.ppf(0.975, GROUPS - 1) * spread
+    return np.where(np.isfinite(spread), spread, np.inf)
+
+
+def jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% interval of the first row from the rows with one group left out [1 + GROUPS, b], in the
+    logarithm."""
+    reach = stats.t.ppf(0.975, GROUPS - 1) * standard_errors(values)
     # A group whose removal turns the sign says nothing of the size: the interval is open.
     known = np.isfinite(reach)
+    factor = np.exp(np.where(known, reach, 0))
     return (
-        np.where(known, values[0] * np.exp(-np.where(known, reach, 0)), 0.0),
-        np.where(known, values[0] * np.exp(np.where(known, reach, 0)), np.inf),
+        np.where(known, values[0] / factor, 0.0),
+        np.where(known, values[0] * factor, np.inf),
     )
 
 
 def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
     """ε_opt = mean a_k / mean q_k at each B, with a jackknife over groups: no Gaussian, no
     independent coordinates."""
-    a, q = _drifts_and_curvatures(samples)
+    a, q = drifts_and_curvatures(samples)
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = _jackknifed(a / q)
+        low, high = jackknifed(a / q)
     return OneStepLR.of(a[0], q[0], low, high, len(samples[0].drift))
 
 
@@ -217,7 +334,7 @@ def measured_surge(samples: Sequence[StepSample], batch_sizes: Sequence[int]) ->
         [samples[index] for index in order],
         [batch_sizes[index] for index in order],
     )
-    a, q = _drifts_and_curvatures(samples)
+    a, q = drifts_and_curvatures(samples)
     rate = np.where((a[0] > 0) & (q[0] > 0), a[0] / np.where(q[0] > 0, q[0], 1.0), -np.inf)
     rising = slice(0, int(rate.argmax()) + 1)
     sizes = np.asarray(batch_sizes, float)[rising]
@@ -231,7 +348,7 @@ def measured_surge(samples: Sequence[StepSample], batch_sizes: Sequence[int]) ->
     found = np.array(
         [_small_batch_form(sizes, *pair) for pair in zip(a[:, rising], q[:, rising], strict=True)]
     )
-    low, high = _jackknifed(found)
+    low, high = jackknifed(found)
     max_lr, b_noise = np.stack([found[0], low, high], -1)
     return MeasuredSurge(max_lr, b_noise, len(sizes), "")
 
@@ -253,21 +370,33 @@ def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:
     """argmin over ε of the true mean loss after one step, with a jackknife over groups of
     directions.
 
-    The lowest point of a grid of ratio 2^0.4 around a/q, refined by a parabola in ε; nan with a
-    reason where it lies on the grid's edge, a factor 5.3 from a/q.
+    The lowest point of a grid of ratio 4^(1/6), within a factor 4 of where slope and bend of the
+    loss put it, refined by a parabola in ε; nan with a reason where no rate lowers the loss.
     """
     rates, heights, why = [], [], []
-    for each in samples:
-        rate, height = _lowest(each.rates, _by_group(each.loss))
-        inside = each.rates[0] < rate[0] < each.rates[-1]
-        rates.append(rate if inside else np.full_like(rate, np.nan))
-        heights.append(float(each.start.mean()) - height[0])
-        why.append("" if inside else "the lowest loss is on the edge of the grid around a/q")
+    for sample in samples:
+        rate, height = _lowest(sample.rates, by_group(sample.loss))
+        gain = float(sample.start.mean()) - height[0]
+        reason = _no_optimum(sample, rate[0], gain)
+        rates.append(np.full_like(rate, np.nan) if reason else rate)
+        heights.append(np.nan if reason else gain)
+        why.append(reason)
     found = np.stack(rates, -1)
-    low, high = _jackknifed(found)
+    low, high = jackknifed(found)
     undefined = ~np.isfinite(found[0])
     low, high = (np.where(undefined, np.nan, each) for each in (low, high))
     return OneStepLR(found[0], low, high, np.array(heights), len(samples[0].drift), why)
+
+
+def _no_optimum(sample: StepSample, rate: float, gain: float) -> str:
+    """Why the best rate is unknown, "" where it is known."""
+    if not (np.isfinite(sample.start).all() and np.isfinite(sample.drift).all()):
+        return NOT_FINITE
+    if not gain > 0:
+        return "no step of this direction lowers the loss"
+    if not sample.rates[0] < rate < sample.rates[-1]:
+        return "the lowest loss is on the edge of the rates that were tried"
+    return ""
 
 
 def _lowest(rates: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -277,10 +406,14 @@ def _lowest(rates: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray
     best = filled.argmin(1)
     middle = np.clip(best, 1, len(rates) - 2)
     row = np.arange(len(loss))
-    left, right = (rates[middle + shift] - rates[middle] for shift in (-1, 1))
-    before, after = (filled[row, middle + shift] - filled[row, middle] for shift in (-1, 1))
+    left = rates[middle - 1] - rates[middle]
+    right = rates[middle + 1] - rates[middle]
+    with np.errstate(invalid="ignore"):  # inf where a step broke
+        before = filled[row, middle - 1] - filled[row, middle]
+        after = filled[row, middle + 1] - filled[row, middle]
     fine = (best == middle) & np.isfinite(before) & np.isfinite(after) & (before + after > 0)
-    before, after = (np.where(fine, each, 1.0) for each in (before, after))
+    before = np.where(fine, before, 1.0)
+    after = np.where(fine, after, 1.0)
     # Through (left, before), (0, 0), (right, after).
     offset = 0.5 * (right**2 * before - left**2 * after) / (right * before - left * after)
     return np.where(fine, rates[middle] + offset, rates[best]), filled[row, best]

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+NOT_FINITE = "a gradient or a loss is not finite"
 
 
 class Estimate(NamedTuple):
@@ -61,10 +62,10 @@ def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm:
         signal = (squares - total) / (n * (n - 1))
         return total / n - signal, signal
 
-    numerator, denominator = (float(each) for each in parts(squares, total, n))
+    trace, signal = parts(squares, total, n)
     without = parts(squares - 2 * n * alignments + square_norms, total - square_norms, n - 1)
     covariance = np.cov(np.stack(without), ddof=0) * (n - 1)
-    return ratio(numerator, denominator, covariance, n)
+    return ratio(float(trace), float(signal), covariance, n)
 
 
 def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) -> Estimate:
@@ -137,6 +138,8 @@ def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n:
     """
     signal = 0.5 * float(np.sign(mean_a) @ mean_b + np.sign(mean_b) @ mean_a)
     spread = float(np.abs(std).sum())
+    if not (math.isfinite(signal) and math.isfinite(spread)):
+        return undefined(n, spread, signal, NOT_FINITE)
     noise = math.sqrt(float((std**2).sum()) / n)
     quantile = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
     if signal <= 0:
@@ -178,12 +181,10 @@ def validity_quantiles(
     reach = stats.norm.ppf(0.5 + CONFIDENCE / 2) / math.sqrt(n)
     # The bound falls as the signal-to-noise ratio rises: its q quantile belongs to that ratio's 1 -
     # q quantile.
-    ends = (
-        np.quantile(each, 1 - np.asarray(quantiles))
-        for each in (snr, snr + reach, np.maximum(snr - reach, 0))
-    )
+    ends = [snr, snr + reach, np.maximum(snr - reach, 0)]
+    at = 1 - np.asarray(quantiles)
     with np.errstate(divide="ignore"):
-        return np.stack([np.pi / (2 * each**2) for each in ends], -1)
+        return np.stack([np.pi / (2 * np.quantile(ratios, at) ** 2) for ratios in ends], -1)
 
 
 def _snr(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -200,8 +201,6 @@ def validity_histogram(mean: np.ndarray, std: np.ndarray, edges: np.ndarray) -> 
     """
     with np.errstate(divide="ignore"):
         bound = np.clip(np.pi / (2 * _snr(mean, std) ** 2), edges[0], edges[-1])
-    return (
-        np.histogram(bound, edges)[0] / len(bound)
-        if len(bound)
-        else np.full(len(edges) - 1, math.nan)
-    )
+    if not len(bound):
+        return np.full(len(edges) - 1, math.nan)
+    return np.histogram(bound, edges)[0] / len(bound)
