@@ -13,6 +13,7 @@ from surge.theory.noise_scale import fit_noise_scale
 from surge.theory.optimum import HALF_INTERVAL, Optimum
 from surge.theory.peak import find_peak
 
+LEAST_OWN = 0.5  # of an error is a batch size's own: the share that is common is an estimate too
 UNKNOWN_ERROR = math.log(2) / 2  # of log ε where too few runs tell it: a factor √2
 TUNED_ERROR = math.log(2) / math.sqrt(12)  # of one that was tuned on a grid of ratio 2
 
@@ -112,7 +113,9 @@ def _error(optimum: Optimum) -> float:
     if optimum.bound:
         error = max(np.nan_to_num(optimum.error), np.nan_to_num(optimum.relative_error))
         return error or UNKNOWN_ERROR
-    return optimum.relative_error if math.isfinite(optimum.relative_error) else UNKNOWN_ERROR
+    if not math.isfinite(optimum.relative_error):
+        return UNKNOWN_ERROR
+    return max(optimum.relative_error, LEAST_OWN * np.nan_to_num(optimum.error))
 
 
 def _joined(*reasons: str) -> str:
