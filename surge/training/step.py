@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from surge import optimizers
 from surge.gradients.batch import mean_gradient, weighted
 from surge.gradients.signals import example_moments, gradients_elsewhere
-from surge.optimizers import update
 from surge.tasks import Task
 
+# One of surge.optimizers, or a plain function that makes an optax transformation.
 Optimizer = Callable[[Any, Any, Any], optax.GradientTransformation]
 
 
@@ -71,10 +72,10 @@ def _with_signals(
       ValueError: it asks of single examples where the task has only a loss of batches, or for what
         a step does not have.
     """
-    needs = set(getattr(optimizer, "needs", ()))
     batch = data, key, batch_size, microbatch_size
-    if not needs:
+    if not isinstance(optimizer, optimizers.Optimizer) or not optimizer.needs:
         return batch_gradient(task, params, *batch), {}
+    needs = set(optimizer.needs)
     if task.batch_loss is not None:
         raise ValueError(
             f"{optimizer.spec} needs the loss of single examples, and the examples of this task"
@@ -87,8 +88,8 @@ def _with_signals(
         signals["gradient_fn"] = gradients_elsewhere(task.loss, task.draw, *batch)
     if "moments" not in needs:
         return batch_gradient(task, params, *batch), signals
-    norm_batch = optimizer.norm_batch
-    gradient, moments = example_moments(task.loss, task.draw, params, *batch, norm_batch)
+    point = task.loss, task.draw, params
+    gradient, moments = example_moments(*point, *batch, optimizer.norm_batch)
     return gradient, signals | {"moments": moments}
 
 
@@ -119,7 +120,7 @@ def make_step(
         key = jax.random.fold_in(data_key, index)
         batch = data, key, cell.batch_size, microbatch_size
         gradient, signals = _with_signals(optimizer, task, params, *batch)
-        updates, opt_state = update(transform, gradient, opt_state, params, **signals)
+        updates, opt_state = optimizers.update(transform, gradient, opt_state, params, **signals)
         return optax.apply_updates(params, updates), opt_state
 
     return step
