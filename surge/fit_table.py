@@ -23,7 +23,7 @@ from surge.report import page, summary
 from surge.table import read
 from surge.tidy import Runs, entries, tidy
 from surge.workdir import claim
-from surge.workdir.files import ResultError, read_json, write_bytes, write_json
+from surge.workdir.files import ResultError, read_json, write_bytes, write_fits
 
 TEXTS = {
     "batch_size": "Column of the batch size.",
@@ -71,10 +71,10 @@ def write(runs: Runs, workdir: Path, source: str) -> None:
                 f"{workdir} holds a run of surge.main ({', '.join(owned)}): give another --workdir"
             )
         fitted = entries(runs)
-        content: dict[str, Any] = {"fits": fitted, "table": source, "remarks": runs.remarks}
+        about: dict[str, Any] = {"table": source, "remarks": runs.remarks}
         if runs.covariates:
-            content["pooled"] = pooled(fitted, runs.covariates)
-        write_json(workdir / "fit.json", content)
+            about["pooled"] = pooled(fitted, runs.covariates)
+        write_fits(workdir, fitted, **about)
         write_bytes(workdir / "runs.csv", _as_read(runs).to_csv(index=False).encode())
         page.write(workdir)
 

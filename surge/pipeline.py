@@ -233,7 +233,7 @@ def _fit(experiment: Experiment, workdir: Path) -> None:
                 logging.warning("fit: %s", remark)
                 labels["remark"] = remark
             fits.append(fit_entry(rows, objective.judged_by, **labels))
-    files.write_fits(workdir, fits, missing)
+    files.write_fits(workdir, fits, missing=missing)
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
 
 

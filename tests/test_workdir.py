@@ -158,8 +158,9 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["broken.nc", "broken.json"])
-def test_a_truncated_file_is_named(tmp_path, name):
-    (tmp_path / name).write_bytes(b'{"half')
+@pytest.mark.parametrize("content", [b'{"half', b"", 10**5 * b"[", b"\xff\xfe"])
+def test_a_truncated_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
     read = files.read_dataset if name.endswith("nc") else files.read_json
     with pytest.raises(ResultError, match=f"{name} cannot be read"):
         read(tmp_path / name)
@@ -193,7 +194,7 @@ def test_a_flipped_bit_changes_no_value_silently(tmp_path):
 
 def test_a_flipped_bit_in_the_fits_changes_nothing_silently(tmp_path):
     entry = dict.fromkeys(files.FIT, 1.5) | {"laws": {"surge": [0.1, float("nan")]}}
-    files.write_fits(tmp_path, [entry], ["adam-b4"])
+    files.write_fits(tmp_path, [entry], missing=["adam-b4"])
     whole = files.read_fits(tmp_path)
     assert whole == [entry | {"laws": {"surge": [0.1, None]}}]
     path = tmp_path / "fit.json"

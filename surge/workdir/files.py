@@ -95,7 +95,7 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ResultError(f"{path} does not exist: run the stage that writes it first") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise unreadable(path) from None
 
 
@@ -143,9 +143,9 @@ def _unsealed(path: Path | str) -> bytes:
     return content
 
 
-def write_fits(workdir: Path, entries: list[dict[str, Any]], missing: Sequence[str] = ()) -> None:
-    """Writes fit.json: its entries, the pieces that the sweep still lacked, and their digest."""
-    content = finite_or_none({"missing": missing, "fits": entries})
+def write_fits(workdir: Path, entries: Sequence[dict[str, Any]], **about: Any) -> None:
+    """Writes fit.json: its entries, what is said about all of them, and the digest of both."""
+    content = finite_or_none(about | {"fits": entries})
     write_json(workdir / "fit.json", content | {"checksum": _digest(content)})
 
 
