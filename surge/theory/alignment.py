@@ -111,6 +111,15 @@ def covariance(alignment: Alignment, noise: np.ndarray) -> np.ndarray:
     return alignment.inverse @ meat @ alignment.inverse
 
 
+def own_variance(alignment: Alignment, noise: np.ndarray) -> np.ndarray:
+    """Part of each centre's variance [sizes] that comes from the runs of its own batch size."""
+    variance = []
+    for index, squares in enumerate(alignment.squares):
+        pull = alignment.inverse[index, _places(len(noise), index)]
+        variance.append(noise[index] * pull @ squares @ pull)
+    return np.array(variance)
+
+
 def one_skew(alignment: Alignment, noise: np.ndarray, freedom: float) -> float:
     """p-value of one skew for all batch sizes: a score test against a skew for each."""
     sizes = len(noise)

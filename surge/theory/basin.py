@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from surge.theory import clustered, replicates
-from surge.theory.alignment import Alignment, align, covariance, one_skew
+from surge.theory.alignment import Alignment, align, covariance, one_skew, own_variance
 from surge.theory.optimum import Optimum, count_basins
 from surge.theory.shape import unit_basin
 
@@ -23,6 +23,7 @@ FEWEST_RATES = 3  # of one batch size, for a fit
 RISE = 1.5  # standard errors of a mean by which values must rise from an optimum inside the grid
 SETTLED = 1e-2  # in log ε: an optimum that still moves by more is none
 COVERAGE = 0.95
+ENDS = {1: "highest", -1: "lowest"}
 UNKNOWN = math.nan, math.nan, math.nan
 
 
@@ -102,7 +103,7 @@ def fit_basins(
         own = np.isin(known, group.sizes)
         spread = covariance(group.fit, noise[own])
         if not why:
-            skew, skew_error, common = _shape(group, spread)
+            skew, skew_error, common = _shape(group, spread, noise[own])
         optima |= _optima(sweep, group, spread, freedom[own], common)
     shared = len(known) > 1 and not why
     return Basins(dict(sorted(optima.items())), skew, skew_error, common, shared, why)
@@ -184,13 +185,19 @@ def _bound(log_lr: float, tried: np.ndarray) -> int:
     return int(log_lr >= tried.max()) - int(log_lr <= tried.min())
 
 
-def _shape(group: _Group, spread: np.ndarray) -> tuple[float, float, float]:
-    """Skew, its error, and the error that all centres share."""
+def _shape(group: _Group, spread: np.ndarray, noise: np.ndarray) -> tuple[float, float, float]:
+    """Skew, its error, and the error that all centres share: never what a batch size's own runs
+    add."""
     sizes = len(group.sizes)
-    apart = spread[:sizes, :sizes][~np.eye(sizes, dtype=bool)]
-    least = np.diag(spread)[:sizes].min()
-    common = math.sqrt(np.clip(apart.mean(), 0, least)) if sizes > 1 else 0.0
-    return float(group.fit.basin.shape[0]), math.sqrt(spread[2 * sizes, 2 * sizes]), common
+    skew = float(group.fit.basin.shape[0])
+    skew_error = math.sqrt(spread[2 * sizes, 2 * sizes])
+    settled = group.fit.moving < SETTLED
+    if settled.sum() < 2:
+        return skew, skew_error, 0.0
+    centres = spread[:sizes, :sizes][np.ix_(settled, settled)]
+    rest = (np.diag(spread)[:sizes] - own_variance(group.fit, noise))[settled]
+    apart = np.median(centres[~np.eye(len(centres), dtype=bool)])
+    return skew, skew_error, math.sqrt(np.clip(apart, 0, max(rest.min(), 0)))
 
 
 def _optima(
@@ -223,37 +230,39 @@ def _optimum(
     low = min(math.exp(centre - half), lr)
     high = max(math.exp(centre + half), lr)
     value = float(fit.height[index])
-    bound = _bound(_seen(fit, index, rates, own, sweep), sweep.log_lr[own])
+    bound = 0
     why = ""
-    if bound:
-        within = rates[-1] if bound > 0 else rates[0]
-        lr = math.exp(within)
-        error = max(error, abs(within - centre))
-        low, high = (low, math.inf) if bound > 0 else (0.0, high)
-        value = _mean(sweep, size, within)
-        beyond = "highest" if bound > 0 else "lowest"
-        why = f"values do not rise towards the {beyond} rate: extend the grid"
+    side = _bound(_seen(fit, index, rates, own, sweep), sweep.log_lr[own])
+    if side:
+        end = rates[-1] if side > 0 else rates[0]
+        bound = side
+        lr = math.exp(end)
+        low, high = (min(low, lr), math.inf) if side > 0 else (0.0, max(high, lr))
+        error = max(error, abs(end - centre))
+        value = _mean(sweep, size, end)
+        why = f"values do not rise towards the {ENDS[side]} rate: extend the grid"
     elif fit.moving[index] > SETTLED or not math.isfinite(error):
-        low = high = error = math.nan
+        low = high = math.nan
+        error = max(np.ptp(rates) / math.sqrt(12), np.nan_to_num(error))  # anywhere on the grid
         why = "no basin stands out of the noise: add seeds or rates"
     basins = _separate(sweep, own, math.sqrt(fit.variance[index]))
     if basins > 1:
         why = why or f"{basins} separate basins: the deepest is reported"
     n = int(fit.runs[index])
     relative = math.sqrt(max(error**2 - common**2, 0.0))
-    return Optimum(lr, low, high, error, bound, basins, value, n, why, relative)
+    return Optimum(lr, low, high, float(error), bound, basins, value, n, why, relative)
 
 
 def _seen(fit: Alignment, index: int, rates: np.ndarray, own: np.ndarray, sweep: _Sweep) -> float:
-    """The optimum, or the end of the rates towards which no rise is seen above the noise."""
+    """The optimum, or the end of the rates beside it where no rise is seen towards that end."""
     centre = float(fit.basin.centre[index])
-    ends = rates[[0, -1]]
-    rise = math.exp(fit.basin.bend[index]) * unit_basin(ends - centre, fit.basin.shape)[0]
     noise = math.sqrt(fit.variance[index])
-    for end, high in zip(ends, rise, strict=True):
+    for end, inner in (rates[:2], rates[:-3:-1]):
+        inside = (centre - end) / (inner - end)  # in steps of the grid
         runs = int((own & sweep.counts & (sweep.log_lr == end)).sum())
-        beyond = (end - centre) * (end - rates.mean()) <= 0
-        if beyond or high < RISE * noise / math.sqrt(runs):
+        rise = unit_basin(np.array([end - centre]), fit.basin.shape)[0][0]
+        seen = math.exp(fit.basin.bend[index]) * rise >= RISE * noise / math.sqrt(runs)
+        if inside <= 0 or (inside <= 1 and not seen):
             return float(end)
     return centre
 
