@@ -242,8 +242,7 @@ def _optimum(
         value = _mean(sweep, size, end)
         why = f"values do not rise towards the {ENDS[side]} rate: extend the grid"
     elif fit.moving[index] > SETTLED or not math.isfinite(error):
-        low = high = math.nan
-        error = max(np.ptp(rates) / math.sqrt(12), np.nan_to_num(error))  # anywhere on the grid
+        low = high = error = math.nan
         why = "no basin stands out of the noise: add seeds or rates"
     basins = _separate(sweep, own, math.sqrt(fit.variance[index]))
     if basins > 1:
