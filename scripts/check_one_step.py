@@ -145,9 +145,10 @@ def page(measured: dict[str, xr.Dataset]) -> str:
     lines = [
         "# How near is the measured law to the true one-step optimum?",
         "",
-        "Written by `scripts/check_one_step.py`. ε_opt by the measured law a/q over ε_opt by the one-step oracle (the"
-        " lowest point of the true loss along the same directions), with the law's 95% interval in that unit. A dash:"
-        " the step has no best rate, or none within a factor 5.3 of a/q.",
+        "Written by `scripts/check_one_step.py`. ε_opt by the measured law a/q over ε_opt by the"
+        " one-step oracle (the lowest point of the true loss along the same directions), with the"
+        " law's 95% interval in that unit. A dash: the step has no best rate, or none within a"
+        " factor 5.3 of a/q.",
         "",
     ]
     for start, when in ((False, "After the start"), (True, "At initialisation")):
@@ -159,9 +160,9 @@ def page(measured: dict[str, xr.Dataset]) -> str:
     lines += [
         "## The cost",
         "",
-        "In examples differentiated, for one optimizer at all batch sizes: the pool of gradients, counted whole though"
-        " optimizers share it, and a second derivative along each direction. The sweep is the dense grid of the same"
-        " config, all optimizers, if no run ends early.",
+        "In examples differentiated, for one optimizer at all batch sizes: the pool of gradients,"
+        " counted whole though optimizers share it, and a second derivative along each direction."
+        " The sweep is the dense grid of the same config, all optimizers, if no run ends early.",
         "",
         "| experiment | measured law, one checkpoint | moments | sweep | law / sweep |",
         "|---|---|---|---|---|",
@@ -171,8 +172,9 @@ def page(measured: dict[str, xr.Dataset]) -> str:
         "",
         "## Along training",
         "",
-        "The power of the training loss that a quantity goes as over the checkpoints, the start included: negative"
-        " where it grows as the loss falls. Quantities that are undefined at too many checkpoints are left out.",
+        "The power of the training loss that a quantity goes as over the checkpoints, the start"
+        " included: negative where it grows as the loss falls. Quantities that are undefined at too"
+        " many checkpoints are left out.",
         "",
         "| experiment | quantity | power of the loss | n |",
         "|---|---|---|---|",

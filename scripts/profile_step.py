@@ -69,9 +69,9 @@ def main(_: list[str]) -> None:
             engine.run(piece)
             wall = time.perf_counter() - started
         spent = kinds(Path(trace))
-    print(
-        f"{TITLES[_WORKLOAD.value]}, batch {_BATCH.value}: {piece.cells * _STEPS.value / wall:.1f} cell-steps/s traced"
-    )
+    speed = piece.cells * _STEPS.value / wall
+    title = TITLES[_WORKLOAD.value]
+    print(f"{title}, batch {_BATCH.value}: {speed:.1f} cell-steps/s traced")
     available = wall * 1e9 * jax.local_device_count()
     for kind, nanoseconds in spent.most_common(SHOWN):
         print(f"{kind:40}{nanoseconds / available:7.1%}")

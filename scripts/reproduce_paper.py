@@ -129,7 +129,8 @@ def half_power_suits(entries: list[dict[str, Any]]) -> Verdict:
     low, high = law["intervals"]["alpha"]
     outside = (low is not None and low > 0.5) or (high is not None and high < 0.5)
     known = None not in (low, high) and high - low < 1
-    shown = f"α = {law['params']['alpha']:.2f} [{_number(low)}, {'∞' if high is None else _number(high)}]"
+    ends = f"{_number(low)}, {'∞' if high is None else _number(high)}"
+    shown = f"α = {law['params']['alpha']:.2f} [{ends}]"
     return Verdict(NO if outside else YES if known else OPEN, shown)
 
 
@@ -168,7 +169,9 @@ def validity_near(value: float, factor: float) -> Callable[[xr.Dataset], Verdict
         middle, low, high = (float(each) for each in last.validity.sel(quantile=0.5))
         quarters = (float(last.validity.sel(quantile=each, bound="value")) for each in (0.25, 0.75))
         half = " to ".join(map(_number, quarters))
-        evidence = f"loss {float(last.loss):.2g}: median {_bounds(middle, low, high)}, half of all parameters {half}"
+        median = _bounds(middle, low, high)
+        loss = float(last.loss)
+        evidence = f"loss {loss:.2g}: median {median}, half of all parameters {half}"
         return Verdict(judged(low, high, value / factor, value * factor), evidence)
 
     return judge
@@ -272,9 +275,12 @@ def table(root: Path) -> str:
 
 def _introduction() -> list[str]:
     return [
-        "Written by `scripts/reproduce_paper.py` from the `fit.json` and `validity.json` of each run, which figures",
-        "are drawn from too; `steps.csv` holds the steps of every run. Intervals are 95%, verdicts at the lowest loss",
-        "unless they compare two. Scales are the `:quick` ones of the configs, on two CPU cores: far below the",
+        "Written by `scripts/reproduce_paper.py` from the `fit.json` and `validity.json` of each"
+        " run, which figures",
+        "are drawn from too; `steps.csv` holds the steps of every run. Intervals are 95%, verdicts"
+        " at the lowest loss",
+        "unless they compare two. Scales are the `:quick` ones of the configs, on two CPU cores:"
+        " far below the",
         "paper's in width, seeds and length, so a verdict is of this scale.",
     ]
 

@@ -18,7 +18,7 @@ def noisy(lr, error, rng):
 
 @pytest.mark.parametrize("count", [4, 5, 8])
 def test_the_score_is_the_misfit_and_two_a_parameter_where_errors_are_known(count):
-    """Whatever n is: no term for small samples, which would rule out the larger laws at 5 points."""
+    """Whatever n is: a term for small samples would rule out the larger laws at 5 points."""
     rng = np.random.default_rng(count)
     lr = noisy(0.001 * np.sqrt(SIZES[:count]), 0.05, rng)
     found = compare_laws(SIZES[:count], lr, np.full(count, 0.05))

@@ -160,9 +160,11 @@ def test_adam_mean_field_equals_simulation(adam, reading, eps):
     """Within 4 standard errors and the error of the mean field, which is of the order of (1 −
     β2)/(1 − β1)."""
     last, mean = (each[eps] for each in adam)
-    law = lambda mu, sigma: derivations.adam_mean_field(
-        HELD, mu, sigma, Hessian.dense(jnp.eye(1)), B1, eps, reading
-    )
+    hessian = Hessian.dense(jnp.eye(1))
+
+    def law(mu, sigma):
+        return derivations.adam_mean_field(HELD, mu, sigma, hessian, B1, eps, reading)
+
     drift, curvature = jax.vmap(law)(
         jnp.asarray(RATIO)[:, None], jnp.full((len(RATIO), 1), np.sqrt(HELD))
     )
@@ -256,10 +258,11 @@ def test_diagonal_hessian_has_no_peak():
 
 def test_coefficients_are_undefined_without_noise_or_trace():
     mu, sigma, matrix = jnp.asarray(MU), jnp.asarray(SIGMA), jnp.asarray(HESSIANS["rank_one"])
+
+    def call(mu, noise, curvature):
+        return derivations.surge_coefficients(mu, noise, Hessian.dense(curvature))
+
     for noise, curvature in ((sigma.at[3].set(0.0), matrix), (sigma, matrix - 2 * jnp.eye(SIZE))):
-        call = lambda mu, noise, curvature: derivations.surge_coefficients(
-            mu, noise, Hessian.dense(curvature)
-        )
         assert np.isnan(call(mu, noise, curvature)).all()
         slopes = jax.jit(jax.jacrev(call, (0, 1, 2)))(mu, noise, curvature)
         assert all(jnp.isfinite(each).all() for each in jax.tree.leaves(slopes))
@@ -275,7 +278,7 @@ def test_no_minimum_is_nan():
 def test_effective_batches_equal_simulation():
     """The variance of what momentum and Lion take the sign of, of unit noise in every gradient."""
     rng, steps, chains = np.random.default_rng(0), 400, 20_000
-    average, slow = np.zeros(chains), np.zeros(chains)
+    average, slow, lion = (np.zeros(chains) for _ in range(3))
     for _ in range(steps):
         gradient = rng.normal(size=chains)
         average = 0.9 * average + 0.1 * gradient

@@ -77,8 +77,8 @@ def co_scale(
       lr_ratio: new learning rate / old one, which weight decay is divided by; None: what the rule
         assumes, √κ under sde and 1 under timescale.
       horizon_ratio: new / old length of the run in examples, D.
-      **hyperparameters: values at the old batch size; b1, b2, b3, decay, beta, eps, weight_decay and
-        warmup_steps follow the rule, every other is returned as it is. A decay rate of 0 is no
+      **hyperparameters: values at the old batch size; b1, b2, b3, decay, beta, eps, weight_decay
+        and warmup_steps follow the rule, every other is returned as it is. A decay rate of 0 is no
         average and stays so; a warmup of less than a step is one step, which is none.
 
     Returns:

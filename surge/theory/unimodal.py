@@ -103,8 +103,9 @@ def p_values(y: np.ndarray, error: np.ndarray, bound: np.ndarray | None = None) 
     """Probability of what is seen, or more, if the curve peaks in each gap [n + 1].
 
     The first is of a curve that falls from the first point on, the last of one that rises to the
-    last point. Of a gap in between that is in no doubt it is given as 1. Points beyond a bound count for a gap whatever serves it best, and as known points
-    in what chance does: both make rejections rarer.
+    last point. Of a gap in between that is in no doubt it is given as 1. Points beyond a bound
+    count for a gap whatever serves it best, and as known points in what chance does: both make
+    rejections rarer.
 
     Args:
       y: [n], in order of the curve's argument.
