@@ -58,7 +58,7 @@ def no_rank_promotion():
     Not a context: the engine compiles in a thread of its own. Strict promotion of dtypes has no
     fixture, since optax.adam does not bear it.
     """
-    before = jax.config.jax_numpy_rank_promotion
+    before = jax.config.values["jax_numpy_rank_promotion"]
     jax.config.update("jax_numpy_rank_promotion", "raise")
     yield
     jax.config.update("jax_numpy_rank_promotion", before)

@@ -4,19 +4,20 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from surge.tasks.quadratic import quadratic
 from surge.training.dense import run_pieces
-from surge.training.grid import plan
+from surge.training.grid import Piece, plan
 from surge.training.run import Shared
 
 KEY = jax.random.key(0)
 TASK = quadratic(size=6, noise=2.0)
 SHARED = Shared(-np.inf, TASK.data, TASK.evaluation)
-GRID = {
+GRID: dict[str, Any] = {
     "optimizers": {"sgd": ("sgd", (0.02, 0.7))},
     "learning_rate_ratio": 2**0.5,
     "batch_sizes": (8, 64),
@@ -25,7 +26,14 @@ GRID = {
     "max_examples": 640,
     "evals": 12,
 }
-PIECES = plan(**GRID)
+
+
+def planned(**changes: Any) -> list[Piece]:
+    """Pieces of GRID with these changes."""
+    return plan(**(GRID | changes))
+
+
+PIECES = planned()
 
 
 def collected(pieces, **options):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from grids import GRID, KEY, TASK, on_one_device
+from grids import KEY, TASK, on_one_device, planned
 
 from surge.tasks.mlp import mnist1d
 from surge.tasks.quadratic import quadratic
@@ -10,7 +10,6 @@ from surge.theory.basin import optimal_lr
 from surge.theory.objective import FinalLoss, StepsTo
 from surge.training.adaptive import run_adaptive
 from surge.training.dense import run_pieces
-from surge.training.grid import plan
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 WIDE = {
@@ -30,7 +29,7 @@ def by_size(runs):
 
 
 def adaptive(task=SEARCHED, grid=WIDE, objectives=STEPS, stop_loss=TARGETS[-1], done=()):
-    pieces = plan(**GRID | grid)
+    pieces = planned(**grid)
     kept = {piece: done[piece.batch_size] for piece in pieces if piece.batch_size in done}
     options = {"ratio": 2**0.5, "objectives": objectives, "stop_loss": stop_loss, "done": kept}
     return by_size(run_adaptive(task, pieces, KEY, **options))
@@ -97,7 +96,7 @@ def assert_same_for_less(narrow, wide, objectives):
 
 
 def test_adaptive_finds_the_dense_optima_for_less(narrow):
-    runs = run_pieces(SEARCHED, plan(**GRID | WIDE), KEY, stop_loss=TARGETS[-1])
+    runs = run_pieces(SEARCHED, planned(**WIDE), KEY, stop_loss=TARGETS[-1])
     assert_same_for_less(narrow, by_size(runs), STEPS)
 
 
@@ -109,14 +108,14 @@ def test_adaptive_finds_the_dense_optima_of_an_mlp_for_less():
         "batch_sizes": (8, 16, 32, 64, 128, 256),
     }
     grid |= {"max_steps": 1000, "max_examples": 50_000, "evals": 40}
-    runs = run_pieces(task, plan(**GRID | grid), KEY, stop_loss=targets[-1])
+    runs = run_pieces(task, planned(**grid), KEY, stop_loss=targets[-1])
     steps = tuple(map(StepsTo, targets))
     assert_same_for_less(adaptive(task, grid, steps, targets[-1]), by_size(runs), steps)
 
 
 def test_adaptive_judges_runs_that_ended_early_by_their_last_loss():
     grid = {"optimizers": {"sgd": ("sgd", (0.004, 4.0))}, "batch_sizes": (64,)}
-    (piece,) = plan(**GRID | grid)
+    (piece,) = planned(**grid)
     ((_, wide),) = run_pieces(TASK, [piece], KEY, stop_loss=0.6)
     assert (np.isnan(wide.loss[..., -1]) & (wide.diverged == 0)).any() and wide.diverged.any()
     ((found, result),) = adaptive(TASK, grid, (FinalLoss(),), 0.6).values()

@@ -1,16 +1,15 @@
 """The audit of planted sweeps: a small part of it, and its page."""
 
-import importlib.util
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "audit_fits.py"
-spec = importlib.util.spec_from_file_location("audit_fits", SCRIPT)
-audit_fits = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(audit_fits)
+audit_fits = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 HARDEST = [  # where rivals were named or peaks claimed before
     ("√, then flat", 5, 4.0, 0.1),

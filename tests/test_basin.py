@@ -1,8 +1,10 @@
 """One basin for all batch sizes: planted optima are found, and intervals hold them."""
 
-import importlib.util
 import math
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -14,9 +16,7 @@ from surge.theory import alignment, clustered, replicates, shape
 from surge.theory.basin import fit_basins, optimal_lr
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "audit_basins.py"
-spec = importlib.util.spec_from_file_location("audit_basins", SCRIPT)
-audit_basins = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(audit_basins)
+audit_basins = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 CASES = audit_basins.CASES
 RATES = 2.0 ** (np.arange(-30, 4) / 2)
 
@@ -88,7 +88,7 @@ def test_noise_by_clusters_equals_dense_matrices():
 def test_equal_variances_are_pooled_and_unlike_ones_are_left():
     freedom = np.full(400, 4.0)
     rng = np.random.default_rng(3)
-    chance = stats.chi2.rvs(4, size=400, random_state=rng) / 4
+    chance = np.asarray(stats.chi2.rvs(4, size=400, random_state=rng)) / 4
     equal, its_freedom = clustered.moderated(chance, freedom)
     assert np.ptp(np.log(equal)) < 0.2 * np.ptp(np.log(chance)) and its_freedom.min() > 40
     spread = np.exp(2 * rng.normal(size=400))
@@ -295,7 +295,9 @@ def test_units_levels_and_orders_do_not_matter(seed, name, factor, shift):
     same(one, fit_basins(**columns | {"learning_rate": factor * columns["learning_rate"]}), factor)
     same(one, fit_basins(**columns | {"value": columns["value"] + shift}))
     order = np.random.default_rng(seed).permutation(len(columns["value"]))
-    moved = {k: None if column is None else column[order] for k, column in columns.items()}
+    moved: dict[str, Any] = {
+        name: None if column is None else column[order] for name, column in columns.items()
+    }
     assert fit_basins(**moved) == one
     if columns["seed"] is not None:
         labels = np.array([f"run {9 - int(label)}" for label in columns["seed"]])

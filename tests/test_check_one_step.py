@@ -1,17 +1,16 @@
 """The judge of the one-step table, on ratios with known answers."""
 
-import importlib.util
 import json
 import math
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import xarray as xr
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "check_one_step.py"
-spec = importlib.util.spec_from_file_location("check_one_step", SCRIPT)
-check_one_step = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check_one_step)
+check_one_step = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 def measured():

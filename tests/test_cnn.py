@@ -36,7 +36,7 @@ def test_both_forms_of_convolution_equal_flax(size, stride, pool):
     )
     convolved = jnp.asarray(theirs.apply(params, inputs))
     expected = nn.max_pool(convolved, (pool, pool), (pool, pool))
-    kernel = params["params"]["kernel"]
+    kernel = jnp.asarray(params["params"]["kernel"])
     np.testing.assert_allclose(jnp.asarray(ours.apply(params, inputs)), expected, atol=1e-5)
     np.testing.assert_allclose(ours.native(inputs, kernel), expected, atol=1e-5)
     alone = jnp.asarray(ours.apply(params, inputs[0]))

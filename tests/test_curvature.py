@@ -9,10 +9,11 @@ from surge.gradients import curvature
 from surge.gradients.curvature import hutchinson, hvp, mean_loss, second_difference
 
 KEYS = jax.random.split(jax.random.key(0), 4)
+# more than one micro-batch
 BATCH = (
     jax.random.normal(KEYS[0], (300, 3)),
     jax.random.normal(KEYS[1], (300,)),
-)  # more than one micro-batch
+)
 PARAMS = {"w": jax.random.normal(KEYS[2], (3, 2)), "v": jnp.ones(2)}
 DIRECTION = {"w": jax.random.normal(KEYS[3], (3, 2)), "v": jnp.asarray([0.5, -1.0])}
 
@@ -56,11 +57,11 @@ def test_the_bend_of_a_kink_is_that_of_the_step_across_it():
 def test_bfloat16_parameters_bend_as_their_values_in_float32():
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
-    bends = [
+    of_narrow, of_wide = (
         second_difference(loss, params, BATCH, DIRECTION, jnp.float32(1e-2))
         for params in (narrow, wide)
-    ]
-    np.testing.assert_array_equal(*bends)
+    )
+    np.testing.assert_array_equal(of_narrow, of_wide)
 
 
 def test_hutchinson_covers_the_diagonal_and_the_trace():

@@ -2,18 +2,18 @@
 
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from grids import GRID, KEY, PIECES, SHARED, TASK, collected, on_one_device
+from grids import KEY, PIECES, SHARED, TASK, collected, on_one_device, planned
 
 from surge.optimizers import make_optimizer
 from surge.training import engine, hardware
 from surge.training.dense import run_pieces
 from surge.training.engine import Engine
-from surge.training.grid import plan
 from surge.training.lanes import Lanes, of_grid
 from surge.training.run import Cell, State, make_train
 
@@ -77,7 +77,7 @@ def test_calls_may_end_anywhere(monkeypatch, shape):
     assert ends.any() and not ends.all()
 
 
-def counting(advance, lengths):
+def counting(advance, lengths) -> Any:
     def counted(*arguments):
         since, until = arguments[-2:]
         lengths.append(int(until) - int(since))
@@ -100,7 +100,7 @@ def test_pieces_do_not_depend_on_their_company(dense):
 
 def test_a_resumed_grid_is_the_same_to_the_last_bit():
     optimizers = {"wide": ("sgd", (0.02, 0.7)), "narrow": ("momentum", (0.02, 0.07))}
-    pieces = plan(**GRID | {"optimizers": optimizers, "batch_sizes": (8,)})
+    pieces = planned(optimizers=optimizers, batch_sizes=(8,))
     left = [piece for piece in pieces if piece.optimizer == "narrow"]
     assert of_grid(TASK, pieces) != of_grid(TASK, left)
     options = {"stop_loss": -np.inf, "lanes": of_grid(TASK, pieces)}
@@ -124,7 +124,7 @@ def test_three_programs_an_optimizer_serve_every_batch_size(monkeypatch):
     )
     sizes = (1, 2, 3, 8, 16, 48, 64, 100, 128, 181, 256, 320)
     optimizers = {"sgd": ("sgd", (0.1, 0.2)), "momentum": ("momentum", (0.1, 0.2))}
-    pieces = plan(**GRID | {"batch_sizes": sizes, "optimizers": optimizers, "seeds": 1})
+    pieces = planned(batch_sizes=sizes, optimizers=optimizers, seeds=1)
     assert len(list(run_pieces(TASK, pieces, KEY, stop_loss=-np.inf))) == 2 * len(sizes)
     assert sorted(made) == 3 * ["momentum"] + 3 * ["sgd"]
     assert sorted(begun) == ["momentum", "sgd"]  # where runs begin is the same for every size class
@@ -147,7 +147,8 @@ def test_data_stay_on_the_devices(monkeypatch):
             with jax.transfer_guard("disallow"):
                 return programs.advance(*arguments)
 
-        return programs._replace(advance=advance)
+        replaced: Any = advance
+        return programs._replace(advance=replaced)
 
     monkeypatch.setattr(Engine, "_compile", guarded)
     runs = Engine(task, KEY, Lanes("vmap", 1, 1), stop_loss=-np.inf)
@@ -206,7 +207,7 @@ def test_runs_branch_from_a_state_of_parameters_and_optimizer():
 
     whole, start = alone(5, 9), alone(4, 5).state
     ends = {"max_steps": 4, "evals": 3, "batch_sizes": (8,), "start_step": 5}
-    (piece,) = plan(**GRID | ends | {"optimizers": {"adam": ("adam", (0.03, 0.3))}})
+    (piece,) = planned(**ends, optimizers={"adam": ("adam", (0.03, 0.3))})
     assert piece.eval_steps == (6, 7, 9)
     piece = piece._replace(learning_rates=(0.1, 0.2))
     runs = Engine(TASK, KEY, Lanes("vmap", 1, 2), stop_loss=-np.inf)

@@ -103,12 +103,11 @@ def test_planted_surge_is_recovered(noise, repetitions):
     # 200 repetitions are asked for 90%; fewer for what only 1% of so many fall short of, if 95% is
     # true
     least = 0.9 if repetitions == 200 else stats.binom.ppf(0.01, repetitions, 0.95) / repetitions
-    for (name, found), truth in zip(intervals.items(), (B_PEAK, B_NOISE, TOP), strict=True):
-        covered = np.mean([covers(*ends, truth) for ends in found])
-        bounded = np.mean([None not in ends and ends[0] > 0 for ends in found])
-        print(
-            f"{name}, noise {noise}: {covered:.1%} covered, {bounded:.1%} bounded, n = {repetitions}"
-        )
+    for (name, ends), truth in zip(intervals.items(), (B_PEAK, B_NOISE, TOP), strict=True):
+        covered = np.mean([covers(low, high, truth) for low, high in ends])
+        bounded = np.mean([None not in (low, high) and low > 0 for low, high in ends])
+        shares = f"{covered:.1%} covered, {bounded:.1%} bounded"
+        print(f"{name}, noise {noise}: {shares}, n = {repetitions}")
         assert covered >= least, name
         assert bounded >= (0.95 if noise == 0.05 or name != "b_peak" else 0.3), name
     optima = [

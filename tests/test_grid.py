@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from grids import GRID, PIECES
-
-from surge.training.grid import plan
+from grids import PIECES, planned
 
 
 def test_plan():
@@ -20,7 +18,7 @@ def test_plan():
 
 def test_plan_from_a_later_step():
     """Horizons count from there, in examples (here at batch size 64) or in steps (at 8)."""
-    later = plan(**GRID, start_step=100)
+    later = planned(start_step=100)
     assert [piece.eval_steps[-1] for piece in later] == [110, 160]
     assert later[0].eval_steps[0] == 101
     assert [piece.examples for piece in later] == [piece.examples for piece in PIECES]
@@ -35,4 +33,4 @@ def test_plan_from_a_later_step():
 )
 def test_a_grid_that_holds_nothing_says_so(change, words):
     with pytest.raises(ValueError, match=words):
-        plan(**GRID | change)
+        planned(**change)

@@ -80,15 +80,14 @@ def test_a_ghost_batch_is_of_one_size_whatever_the_batch():
 
 def test_the_compilation_cache_is_on_and_a_users_own_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     for given, want in (
         (None, str(tmp_path / "surge" / "programs")),
         ("/somewhere/else", "/somewhere/else"),
     ):
-        jax.config.update(
-            "jax_compilation_cache_dir", given
-        )  # where JAX_COMPILATION_CACHE_DIR is read into
+        # where JAX_COMPILATION_CACHE_DIR is read into
+        jax.config.update("jax_compilation_cache_dir", given)
         hardware.enable_compilation_cache()
-        found = jax.config.jax_compilation_cache_dir
+        directory = jax.config.values["jax_compilation_cache_dir"]
         jax.config.update("jax_compilation_cache_dir", before)
-        assert found == want
+        assert directory == want

@@ -85,7 +85,8 @@ def test_layers_stepped_in_alone_have_a_kappa_each():
     starts = {name: task.init(jax.random.key(0)) for name, task in halves.items()}
 
     def loss(params, example):
-        return sum(task.loss(params[name], example[name]) for name, task in halves.items())
+        losses = [task.loss(params[name], example[name]) for name, task in halves.items()]
+        return sum(losses, start=jnp.zeros(()))
 
     def draw(data, key):
         keys = dict(zip(halves, jax.random.split(key), strict=True))

@@ -104,7 +104,8 @@ def test_moments_equal_opacus_on_copied_weights():
         }
 
     def loss(params, example):
-        return -nn.log_softmax(Copy().apply({"params": params}, example[0]))[example[1]]
+        logits = jnp.asarray(Copy().apply({"params": params}, example[0]))
+        return -nn.log_softmax(logits)[example[1]]
 
     batch = jnp.asarray(np.moveaxis(inputs, 1, -1)), jnp.asarray(labels)
     moments = per_example_moments(

@@ -41,7 +41,8 @@ def test_the_jackknife_is_exact():
     estimate = noise.b_simple((rows**2).sum(1), rows @ mean, mean @ mean)
     assert [estimate.numerator, estimate.denominator] == pytest.approx(parts(rows))
     left_out = np.stack([parts(np.delete(rows, i, 0)) for i in range(9)], 1)
-    by_hand = noise.ratio(*parts(rows), np.cov(left_out, ddof=0) * 8, 9)
+    numerator, denominator = parts(rows)
+    by_hand = noise.ratio(numerator, denominator, np.cov(left_out, ddof=0) * 8, 9)
     assert (estimate.low, estimate.high) == pytest.approx((by_hand.low, by_hand.high))
 
 
@@ -88,8 +89,8 @@ def test_sign_noise_scale_covers_the_truth_where_signal_is_clear():
     truth = (sigma.sum() / np.abs(mu).sum()) ** 2
     covered = []
     for _ in range(100):
-        halves = [mu + rng.normal(size=500) * sigma / np.sqrt(n / 2) for _ in range(2)]
-        estimate = noise.sign_noise_scale(*halves, sigma, n)
+        one, other = (mu + rng.normal(size=500) * sigma / np.sqrt(n / 2) for _ in range(2))
+        estimate = noise.sign_noise_scale(one, other, sigma, n)
         covered.append(estimate.low <= truth <= estimate.high)
     assert np.mean(covered) >= 0.85
     opposed = noise.sign_noise_scale(np.ones(3), -np.ones(3), np.ones(3), 10)

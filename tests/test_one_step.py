@@ -1,6 +1,7 @@
 """One-step optima from a checkpoint, on quadratics whose answers are known."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def sample(task, spec, key, count=256, sizes=SIZES):
 OPTIMIZERS = {
     spec: make_optimizer(spec) for spec in ("sign_sgd", "sgd", "momentum", "adam", "lion")
 }
-KIND = {"hessian": "rank_one", "size": 40, "noise": 8.0}
+KIND: dict[str, Any] = {"hessian": "rank_one", "size": 40, "noise": 8.0}
 
 
 def coverage(spec, correlation, repetitions, sizes):

@@ -26,7 +26,7 @@ def naive_vertex(rates, means, power):
     x = np.log(rates) - np.log(rates).mean()
     t = x if power == 0 else np.exp(power * x)
     parabola = np.polynomial.Polynomial.fit(t, means, 2)
-    (vertex,) = parabola.deriv().roots()
+    (vertex,) = np.real(parabola.deriv().roots()).tolist()
     misfit = ((parabola(t) - means) ** 2).sum()
     moved = vertex if power == 0 else math.log(max(vertex, 1e-3)) / power
     return np.log(rates).mean() + moved, misfit

@@ -34,9 +34,8 @@ class Attends(nn.Module):
         tokens = jnp.clip(jnp.round(3 * inputs[:5] + 4).astype(jnp.int32), 0, 8)
         embed = nn.Embed(9, 8, name="embed")
         states = embed(tokens)[None]
-        states = states + nn.MultiHeadDotProductAttention(2, name="attention")(
-            nn.LayerNorm(name="norm")(states)
-        )
+        attention = nn.MultiHeadDotProductAttention(2, name="attention")
+        states = states + jnp.asarray(attention(nn.LayerNorm(name="norm")(states)))
         return embed.attend(nn.Conv(8, (3,), name="conv")(states)[0]).mean(0)
 
 
@@ -235,11 +234,13 @@ def test_half_precision_is_summed_in_single():
     model = nn.Dense(4, dtype=jnp.bfloat16)
     batch = jax.random.normal(jax.random.key(1), (4_096, 3, 8))
     params = model.init(jax.random.key(0), batch[0])
-    loss = lambda params, example: model.apply(params, example).astype(jnp.float32).sum()  # noqa: E731
+
+    def loss(params, example):
+        return jnp.asarray(model.apply(params, example)).astype(jnp.float32).sum()
+
     found = per_example_moments(loss, params, batch)
-    truth = np.asarray(batch.astype(jnp.bfloat16), np.float64).sum(
-        1
-    )  # gradient of each column of the kernel
+    # gradient of each column of the kernel
+    truth = np.asarray(batch.astype(jnp.bfloat16), np.float64).sum(1)
     np.testing.assert_allclose(
         found.mean["params"]["kernel"][:, 0], truth.mean(0), rtol=1e-4, atol=1e-5
     )

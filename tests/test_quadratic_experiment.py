@@ -1,7 +1,7 @@
 """The whole pipeline on problems whose answer is known."""
 
-import importlib.util
 import logging
+import runpy
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,10 +19,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def load(name, variant):
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](variant)
 
 
 @pytest.mark.parametrize("variant", ["", "diagonal"])

@@ -141,7 +141,7 @@ def test_a_measurement_without_one_variable_still_draws():
     whole = measurement()
     titles = {section.title for section in page.sections_of(Findings([], None, whole))}
     for missing in set(whole.data_vars) - {*page.LEAST}:
-        findings = Findings([], None, whole.drop_vars(missing))
+        findings = Findings([], None, whole.drop_vars([missing]))
         kept = {section.title for section in page.sections_of(findings)}
         assert kept == titles - ({ONE_STEP} if missing == "measured_lr" else set()), missing
 

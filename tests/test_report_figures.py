@@ -3,6 +3,7 @@
 import re
 import warnings
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,7 @@ def texts(drawn):
 def every_panel(fitted, row):
     sweep, entries = fitted
     cells = sweep_sections.loss_cells(sweep, "adam", 1.5)
+    assert cells is not None
     laws = {name: float(row[name]) for name in checkpoint_figures.COEFFICIENTS}
     sizes = {"batch_sizes": SIZES, "exact": np.ones(4), "true": np.ones(4)}
     measured = {"measured": measurement()}
@@ -117,7 +119,11 @@ def test_colors_are_variables_of_the_page_in_both_themes(fitted, row):
 def test_texts_are_as_they_were_given():
     """Coordinates are shortened, what is read is not."""
     words = "0.00123456 a<b & url(#x)"
-    markup = drawing.svg(Panel("", lambda axes: axes.set_title(words)), "it")
+
+    def draw(axes):
+        axes.set_title(words)
+
+    markup = drawing.svg(Panel("", draw), "it")
     assert "0.00123456 a&lt;b &amp; url(#x)" in markup
 
 
@@ -164,11 +170,10 @@ def test_the_band_spans_what_remains_and_the_mean_lies_inside(fitted):
     entry = entry | {"laws": laws, "remaining": names}
     [axes] = figure(partial(sweep_figures.optimal_lr, entry=entry)).axes
     heavy = max(axes.lines, key=lambda line: line.get_linewidth())
-    curves = [
-        sweep_figures.law_curve(entry, name, heavy.get_xdata()) for name in ("constant", "sqrt")
-    ]
+    sizes = np.asarray(heavy.get_xdata())
+    curves = [sweep_figures.law_curve(entry, name, sizes) for name in ("constant", "sqrt")]
     assert heavy.get_ydata() == pytest.approx(np.sqrt(curves[0] * curves[1]))
-    band = axes.collections[-1].get_paths()[0].vertices
+    band = np.asarray(axes.collections[-1].get_paths()[0].vertices)
     assert band[:, 1].max() == pytest.approx(np.max(curves))
     assert band[:, 1].min() == pytest.approx(np.min(curves))
 
@@ -187,7 +192,7 @@ def test_an_optimum_beyond_the_grid_is_an_arrow(fitted):
         for point, bound in zip(entry["optimal_lr"], (1, -1, 0, 0), strict=True)
     ]
     [axes] = figure(partial(sweep_figures.optimal_lr, entry=entry | {"optimal_lr": points})).axes
-    markers = [container.lines[0].get_marker() for container in axes.containers]
+    markers = [container[0].get_marker() for container in axes.containers]
     assert markers == ["^", "v", "o", "o"]
 
 
@@ -198,6 +203,7 @@ def test_cells_that_were_not_run_differ_from_those_that_diverged(tmp_path):
     sweep["diverged"].loc[{"batch_size": 4, "learning_rate": sweep.learning_rate[0]}] = np.nan
     sweep["loss"].loc[{"batch_size": 4, "learning_rate": sweep.learning_rate[0]}] = np.nan
     cells = sweep_sections.loss_cells(sweep, "adam", None)
+    assert cells is not None
     assert (cells.diverged.sel(batch_size=256)).all() and int(cells.diverged.sum()) == 9
     drawn = figure(partial(sweep_figures.loss_map, cells=cells, entry=entry))
     assert {"not run", "diverged"} <= set(legend(drawn))
@@ -213,7 +219,9 @@ def test_cells_that_were_not_run_differ_from_those_that_diverged(tmp_path):
 def test_where_no_law_is_named_the_map_shows_the_one_that_predicts_best(fitted):
     sweep, entries = fitted
     cells = sweep_sections.loss_cells(sweep, "adam", 1.5)
-    errors = dict.fromkeys(entries[1]["laws"], 0.5) | {"power": 0.2}
+    assert cells is not None
+    errors: dict[str, Any] = dict.fromkeys(entries[1]["laws"], 0.5)
+    errors["power"] = 0.2
     for error, law in ((0.1, "constant"), (0.9, "power"), (None, "power")):
         errors["constant"] = error
         laws = {

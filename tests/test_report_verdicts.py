@@ -1,6 +1,7 @@
 """Sentences say what was planted, and no more than the numbers hold."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,7 @@ def test_a_fold_is_of_the_whole_plateau():
     held = 0
     for _ in range(300):
         moves = course(entry(np.exp(truth + 0.1 * rng.normal(size=6)), error=0.1))
+        assert moves is not None
         error = math.hypot(moves.level.error, moves.first.error)
         held += abs(moves.level.log_lr - moves.first.log_lr - math.log(4)) < 1.96 * error
     assert held / 300 > 0.9
@@ -173,7 +175,7 @@ def test_the_peak_and_the_law():
 
 
 def test_kappa_is_said_where_a_law_with_it_is_named():
-    law = {
+    law: dict[str, Any] = {
         "params": {"kappa": 0.2},
         "intervals": {"kappa": [0.1, 0.3]},
         "derived": {"peak_over_plateau": [1.25, 1.1, 1.7]},

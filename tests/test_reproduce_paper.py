@@ -1,9 +1,10 @@
 """The judge of the paper's claims: known answers, and the committed page is what the committed
 results say."""
 
-import importlib.util
 import math
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,7 @@ from surge.report import verdicts
 from surge.workdir import files
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location(
-    "reproduce_paper", ROOT / "scripts" / "reproduce_paper.py"
-)
-paper = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(paper)
+paper = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "reproduce_paper.py")))
 
 
 def entry(power, error=0.05, sizes=(1, 2, 4, 8, 12), **more):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from surge import measurement
+from surge.config import check
+from surge.gradients.noise import gradient_noise
+from surge.measurement.stage import measure
 from surge.tasks import by_ghosts, ghost_batches, resnet
 from surge.training.run import evaluate
 from surge.training.step import batch_gradient
@@ -157,7 +159,7 @@ def test_gradient_noise_of_batch_norm_is_that_of_a_loop_over_ghost_batches(image
         jax.vmap(task.draw, (None, 0))(task.data, jax.random.split(jax.random.key(i), 3))
         for i in range(2)
     ]
-    found = measurement.gradient_noise(task.loss, params, batches, 4)
+    found = gradient_noise(task.loss, params, batches, 4)
     gradient = jax.jit(lambda ghost: ravel_pytree(jax.grad(task.loss)(params, ghost))[0])
     rows = np.stack(
         [
@@ -184,7 +186,16 @@ def test_batch_norm_goes_through_the_measure_stage(images, tmp_path):
     config.batch_sizes = (4, 8)
     config.measure.update(losses=(), batch_size=4, examples=128, branch_examples=1)
     task = resnet.tiny_imagenet(source, "batch", ghost=4, **options)
-    found = measurement.run(config, task, tmp_path / "checkpoints")
+    experiment = check(config)
+    specs = {label: grid.spec for label, grid in experiment.optimizers.items()}
+    found = measure(
+        task,
+        specs,
+        experiment.batch_sizes,
+        experiment.measure,
+        tmp_path / "checkpoints",
+        seed=experiment.seed,
+    )
     scale = found.noise_scale.sel(scale="b_simple", bound="value").item()
     assert 0 < scale < 1e4 and found.layer.size > 3
     assert found.measured_lr.shape == (1, 1, 2, 3)

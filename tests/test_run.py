@@ -39,14 +39,14 @@ CHAINS = {  # written out, so that names are checked too
     "muon": lambda rate: optax.contrib.muon(rate),
 }
 SPECS = {
-    "adam(clip=0.5, weight_decay=0.1, schedule='wsd', scaling='sde', base_batch_size=4)": lambda rate: (
-        optax.chain(
-            optax.clip_by_global_norm(0.5),
-            optax.scale_by_adam(b1=0.8, b2=0.998, eps=1e-8 / 2**0.5),
-            optax.add_decayed_weights(0.1 * 2**0.5),
-            optax.scale_by_schedule(lambda step: jnp.minimum((1 - step / 7) / 0.2, 1.0)),
-            optax.scale_by_learning_rate(rate),
-        )
+    (
+        "adam(clip=0.5, weight_decay=0.1, schedule='wsd', scaling='sde', base_batch_size=4)"
+    ): lambda rate: optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.scale_by_adam(b1=0.8, b2=0.998, eps=1e-8 / 2**0.5),
+        optax.add_decayed_weights(0.1 * 2**0.5),
+        optax.scale_by_schedule(lambda step: jnp.minimum((1 - step / 7) / 0.2, 1.0)),
+        optax.scale_by_learning_rate(rate),
     ),
 }
 ALONE = Lanes("vmap", 1, 1)
@@ -118,7 +118,7 @@ def in_engine(monkeypatch, name, spec, lanes, rates=RATES, seeds=(0, 1)):
             np.reshape(leaf, (*runs.diverged.shape, -1))
             for leaf in jax.tree.leaves(runs.state.params)
         ]
-        return runs._replace(diverged=np.concatenate(leaves, -1))
+        return runs._replace(diverged=jnp.asarray(np.concatenate(leaves, -1)))
 
     piece = grid.Piece(spec, spec, SIZE, rates, seeds, STEPS)
     with monkeypatch.context() as patch:

@@ -1,5 +1,7 @@
 """Signals of a batch against one example after another."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,13 @@ def test_one_share_is_the_batch():
 
 
 def step_of(spec, **changes):
-    given = {"init": None, "loss": loss, "data": DATA, "draw": draw_from_arrays, "evaluation": DATA}
+    given: dict[str, Any] = {
+        "init": None,
+        "loss": loss,
+        "data": DATA,
+        "draw": draw_from_arrays,
+        "evaluation": DATA,
+    }
     task = Task(**given | changes)
     cell = Cell(0.01, KEY, 6, jnp.array([10]))
     step = make_step(task, make_optimizer(spec), cell, DATA, microbatch_size=4)

@@ -2,7 +2,9 @@
 
 import sys
 import types
+from typing import Any
 
+import numpy as np
 import optax
 import pytest
 
@@ -78,11 +80,11 @@ def test_parse():
 @pytest.fixture
 def mine(monkeypatch):
     """A module of a user's own."""
-    module = types.ModuleType("mine")
+    module: Any = types.ModuleType("mine")
     module.halved = lambda factor=0.5: optax.scale(factor)
     module.momentum = lambda decay=0.9: optax.trace(decay)
     module.whole = lambda decay=0.9, **others: make_optimizer("momentum").entry(decay)
-    module.half = lambda: Rule(optax.trace(0.9), weights=lambda: [1.0])
+    module.half = lambda: Rule(optax.trace(0.9), weights=lambda: np.ones(1))
     module.broken = lambda: optax.scale(1 / 0)
     module.number = lambda: 3
     module.text = "text"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from surge.suggestion import suggestion
 from surge.theory.rules import Known
 from surge.workdir.files import ResultError, write_json
 
-MOVE = {"from_batch_size": 256, "from_lr": 3e-4, "to_batch_size": 2048}
+MOVE: dict[str, Any] = {"from_batch_size": 256, "from_lr": 3e-4, "to_batch_size": 2048}
 SIZES = 2.0 ** np.arange(4, 11)
 RATES = 2.0 ** (np.arange(-26, -4) / 2)
 
@@ -128,6 +129,7 @@ def test_warmup_is_held_in_examples_and_weight_decay_follows_the_horizon():
         from_batch_size=2048, from_lr=1e-3, to_batch_size=1024, optimizer=spec, horizon_ratio=2.0
     )
     moved = said.co_scaled["timescale"]
+    assert isinstance(moved, dict)
     assert moved["warmup_steps"] == 8000
     timescale = 0.5 / (said.lr / 1e-3 * moved["weight_decay"] / 0.1 * 2.0)
     assert timescale == pytest.approx(1)
@@ -147,7 +149,8 @@ def test_a_rule_that_has_ended_says_where_and_offers_another():
         from_batch_size=32, from_lr=1e-4, to_batch_size=32 * 81, optimizer="adam(b1=0, b2=0.9875)"
     )
     assert "ends at 80 for b2 = 0.9875" in said.co_scaled["sde"]
-    assert said.co_scaled["half_life"]["b2"] == pytest.approx(0.361, abs=1e-3)
+    moved = said.co_scaled["half_life"]
+    assert isinstance(moved, dict) and moved["b2"] == pytest.approx(0.361, abs=1e-3)
     assert any("the SDE rule ends at 80 times" in line for line in lines(said))
     assert any("not 81" in warning for warning in said.warnings)
 
@@ -312,8 +315,9 @@ def test_the_readme_shows_what_it_prints():
 
 
 def test_it_is_called_from_python_by_the_packages_own_name():
-    assert surge.suggest(**MOVE).lr == suggest(**MOVE).lr
-    assert surge.suggest.Suggestion is type(suggest(**MOVE))
+    package: Any = surge
+    assert package.suggest(**MOVE).lr == suggest(**MOVE).lr
+    assert package.suggest.Suggestion is type(suggest(**MOVE))
 
 
 def test_json_has_the_same_content():

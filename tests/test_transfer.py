@@ -1,8 +1,9 @@
 """From one batch size to another: rules, laws, their averages, and intervals that hold."""
 
-import importlib.util
 import math
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,7 @@ from surge.theory.transfer import Belief, average, from_laws, from_rules, psi_gr
 from surge.workdir.files import read_json
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "calibrate_rules.py"
-spec = importlib.util.spec_from_file_location("calibrate_rules", SCRIPT)
-calibrate_rules = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(calibrate_rules)
+calibrate_rules = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 SIZES = 2.0 ** np.arange(2, 12)
 MEASURED = Known(

@@ -280,8 +280,11 @@ def extrapolated(spec, workers, steps=30):
     params = jnp.ones(5)
     state = transform.init(params)
     for one in jnp.asarray(noise):
-        gradient_fn = lambda points, one=one: curvature * points + one  # noqa: E731
-        grads = gradient_fn(params[None]).mean(0)
+
+        def gradient_fn(points, one=one):
+            return curvature * points + one
+
+        grads = gradient_fn(jnp.asarray(params)[None]).mean(0)
         updates, state = update(transform, grads, state, params, gradient_fn=gradient_fn)
         params = optax.apply_updates(params, updates)
     return params

@@ -1,5 +1,7 @@
 """Each published optimizer against a plain loop over its equations, in double precision."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,21 +170,21 @@ def maxva(theta, gradients, low, high, eps, last):
 
 
 LOOPS = {
-    "eve": lambda *a: eve(*a),
-    "examplewise_adam": lambda *a: eve(*a, examplewise=True),
-    "clars": lambda *a: clars(*a, norm_batch=1, l2=0.0),
-    "clars(l2=0.1, norm_batch=3)": lambda *a: clars(*a, norm_batch=3, l2=0.1),
-    "lars(l2=0.1)": lambda *a: lars(*a, l2=0.1),
-    "adalomo": lambda *a: adalomo(*a, inner_decay=0.0),
-    "adalomo(inner_decay=0.1)": lambda *a: adalomo(*a, inner_decay=0.1),
-    "active(epoch_examples=24)": lambda *a: active(*a, 2.0, 0.5, 4, 1e-2),
-    "active(epoch_examples=40, high=0.05, low=0.95, inner_decay=0.0)": (
-        lambda *a: active(*a, 0.05, 0.95, 6, 0.0)
+    "eve": eve,
+    "examplewise_adam": partial(eve, examplewise=True),
+    "clars": partial(clars, norm_batch=1, l2=0.0),
+    "clars(l2=0.1, norm_batch=3)": partial(clars, norm_batch=3, l2=0.1),
+    "lars(l2=0.1)": partial(lars, l2=0.1),
+    "adalomo": partial(adalomo, inner_decay=0.0),
+    "adalomo(inner_decay=0.1)": partial(adalomo, inner_decay=0.1),
+    "active(epoch_examples=24)": partial(active, high=2.0, low=0.5, epoch=4, decay=1e-2),
+    "active(epoch_examples=40, high=0.05, low=0.95, inner_decay=0.0)": partial(
+        active, high=0.05, low=0.95, epoch=6, decay=0.0
     ),
-    "tom": lambda *a: tom(*a, 0.9, 0.99, False),
-    "tom(b1=0.8, b2=0.7, corrected=True)": lambda *a: tom(*a, 0.8, 0.7, True),
-    "madam": lambda *a: maxva(*a, 0.5, 0.999, 1e-8, last=False),
-    "lamadam": lambda *a: maxva(*a, 0.5, 0.98, 1e-15, last=True),
+    "tom": partial(tom, b1=0.9, b2=0.99, corrected=False),
+    "tom(b1=0.8, b2=0.7, corrected=True)": partial(tom, b1=0.8, b2=0.7, corrected=True),
+    "madam": partial(maxva, low=0.5, high=0.999, eps=1e-8, last=False),
+    "lamadam": partial(maxva, low=0.5, high=0.98, eps=1e-15, last=True),
 }
 
 

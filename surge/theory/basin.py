@@ -210,7 +210,7 @@ def _optima(
     optima = {}
     for index, size in enumerate(group.sizes):
         error = math.sqrt(spread[index, index])
-        half = error * stats.t.ppf((1 + COVERAGE) / 2, max(freedom[index], 1))
+        half = error * float(stats.t.ppf((1 + COVERAGE) / 2, max(freedom[index], 1)))
         optima[size] = _optimum(sweep, group, index, (error, half, common))
     return optima
 

@@ -75,7 +75,7 @@ class Pooled(NamedTuple):
 
 
 def fit_pooled(
-    groups: Sequence[Optima], covariates: Mapping[str, Sequence[float]] | None = None
+    groups: Sequence[Optima], covariates: Mapping[str, Sequence[float] | np.ndarray] | None = None
 ) -> Pooled:
     """Fits every law to all groups at once, and names one only where all that remain look the same.
 
@@ -115,7 +115,7 @@ def fit_pooled(
 
 
 def _checked(
-    groups: Sequence[Optima], covariates: Mapping[str, Sequence[float]]
+    groups: Sequence[Optima], covariates: Mapping[str, Sequence[float] | np.ndarray]
 ) -> dict[str, np.ndarray]:
     if len(groups) < FEWEST:
         raise ValueError(f"a pooled fit needs at least {FEWEST} groups, got {len(groups)}")
