@@ -1,5 +1,4 @@
-"""The loss around a point: its gradient, Hessian products and diagonals, and its bend along
-directions, streamed over the batch."""
+"""The loss around a point: gradient, Hessian and bends, streamed over the batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -58,10 +57,11 @@ def mean_loss(loss_fn: LossFn, batch: Any) -> Callable[[Any], jax.Array]:
 def second_difference(
     loss_fn: LossFn, params: Any, batch: Any, direction: Any, distance: jax.Array
 ) -> jax.Array:
-    """(L(θ + hu) + L(θ − hu) − 2L(θ))/h²: uᵀHu for a quadratic, and for any loss its bend at the
-    scale h, the kinks of its ReLUs included, which no derivative at θ sees.
+    """(L(θ + hu) + L(θ − hu) − 2L(θ))/h²: the bend of the loss along u at the scale h.
 
-    Differences are taken example by example, so that the digits of the loss itself do not matter.
+    For a quadratic it is uᵀHu, and for any loss it includes the kinks of its ReLUs, which no
+    derivative at θ sees. Differences are taken example by example, so that the digits of the loss
+    itself do not matter.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -118,8 +118,10 @@ def layer_alignments(
 
 
 class Hutchinson(NamedTuple):
-    """Diagonal of the Hessian (a pytree like params) and trace, each with its standard error, from
-    n probes."""
+    """Diagonal and trace of the Hessian with their standard errors, from n probes.
+
+    Diagonals are pytrees like params.
+    """
 
     diagonal: Any
     diagonal_error: Any

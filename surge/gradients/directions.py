@@ -1,5 +1,4 @@
-"""Sampled update directions of any optimizer at any batch size, from one pool of gradients at a
-checkpoint."""
+"""Update directions of any optimizer at any batch size, from one pool of gradients."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,8 +41,9 @@ class Pool(NamedTuple):
 
 
 class PoolSource:
-    """The pool of one checkpoint, whose members may be of any number of examples: a smaller batch
-    is part of a larger.
+    """The pool of one checkpoint, whose members may be of any number of examples.
+
+    A smaller batch is part of a larger.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -81,8 +81,10 @@ class PoolSource:
         self.examples = GROUPS * batches * WIDTH  # that were differentiated
 
     def at(self, batch_size: int) -> Pool:
-        """With members of batch_size examples, or of WIDTH if that is fewer; only the last pool is
-        kept."""
+        """With members of batch_size examples, or of WIDTH if that is fewer.
+
+        Only the last pool is kept.
+        """
         drawn = min(batch_size, WIDTH)
         if drawn == WIDTH:
             self._pool = self._full
@@ -93,7 +95,8 @@ class PoolSource:
 
     def for_update(self, optimizer: Optimizer, batch_size: int) -> Pool:
         """What `directions` of an optimizer and batch size are made of."""
-        pool, size = self.at(batch_size), optimizer.examples(batch_size)
+        pool = self.at(batch_size)
+        size = optimizer.examples(batch_size)
         if "moments" in optimizer.needs:
             pool = pool._replace(norms=self._norms(min(optimizer.norm_batch, batch_size)))
         if not optimizer.bends or size > pool.size - WIDTH:
@@ -121,7 +124,10 @@ def _mean_norms(members: Any) -> Any:
 def _members(loss_fn, draw, members, params, data, key, drawn) -> Any:
     """Gradients of the first mini-batches of each group [GROUPS, members, ...]."""
     keys = jax.vmap(lambda group: jax.vmap(partial(jax.random.fold_in, group))(jnp.arange(members)))
-    one = lambda each: mean_gradient(weighted(loss_fn), draw, params, data, each, drawn, MICROBATCH)  # noqa: E731
+
+    def one(key: jax.Array) -> Any:
+        return mean_gradient(weighted(loss_fn), draw, params, data, key, drawn, MICROBATCH)
+
     flat = jax.lax.map(one, keys(jax.random.split(key, GROUPS)).reshape(-1), batch_size=LANES)
     apart = jax.tree.map(lambda leaf: leaf.reshape(GROUPS, members, *leaf.shape[1:]), flat)
     return widened(apart)
@@ -129,9 +135,12 @@ def _members(loss_fn, draw, members, params, data, key, drawn) -> Any:
 
 @partial(jax.jit, static_argnames=("loss_fn", "draw"))
 def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
-    """Each group's mean gradient over the first `size` examples of its mini-batches, in order, and
-    the sum of their squared deviations, times their examples: on average, by all but one of them,
-    the variance of one example [GROUPS, ...]. Both are known of the first `done` mini-batches."""
+    """Each group's mean gradient over the first `size` examples, and its squared deviations.
+
+    Mini-batches come in order; the squares of their deviations are summed, times their examples: on
+    average, by all but one of them, the variance of one example [GROUPS, ...]. Both are known of
+    the first `done` mini-batches.
+    """
 
     def group(pair: tuple[jax.Array, tuple[Any, Any]]) -> tuple[Any, Any]:
         key, moments = pair
@@ -161,8 +170,7 @@ def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
 def directions(
     params: Any, pool: Pool, optimizer: Optimizer, batch_size: int, key: jax.Array, *, count: int
 ) -> Any:
-    """Sampled update directions u at stationary optimizer state: the step is θ − εu at learning
-    rate ε.
+    """Sampled update directions u at stationary optimizer state: the step is θ − εu.
 
     Parameters stay put while the optimizer is fed mini-batch gradients; its last update is taken. A
     gradient is ḡ + c·d: ḡ is the centre of the direction's group, d a member's deviation from the

@@ -1,5 +1,7 @@
-"""Sign descent's law if coordinates were independent and gradients Gaussian: the paper's, from
-per-example moments."""
+"""The paper's law of sign descent from per-example moments.
+
+It holds if coordinates were independent and gradients Gaussian.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -31,8 +33,9 @@ def _flat_hvp(loss_fn: LossFn) -> Callable[[Any, Any, jax.Array], jax.Array]:
 def flat_hessian(
     loss_fn: LossFn, params: Any, batch: Any, key: jax.Array, *, probes: int = 32
 ) -> Hessian:
-    """Hessian of the mean loss over the raveled parameters [P]: Hutchinson's diagonal, products by
-    autodiff.
+    """Hessian of the mean loss over the raveled parameters [P].
+
+    Its diagonal is Hutchinson's, its products are by autodiff.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -69,20 +72,22 @@ def independent_law(
         one, other = ([*half[:left_out], *half[left_out + 1 :]] for half in halves)
         pairs.append((one, other))
     sizes = jnp.asarray(batch_sizes, float)
-    parts = np.array(
-        [_cross_parts(hessian, *_flat_halves(*pair), sizes) for pair in pairs]
-    )  # [1 + g, 2, b]
+    # [1 + g, 2, b]
+    parts = np.array([_cross_parts(hessian, *_flat_halves(*pair), sizes) for pair in pairs])
     g = len(parts) - 1
     ratios = parts[:, 0] / parts[:, 1]
     spread = ((ratios[1:] - ratios[1:].mean(0)) ** 2).sum(0)
     error = np.sqrt((g - 1) / g * spread) * stats.t.ppf(0.975, g - 1)
-    low, high = np.maximum(ratios[0] - error, 0), ratios[0] + error
-    return OneStepLR.of(parts[0, 0], parts[0, 1], low, high, sum(int(each.n) for each in groups))
+    low = np.maximum(ratios[0] - error, 0)
+    high = ratios[0] + error
+    n = sum(int(group.n) for group in groups)
+    return OneStepLR.of(parts[0, 0], parts[0, 1], low, high, n)
 
 
 class SignSummary(NamedTuple):
-    """What the closed forms of sign descent need of a checkpoint (Li et al., arXiv 2405.14578,
-    Theorem 2, re-derived).
+    """What the closed forms of sign descent need of a checkpoint.
+
+    Li et al., arXiv 2405.14578, Theorem 2, re-derived.
 
     mu_l1 = Σ|μ|, trace D = Σ H_ii, off_diagonal O = s'Hs' − D, snr s, and b_noise and max_lr of the
     small-batch surge, inf where its K is not positive. Products of means are taken between disjoint
@@ -103,8 +108,10 @@ class SignSummary(NamedTuple):
 
 
 def sign_summary(hessian: Hessian, groups: Sequence[GradientMoments]) -> SignSummary:
-    """The closed forms' coefficients from moments of disjoint sets of examples, as
-    `independent_law` takes them."""
+    """The closed forms' coefficients from moments of disjoint sets of examples.
+
+    Groups are as `independent_law` takes them.
+    """
     mu_a, mu_b, variance = _flat_halves(groups[0::2], groups[1::2])
     sigma = jnp.sqrt(variance)
     ratio_a, ratio_b = (
@@ -115,11 +122,9 @@ def sign_summary(hessian: Hessian, groups: Sequence[GradientMoments]) -> SignSum
         return float(one @ hessian.product(other) - (one * other * hessian.diagonal).sum())
 
     mu_l1 = 0.5 * float(jnp.sign(mu_a) @ mu_b + jnp.sign(mu_b) @ mu_a)
-    aligned, trace, coupling = (
-        float(ratio_a @ mu_b),
-        float(hessian.diagonal.sum()),
-        off(ratio_a, ratio_b),
-    )
+    aligned = float(ratio_a @ mu_b)
+    trace = float(hessian.diagonal.sum())
+    coupling = off(ratio_a, ratio_b)
     peaked = coupling > 0 and trace > 0
     unknown = np.inf if np.isfinite(coupling) and np.isfinite(trace) else np.nan
     return SignSummary(
@@ -136,10 +141,10 @@ def _flat_halves(
     one: Sequence[GradientMoments], other: Sequence[GradientMoments]
 ) -> tuple[jax.Array, ...]:
     """Mean [P] of either half and variance [P] of both."""
-    first, second = _merged(one), _merged(other)
-    return tuple(
-        ravel_pytree(each)[0] for each in (first.mean, second.mean, merge(first, second).variance)
-    )
+    first = _merged(one)
+    second = _merged(other)
+    trees = (first.mean, second.mean, merge(first, second).variance)
+    return tuple(ravel_pytree(tree)[0] for tree in trees)
 
 
 @jax.jit
@@ -148,7 +153,8 @@ def _cross_parts(hessian: Hessian, mu_a: Any, mu_b: Any, variance: Any, sizes: A
     sigma = jnp.sqrt(variance)
 
     def at(size: jax.Array) -> jax.Array:
-        one, other = sign_mean(size, mu_a, sigma), sign_mean(size, mu_b, sigma)
+        one = sign_mean(size, mu_a, sigma)
+        other = sign_mean(size, mu_b, sigma)
         drift = 0.5 * (one @ mu_b + other @ mu_a)
         return jnp.stack(
             [drift, one @ hessian.product(other) + ((1 - one * other) * hessian.diagonal).sum()]
@@ -159,6 +165,6 @@ def _cross_parts(hessian: Hessian, mu_a: Any, mu_b: Any, variance: Any, sizes: A
 
 def _merged(groups: Sequence[GradientMoments]) -> GradientMoments:
     total = groups[0]
-    for each in groups[1:]:
-        total = merge(total, each)
+    for group in groups[1:]:
+        total = merge(total, group)
     return total

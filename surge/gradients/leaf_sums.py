@@ -25,8 +25,10 @@ CANCELLING = 10.0
 
 
 class LeafSums(NamedTuple):
-    """Of n gradients of one leaf: mean, sum of squared deviations, sign sum, zeros in its layout,
-    and norms² [n]."""
+    """Sums over n gradients of one leaf, in its layout.
+
+    Mean, sum of squared deviations, sign sum and zeros, and the squared norms [n].
+    """
 
     mean: jax.Array
     square: jax.Array
@@ -46,8 +48,8 @@ def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSum
         def gradient(part: Any) -> jax.Array:
             pairs, read = part
             shares = [
-                each.place(_weight_gradient(*pair), like)
-                for each, pair in zip(products, pairs, strict=True)
+                product.place(_weight_gradient(*pair), like)
+                for product, pair in zip(products, pairs, strict=True)
             ]
             return functools.reduce(jnp.add, [*shares, *read])
 
@@ -85,19 +87,18 @@ def _streamed(gradient: Callable[[Any], jax.Array], parts: Any) -> LeafSums:
 
     def add(sums: tuple[jax.Array, ...], block: Any) -> tuple[tuple[jax.Array, ...], jax.Array]:
         count = jax.tree.leaves(block)[0].shape[0]
-        found = [
+        gradients = [
             gradient(jax.tree.map(lambda leaf, index=index: leaf[index], block))
             for index in range(count)
         ]
         first, second, signs = sums
-        for each in found:
-            deviation = each - centre
-            first, second, signs = (
-                first + deviation,
-                second + deviation**2,
-                signs + _sign_code(each),
-            )
-        return (first, second, signs), jnp.stack([(each**2).sum() for each in found])
+        for one in gradients:
+            deviation = one - centre
+            first = first + deviation
+            second = second + deviation**2
+            signs = signs + _sign_code(one)
+        norms = jnp.stack([(one**2).sum() for one in gradients])
+        return (first, second, signs), norms
 
     sums = jnp.zeros_like(centre), jnp.zeros_like(centre), jnp.zeros(centre.shape, jnp.int32)
     whole = n // size
@@ -117,22 +118,20 @@ def _streamed(gradient: Callable[[Any], jax.Array], parts: Any) -> LeafSums:
 
 
 def _sign_code(gradient: jax.Array) -> jax.Array:
-    """Sign and zero of each element in one number, so that one pass over the gradient counts
-    both."""
+    """Sign and zero of each element in one number: one pass over the gradient counts both."""
     code = jnp.where(gradient > 0, 1, jnp.where(gradient < 0, -1, 0))
     return jnp.where(gradient == 0, ZERO, code).astype(jnp.int32)
 
 
 def _outer(inputs: jax.Array, cotangents: jax.Array, otherwise: Callable[[], LeafSums]) -> LeafSums:
-    """Sums over n outer products of inputs [n, I] and cotangents [n, O], without forming one of
-    them.
+    """Sums over n outer products of inputs [n, I] and cotangents [n, O], none of them formed.
 
-    Squares, signs and zeros of x ⊗ δ are outer products too: (x²)ᵀδ², sign(x)ᵀ sign(δ), |sign
-    x|ᵀ|sign δ|.
+    Squares, signs and zeros of x ⊗ δ are outer products too: (x²)ᵀδ², sign(x)ᵀ sign(δ),
+    |sign x|ᵀ|sign δ|.
     """
     n = len(inputs)
     x, d = (
-        each.astype(jnp.promote_types(each.dtype, jnp.float32)) for each in (inputs, cotangents)
+        side.astype(jnp.promote_types(side.dtype, jnp.float32)) for side in (inputs, cotangents)
     )
     mean = x.T @ d / n
     square = (x**2).T @ d**2 - n * mean**2

@@ -95,10 +95,10 @@ def per_example_moments(
 @partial(jax.jit, static_argnums=(0, 1))
 def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> GradientMoments:
     n = jax.tree.leaves(batch)[0].shape[0]
-    found = plan(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], batch))
-    size = size or min(n, _automatic(params, found))
+    products = plan(loss_fn, params, jax.tree.map(lambda leaf: leaf[0], batch))
+    size = size or min(n, _automatic(params, products))
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
-    others = sum(sizes[index] for index in found.read)
+    others = sum(sizes[index] for index in products.read)
     logging.info(
         "moments: %d of %d parameters by products, %d also or only by single gradients, "
         "%d examples at once",
@@ -113,7 +113,7 @@ def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> Gra
     )
 
     def step(total: GradientMoments, micro: Any) -> tuple[GradientMoments, Any]:
-        part = _micro(found, params, micro)
+        part = _micro(products, params, micro)
         merged = _merge(total, part)
         return merged._replace(square_norms=()), part.square_norms
 
@@ -121,28 +121,30 @@ def _stream(loss_fn: Callable, size: int | None, params: Any, batch: Any) -> Gra
     total = total._replace(square_norms=jax.tree.map(jnp.ravel, norms))
     if n % size:
         rest = jax.tree.map(lambda leaf: leaf[whole * size :], batch)
-        total = merge(total, _micro(found, params, rest))
+        total = merge(total, _micro(products, params, rest))
     return total
 
 
-def _automatic(params: Any, found: Plan) -> int:
+def _automatic(params: Any, products: Plan) -> int:
     """Examples that fit in MICROBATCH_BYTES."""
     leaves = jax.tree.leaves(params)
-    held = sum(leaves[index].size * max(leaves[index].dtype.itemsize, 4) for index in found.read)
-    fitting = max(1, min(MOST, MICROBATCH_BYTES // max(held + found.activations, 1)))
+    held = sum(leaves[index].size * max(leaves[index].dtype.itemsize, 4) for index in products.read)
+    fitting = max(1, min(MOST, MICROBATCH_BYTES // max(held + products.activations, 1)))
     return fitting if fitting < BLOCK else fitting // BLOCK * BLOCK
 
 
-def _micro(found: Plan, params: Any, examples: Any) -> GradientMoments:
+def _micro(products: Plan, params: Any, examples: Any) -> GradientMoments:
     """Moments of one micro-batch."""
     leaves, tree = jax.tree.flatten(params)
-    tapped = tapped_gradients(found, params, examples)
+    tapped = tapped_gradients(products, params, examples)
     sums = [
-        leaf_sums(found, index, leaf, tapped) if found.of(index) else _sums(tapped.gradients[index])
+        leaf_sums(products, index, leaf, tapped)
+        if products.of(index)
+        else _sums(tapped.gradients[index])
         for index, leaf in enumerate(leaves)
     ]
     n = jnp.asarray(jax.tree.leaves(examples)[0].shape[0], jnp.int32)
-    return GradientMoments(n, *(tree.unflatten(each) for each in zip(*sums, strict=True)))
+    return GradientMoments(n, *(tree.unflatten(leaves) for leaves in zip(*sums, strict=True)))
 
 
 def _sums(gradients: jax.Array) -> LeafSums:
@@ -169,8 +171,10 @@ def _nothing(params: Any) -> GradientMoments:
 
 
 def merge(a: GradientMoments, b: GradientMoments) -> GradientMoments:
-    """Moments of the gradients of both (Chan, Golub and LeVeque 1979): associative up to rounding,
-    counts exact."""
+    """Moments of the gradients of both (Chan, Golub and LeVeque 1979).
+
+    Associative up to rounding; counts are exact.
+    """
     norms = jax.tree.map(
         lambda one, other: jnp.concatenate([one, other]), a.square_norms, b.square_norms
     )
@@ -207,10 +211,10 @@ def minibatch_moments(
     *,
     microbatch_size: int | None = None,
 ) -> GradientMoments:
-    """Moments of the gradients of mini-batches: also for models without per-example gradients
-    (BatchNorm).
+    """Moments of the gradients of mini-batches.
 
-    Its `sign_mean` is the true E[sign G_B], to hold against erf.
+    Also for models without per-example gradients (BatchNorm). Its `sign_mean` is the true
+    E[sign G_B], to hold against erf.
 
     Args:
       batch_loss: (params, mini-batch) -> scalar loss of the mini-batch.

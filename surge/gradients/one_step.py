@@ -1,8 +1,7 @@
-"""The law of one step θ − εu at each batch size, measured along sampled directions, and the truth
-it approximates.
+"""The law of one step θ − εu at each batch size, and the truth it approximates.
 
-Both are judged by the mean loss over one evaluation batch. What independent coordinates would make
-of it instead is in `surge.gradients.independent`.
+The law is measured along sampled directions. Both are judged by the mean loss over one evaluation
+batch. What independent coordinates would make of it instead is in `surge.gradients.independent`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +29,10 @@ SIDE_BY_SIDE = 8  # directions along which the loss is taken at once
 
 
 class OneStepLR(NamedTuple):
-    """ε_opt at each batch size [b] with its 95% interval, the gain ΔL at it, n samples, and reasons
-    where nan."""
+    """ε_opt at each batch size [b] with its 95% interval.
+
+    Beside it the gain ΔL at it, n samples, and reasons where nan.
+    """
 
     lr: np.ndarray
     low: np.ndarray
@@ -87,21 +88,22 @@ class StepSample(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Label of an optimizer -> a StepSample for each batch size; examples that were differentiated
-    for all of them."""
+    """Label -> a StepSample for each batch size; examples differentiated for all of them."""
 
     samples: dict[str, list[StepSample]]
     examples: int
 
 
 @partial(jax.jit, static_argnames="loss_fn")
-def _look(loss_fn: LossFn, params: Any, evaluation: Any, found: Any) -> tuple[jax.Array, ...]:
-    """What a StepSample holds, for directions u [k, ...], with the drift of each leaf [leaf, k]: no
-    derivative beyond the gradient, so that kinks and higher orders count as they do for a step."""
+def _look(loss_fn: LossFn, params: Any, evaluation: Any, steps: Any) -> tuple[jax.Array, ...]:
+    """What a StepSample holds, for directions u [k, ...], with the drift of each leaf [leaf, k].
+
+    No derivative beyond the gradient, so that kinks and higher orders count as they do for a step.
+    """
     mean = mean_loss(loss_fn, evaluation)
     here = widened(params)
     start, gradient = jax.value_and_grad(mean)(here)
-    descent = jax.tree.map(jnp.negative, found)
+    descent = jax.tree.map(jnp.negative, steps)
 
     def slopes(u: Any) -> jax.Array:
         shares = jax.tree.map(lambda leaf, other: (leaf * other).sum(), widened(u), gradient)
@@ -114,7 +116,7 @@ def _look(loss_fn: LossFn, params: Any, evaluation: Any, found: Any) -> tuple[ja
         bend = partial(second_difference, loss_fn, params, evaluation, distance=distance)
         return jax.lax.map(lambda u: bend(direction=u), along, batch_size=SIDE_BY_SIDE)
 
-    drift = jax.vmap(slopes, out_axes=1)(found)
+    drift = jax.vmap(slopes, out_axes=1)(steps)
     few = jax.tree.map(lambda leaf: leaf[:GROUPS], descent)
     scale = _scale(start, jnp.abs(drift.sum(0).mean()), lambda rate: bends(rate, few).mean())
     rates = scale * FINE.astype(scale.dtype)
@@ -149,11 +151,11 @@ def _look_by_layer(
     layers: tuple[int, ...],
     params: Any,
     evaluation: Any,
-    found: Any,
+    steps: Any,
     distance: jax.Array,
 ) -> jax.Array:
     """q_k of each layer, stepped in alone [layer, k]."""
-    leaves, tree = jax.tree.flatten(found)
+    leaves, tree = jax.tree.flatten(steps)
 
     def one(pair: tuple[jax.Array, list[jax.Array]]) -> jax.Array:
         chosen, step = pair
@@ -181,10 +183,10 @@ def sample_steps(
     count: int,
     layers: tuple[int, ...] = (),
 ) -> Steps:
-    """Samples directions at each batch size and looks along them: slope, bend, and the true loss
-    on a grid.
+    """Samples directions at each batch size and looks along them.
 
-    One pool of gradients serves every optimizer and batch size.
+    What is seen is slope, bend, and the true loss on a grid. One pool of gradients serves every
+    optimizer and batch size.
 
     Args:
       loss_fn: (params, example) -> scalar.
@@ -212,7 +214,7 @@ def sample_steps(
     if count % GROUPS:
         raise ValueError(f"count must be a multiple of {GROUPS}, got {count}")
     pool_key, step_key = jax.random.split(key)
-    size = max(each.examples(size) for each in optimizers.values() for size in batch_sizes)
+    size = max(one.examples(size) for one in optimizers.values() for size in batch_sizes)
     pool = PoolSource(
         loss_fn, params, draw, data, pool_key, members=max(count // GROUPS, 2), size=size
     )
@@ -220,10 +222,10 @@ def sample_steps(
     ends = min(batch_sizes), max(batch_sizes)
     for size in batch_sizes:
         for label, optimizer in optimizers.items():
-            found = directions(
+            along = directions(
                 params, pool.for_update(optimizer, size), optimizer, size, step_key, count=count
             )
-            sample = _sample(loss_fn, params, evaluation, found, layers, size in ends)
+            sample = _sample(loss_fn, params, evaluation, along, layers, size in ends)
             samples[label].append(sample)
     return Steps(samples, pool.examples)
 
@@ -232,12 +234,12 @@ def _sample(
     loss_fn: LossFn,
     params: Any,
     evaluation: Any,
-    found: Any,
+    steps: Any,
     layers: tuple[int, ...],
     bends: bool,
 ) -> StepSample:
     """What directions [k, ...] say; the bends of single layers where asked for."""
-    looked = _look(loss_fn, params, evaluation, found)
+    looked = _look(loss_fn, params, evaluation, steps)
     drift, curvature, start, rates, loss = (np.asarray(part, float) for part in looked)
     sample = StepSample(drift.sum(0), curvature, start, rates, loss)
     if not layers:
@@ -248,7 +250,7 @@ def _sample(
         return sample
     mean = np.where(np.isfinite(loss), loss, np.inf).mean(1)
     distance = jnp.asarray(rates[mean.argmin()], jnp.float32)
-    by_layer = _look_by_layer(loss_fn, layers, params, evaluation, found, distance)
+    by_layer = _look_by_layer(loss_fn, layers, params, evaluation, steps, distance)
     return sample._replace(layer_curvature=np.asarray(by_layer, float))
 
 
@@ -262,24 +264,30 @@ def by_group(values: np.ndarray) -> np.ndarray:
 
 
 def drifts_and_curvatures(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray]:
-    """a and q at each batch size, over all directions and with each group left out [1 + GROUPS,
-    b]."""
+    """a and q at each batch size [1 + GROUPS, b].
+
+    The first row is over all directions, the others have one group left out.
+    """
     a = np.stack([sample.drift for sample in samples])
     q = np.stack([sample.curvature for sample in samples])
     return by_group(a), by_group(q)
 
 
 def standard_errors(values: np.ndarray) -> np.ndarray:
-    """Of the logarithm of the first row [b], from the rows with one group left out [1 + GROUPS, b];
-    inf where a row is not positive."""
+    """Standard errors [b] of the logarithm of the first row of rows [1 + GROUPS, b].
+
+    The other rows have one group left out; inf where a row is not positive.
+    """
     logs = np.log(np.where((values > 0) & np.isfinite(values), values, np.nan))
     spread = np.sqrt((GROUPS - 1) / GROUPS * ((logs[1:] - logs[1:].mean(0)) ** 2).sum(0))
     return np.where(np.isfinite(spread), spread, np.inf)
 
 
 def jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95% interval of the first row from the rows with one group left out [1 + GROUPS, b], in the
-    logarithm."""
+    """95% interval of the first row of rows [1 + GROUPS, b], in the logarithm.
+
+    The other rows have one group left out.
+    """
     reach = stats.t.ppf(0.975, GROUPS - 1) * standard_errors(values)
     # A group whose removal turns the sign says nothing of the size: the interval is open.
     known = np.isfinite(reach)
@@ -291,8 +299,10 @@ def jackknifed(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
-    """ε_opt = mean a_k / mean q_k at each B, with a jackknife over groups: no Gaussian, no
-    independent coordinates."""
+    """ε_opt = mean a_k / mean q_k at each B, with a jackknife over groups.
+
+    Neither Gaussian gradients nor independent coordinates are assumed.
+    """
     a, q = drifts_and_curvatures(samples)
     with np.errstate(divide="ignore", invalid="ignore"):
         low, high = jackknifed(a / q)
@@ -300,8 +310,9 @@ def measured_law(samples: Sequence[StepSample]) -> OneStepLR:
 
 
 class MeasuredSurge(NamedTuple):
-    """The small-batch surge with its coefficients measured, noise correlations included (the paper,
-    equations 13-14).
+    """The small-batch surge with its coefficients measured.
+
+    Noise correlations are included (the paper, equations 13-14).
 
     Attributes:
       max_lr: A/2√(NK'), the height of the peak: value, low, high.
@@ -330,10 +341,8 @@ def measured_surge(samples: Sequence[StepSample], batch_sizes: Sequence[int]) ->
       batch_sizes: B [b] of the samples.
     """
     order = np.argsort(batch_sizes)
-    samples, batch_sizes = (
-        [samples[index] for index in order],
-        [batch_sizes[index] for index in order],
-    )
+    samples = [samples[index] for index in order]
+    batch_sizes = [batch_sizes[index] for index in order]
     a, q = drifts_and_curvatures(samples)
     rate = np.where((a[0] > 0) & (q[0] > 0), a[0] / np.where(q[0] > 0, q[0], 1.0), -np.inf)
     rising = slice(0, int(rate.argmax()) + 1)
@@ -345,17 +354,16 @@ def measured_surge(samples: Sequence[StepSample], batch_sizes: Sequence[int]) ->
         )
     if not np.isfinite(rate[rising]).all():
         return MeasuredSurge(nothing, nothing, len(sizes), "a/q is undefined below the highest")
-    found = np.array(
+    coefficients = np.array(
         [_small_batch_form(sizes, *pair) for pair in zip(a[:, rising], q[:, rising], strict=True)]
     )
-    low, high = jackknifed(found)
-    max_lr, b_noise = np.stack([found[0], low, high], -1)
+    low, high = jackknifed(coefficients)
+    max_lr, b_noise = np.stack([coefficients[0], low, high], -1)
     return MeasuredSurge(max_lr, b_noise, len(sizes), "")
 
 
 def _small_batch_form(sizes: np.ndarray, a: np.ndarray, q: np.ndarray) -> tuple[float, float]:
-    """(max_lr, b_noise) of one set of drifts and curvatures [b]; nan where no noise has
-    curvature."""
+    """(max_lr, b_noise) of drifts and curvatures [b]; nan where no noise has curvature."""
     shape = np.sqrt(sizes) / a
     noise, mean = optimize.nnls(np.stack([1 / q, sizes / q], -1), np.ones(len(q)))[0]
     if not noise:
@@ -367,11 +375,10 @@ def _small_batch_form(sizes: np.ndarray, a: np.ndarray, q: np.ndarray) -> tuple[
 
 
 def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:
-    """argmin over ε of the true mean loss after one step, with a jackknife over groups of
-    directions.
+    """argmin over ε of the true mean loss after one step, with a jackknife over groups.
 
-    The lowest point of a grid of ratio 4^(1/6), within a factor 4 of where slope and bend of the
-    loss put it, refined by a parabola in ε; nan with a reason where no rate lowers the loss.
+    It is the lowest point of a grid of ratio 4^(1/6), within a factor 4 of where slope and bend of
+    the loss put it, refined by a parabola in ε; nan with a reason where no rate lowers the loss.
     """
     rates, heights, why = [], [], []
     for sample in samples:
@@ -381,11 +388,12 @@ def one_step_oracle(samples: Sequence[StepSample]) -> OneStepLR:
         rates.append(np.full_like(rate, np.nan) if reason else rate)
         heights.append(np.nan if reason else gain)
         why.append(reason)
-    found = np.stack(rates, -1)
-    low, high = jackknifed(found)
-    undefined = ~np.isfinite(found[0])
-    low, high = (np.where(undefined, np.nan, each) for each in (low, high))
-    return OneStepLR(found[0], low, high, np.array(heights), len(samples[0].drift), why)
+    lr = np.stack(rates, -1)
+    low, high = jackknifed(lr)
+    undefined = ~np.isfinite(lr[0])
+    low = np.where(undefined, np.nan, low)
+    high = np.where(undefined, np.nan, high)
+    return OneStepLR(lr[0], low, high, np.array(heights), len(samples[0].drift), why)
 
 
 def _no_optimum(sample: StepSample, rate: float, gain: float) -> str:
@@ -400,8 +408,7 @@ def _no_optimum(sample: StepSample, rate: float, gain: float) -> str:
 
 
 def _lowest(rates: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rate and height of the lowest point of each row of loss [r, e], by a parabola in ε through
-    its neighbours."""
+    """Rate and height of the lowest point of each row of loss [r, e], by a parabola in ε."""
     filled = np.where(np.isfinite(loss), loss, np.inf)
     best = filled.argmin(1)
     middle = np.clip(best, 1, len(rates) - 2)

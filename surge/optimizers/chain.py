@@ -155,8 +155,10 @@ def make_optimizer(spec: str) -> Optimizer:
 
 
 def schedule(kind: str, warmup_steps: Any, total_steps: Any) -> Callable[[Any], Any]:
-    """The learning rate at a step as a share of its full value: above 0 in every step, and 1 in a
-    run of one."""
+    """The learning rate at a step as a share of its full value.
+
+    It is above 0 in every step, and 1 in a run of one.
+    """
 
     def share(step: Any) -> Any:
         length = jnp.maximum(total_steps - warmup_steps, 1)

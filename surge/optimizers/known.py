@@ -119,8 +119,10 @@ def lion(b1: float = 0.9, b2: float = 0.99) -> Rule:
 
 @entry
 def adafactor(decay_rate: float = 0.8, momentum: float = 0.0) -> Rule:
-    """Adam's second moment from row and column means, without momentum unless asked for
-    (arXiv 1804.04235)."""
+    """Adam's second moment from row and column means (arXiv 1804.04235).
+
+    Without momentum unless asked for.
+    """
     factored = optax.scale_by_factored_rms(decay_rate=decay_rate)
     pieces = [factored, optax.clip_by_block_rms(1.0)]
     if momentum:

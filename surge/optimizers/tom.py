@@ -73,7 +73,8 @@ def tom(
 
 def _weights(b1: Any, b2: Any) -> np.ndarray:
     """The answer of L + T to one gradient, newest first."""
-    b1, b2 = float(b1), float(b2)
+    b1 = float(b1)
+    b2 = float(b2)
     level = 1 - b1
     trend = 1 - b2
     series = [level + trend]

@@ -35,8 +35,9 @@ def is_instantaneous(reading: str) -> bool:
 
 
 def momentum_gain(decay: Any, reading: str = "instantaneous") -> Any:
-    """How many times larger a batch the average of momentum is worth to sign(m), in drift²/noise;
-    broadcasts.
+    """How many times larger a batch the average of momentum is worth to sign(m).
+
+    In drift²/noise; broadcasts.
 
     "instantaneous": (1+β)/(1−β), right for a single step. "long_run": successive signs are
     correlated like (2/π)arcsin(βᵏ) (Sheppard 1899), so the noise that adds up over a run is larger

@@ -1,5 +1,7 @@
-"""Noise scales from gradient moments: unbiased numerators and denominators, with 95% intervals over
-examples."""
+"""Noise scales from gradient moments.
+
+Numerators and denominators are unbiased; 95% intervals are over examples.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -12,8 +14,10 @@ NOT_FINITE = "a gradient or a loss is not finite"
 
 
 class Estimate(NamedTuple):
-    """A number with its 95% interval, the n examples it came from, its two parts, and why it is
-    undefined."""
+    """A number with its 95% interval.
+
+    Beside it the n examples it came from, its two parts, and why it is undefined.
+    """
 
     value: float
     low: float
@@ -30,8 +34,9 @@ def undefined(n: int, numerator: float, denominator: float, why: str) -> Estimat
 
 
 def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm: float) -> Estimate:
-    """tr Σ/|μ|², the batch size at which noise and signal of the gradient are equal (McCandlish et
-    al., eq. 2.9).
+    """tr Σ/|μ|², the batch size at which noise and signal of the gradient are equal.
+
+    McCandlish et al., equation 2.9.
 
     Both parts are unbiased; their covariance comes from the jackknife, exactly, since leaving
     example i out changes |ḡ|² by a function of |g_i|² and ⟨g_i, ḡ⟩ alone. The interval is
@@ -46,7 +51,8 @@ def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm:
       Estimate with numerator tr Σ and denominator |μ|²; nan with a reason where |μ|² reads as not
       positive, where a gradient is not finite (named by index), and for n < 3.
     """
-    square_norms, alignments = np.asarray(square_norms, float), np.asarray(alignments, float)
+    square_norms = np.asarray(square_norms, float)
+    alignments = np.asarray(alignments, float)
     n = len(square_norms)
     broken = np.flatnonzero(~np.isfinite(square_norms))
     if len(broken):
@@ -96,8 +102,9 @@ def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) 
 
 
 def two_batch(small: np.ndarray, big: np.ndarray, small_size: int, big_size: int) -> Estimate:
-    """McCandlish et al., appendix A.1: tr Σ/|μ|² from squared norms of gradients at two batch
-    sizes.
+    """tr Σ/|μ|² from squared norms of gradients at two batch sizes.
+
+    McCandlish et al., appendix A.1.
 
     Args:
       small: |G|² of independent batches of small_size [k].
@@ -110,7 +117,8 @@ def two_batch(small: np.ndarray, big: np.ndarray, small_size: int, big_size: int
     """
     if big_size <= small_size or min(len(small), len(big)) < 2:
         raise ValueError("two_batch needs big_size > small_size and at least two batches of each")
-    small_mean, big_mean = np.mean(small), np.mean(big)
+    small_mean = np.mean(small)
+    big_mean = np.mean(big)
     weights = np.array(
         [
             [1 / (1 / small_size - 1 / big_size), -1 / (1 / small_size - 1 / big_size)],
@@ -158,8 +166,9 @@ def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n:
 def validity_quantiles(
     mean: np.ndarray, std: np.ndarray, n: int, quantiles: np.ndarray
 ) -> np.ndarray:
-    """Quantiles over parameters of πσ²/2μ², far below which the small-batch law holds (the paper,
-    section 2).
+    """Quantiles over parameters of πσ²/2μ².
+
+    Far below it the small-batch law holds (the paper, section 2).
 
     The plug-in μ of n examples puts a ceiling of about πn/2 on the bound of a parameter whose mean
     is all noise. The interval takes every parameter at an end of its own 95% interval, so that it
@@ -193,11 +202,10 @@ def _snr(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def validity_histogram(mean: np.ndarray, std: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Share of parameters whose πσ²/2μ² lies between neighbouring edges [e] -> [e - 1]; see
-    `validity_quantiles`.
+    """Share of parameters whose πσ²/2μ² lies between neighbouring edges [e] -> [e - 1].
 
     What lies beyond the outermost edges counts in the outermost bins; all nan where no parameter
-    has noise.
+    has noise. See `validity_quantiles`.
     """
     with np.errstate(divide="ignore"):
         bound = np.clip(np.pi / (2 * _snr(mean, std) ** 2), edges[0], edges[-1])

@@ -10,8 +10,10 @@ from surge.theory.fit import CONFIDENCE, interval
 
 
 class NoiseScale(NamedTuple):
-    """B_noise of S(B) = s_min (1 + B_noise/B), its 95% interval, s_min in steps, e_min in examples,
-    n, reason."""
+    """B_noise of S(B) = s_min (1 + B_noise/B), with its 95% interval.
+
+    s_min is in steps, e_min in examples; n points, and a reason where undefined.
+    """
 
     method: str
     b_noise: float

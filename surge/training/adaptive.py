@@ -1,5 +1,4 @@
-"""Coarse to fine: the optimal learning rate of each batch size for a fraction of the dense grid's
-examples.
+"""Coarse to fine: the optimal learning rates for a fraction of the dense grid's examples.
 
 Every rate is a power of one ratio, so results are cells of the dense grid, with the same batches.
 """

@@ -1,5 +1,7 @@
-"""The truth beyond one step: runs branch from a checkpoint, and the learning rate that got lowest
-is the answer."""
+"""The truth beyond one step: runs branch from a checkpoint.
+
+The learning rate that got lowest is the answer.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -19,8 +19,9 @@ def run_pieces(
     stop_loss: float,
     lanes: Lanes | None = None,
 ) -> Iterator[tuple[Piece, PieceResult]]:
-    """Logs the plan; the iterator runs pieces one after another on all local devices, and yields
-    each when it is finished.
+    """Logs the plan, and runs pieces one after another on all local devices.
+
+    The iterator yields each piece when it is finished.
 
     Learning rates are dealt out to devices in turn (pmap), and share one with the seeds. Later
     programs are compiled while earlier pieces run.

@@ -1,5 +1,7 @@
-"""Runs one piece of a grid after another with few programs: lanes of learning rates and seeds, on
-every device."""
+"""Runs one piece of a grid after another with few programs.
+
+Lanes of learning rates and seeds are on every device.
+"""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +29,9 @@ EVALS = 64  # eval steps of a program are filled up to a multiple of this
 
 
 class Engine:
-    """Runs pieces of one task with few programs, compiled in a thread in the order that they are
-    asked for.
+    """Runs pieces of one task with few programs.
+
+    They are compiled in a thread, in the order that they are asked for.
 
     Seed s starts from fold_in(key, s) whatever the piece, so cells are paired across batch sizes,
     rates and optimizers.
@@ -98,8 +101,10 @@ class Engine:
                 self._take_fewer(piece, error)
 
     def finish(self, results: Iterable) -> Iterator:
-        """Passes results on; what is not compiled when they end, or are not asked for any more, is
-        dropped."""
+        """Passes results on.
+
+        What is not compiled when they end, or are not asked for any more, is dropped.
+        """
         try:
             yield from results
         finally:

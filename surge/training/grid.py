@@ -1,5 +1,7 @@
-"""The grid of runs: optimizer x batch size x learning rate x seed, in pieces that can be finished
-one by one."""
+"""The grid of runs: optimizer x batch size x learning rate x seed.
+
+It is in pieces that can be finished one by one.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,8 +11,10 @@ import numpy as np
 
 
 class Piece(NamedTuple):
-    """All runs of one optimizer at one batch size, from start_step to the last of eval_steps (both
-    absolute)."""
+    """All runs of one optimizer at one batch size.
+
+    From start_step to the last of eval_steps (both absolute).
+    """
 
     optimizer: str
     spec: str

@@ -21,8 +21,10 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs between processes, in the user's cache directory; a cache that JAX
-    has been given (by JAX_COMPILATION_CACHE_DIR, say) stays as it is."""
+    """Keeps compiled programs between processes, in the user's cache directory.
+
+    A cache that JAX has been given (by JAX_COMPILATION_CACHE_DIR, say) stays as it is.
+    """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "surge" / "programs"))
@@ -30,8 +32,10 @@ def enable_compilation_cache() -> None:
 
 
 def one_device_per_core() -> None:
-    """Splits the host into a device for each core; call before JAX first computes. Other backends
-    are unmoved, and so is a count that the user has set."""
+    """Splits the host into a device for each core; call before JAX first computes.
+
+    Other backends are unmoved, and so is a count that the user has set.
+    """
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
@@ -42,8 +46,10 @@ def parameters(task: Task) -> int:
 
 
 def size_classes(task: Task) -> tuple[int, ...]:
-    """Micro-batch sizes, increasing: those that are fastest here, or the ghost batch where a batch
-    loss couples it."""
+    """Micro-batch sizes, increasing.
+
+    Those that are fastest here, or the ghost batch where a batch loss couples it.
+    """
     if task.batch_loss is not None:
         return (task.ghost,)
     if jax.default_backend() == "cpu":
@@ -70,8 +76,10 @@ def microbatch(task: Task, classes: Sequence[int], batch_size: int) -> int:
 
 
 def device_bytes() -> float:
-    """Memory of one device, all of it: by what is free at the moment, blocks would be a matter of
-    timing."""
+    """Memory of one device, all of it.
+
+    By what is free at the moment, blocks would be a matter of timing.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]

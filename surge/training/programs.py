@@ -17,8 +17,9 @@ CELLS = Cell(learning_rate=0, key=None, batch_size=None, eval_steps=None)
 
 
 class Programs(NamedTuple):
-    """begin and advance of a run, compiled for a block of R learning rates and S seeds on each
-    device.
+    """begin and advance of a run, compiled for a block of runs on each device.
+
+    A block is R learning rates and S seeds.
 
     begin(cells, shared, start) -> runs
     advance(runs, cells, shared, since, until) -> runs
@@ -107,8 +108,10 @@ def _fast(lanes: Lanes) -> bool:
 
 
 def _options(lanes: Lanes) -> dict[str, Any] | None:
-    """Level 1 compiles these programs twice as fast, and their matrix products are library calls
-    either way."""
+    """Of the compiler: level 1 compiles these programs twice as fast.
+
+    Their matrix products are library calls either way.
+    """
     return {"xla_backend_optimization_level": 1} if _fast(lanes) else None
 
 

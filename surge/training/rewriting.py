@@ -18,8 +18,10 @@ from surge.gradients.jaxpr import evaluate, walk, with_inner
 
 
 def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function to rounding, with products that sum over a long leading axis as products of
-    a transpose, and with reciprocals for divisions of an array by one number.
+    """The same function to rounding, faster.
+
+    Products that sum over a long leading axis become products of a transpose, and divisions of an
+    array by one number products with its reciprocal.
 
     All that the function calls is rewritten, also inside loops and branches. Products of few rows
     stay as they are: a transpose would cost what it saves.
