@@ -275,8 +275,9 @@ def test_no_curvature_is_nan_with_a_reason():
     law = one_step.measured_law([flat])
     assert np.isnan(law.lr[0]) and "q <= 0" in law.why[0]
     losses = np.array([[3.0], [2.0], [1.0]]) * np.ones(8)
-    edge = one_step.StepSample(
-        np.ones(8), np.ones(8), np.ones(8), np.array([1.0, 2.0, 4.0]), losses
-    )
-    oracle = one_step.one_step_oracle([edge])
-    assert np.isnan(oracle.lr[0]) and "edge" in oracle.why[0]
+    rates = np.array([1.0, 2.0, 4.0])
+    edge = one_step.StepSample(np.ones(8), np.ones(8), np.full(8, 4.0), rates, losses)
+    level = edge._replace(start=np.ones(8))
+    oracle = one_step.one_step_oracle([edge, level])
+    assert np.isnan(oracle.lr).all() and "edge" in oracle.why[0]
+    assert "no step of this direction lowers the loss" in oracle.why[1]
