@@ -151,8 +151,8 @@ def test_the_oracle_is_the_optimum_of_trying_every_rate():
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    reason="not shown yet: on moons after 100 steps 256 directions read 1.23 and 1.09 (sign descent)"
-    " and 1.16 and 1.42 (Adam) of the brute force optimum at B = 8 and 128",
+    reason="not shown yet: on moons after 100 steps 256 directions read 1.23 and 1.09 (sign"
+    " descent) and 1.16 and 1.42 (Adam) of the brute force optimum at B = 8 and 128",
     strict=False,
 )
 @pytest.mark.parametrize("train_steps", [0, 100, 1_000])
