@@ -6,10 +6,10 @@
 
 The paper's claims: both follow the surge form; McCandlish's law with α = 0.5 is also suitable.
 Measured (:quick, --stages=sweep,fit; two CPU cores, 191 s): to 2.9 nats per byte the optimum of
-β = (0, 0) is 2.2e-3 [1.8e-3, 3.3e-3] at B = 4, 4.4e-3 [3.8e-3, 6.2e-3] at 32 and 4.3e-3 [4.1e-3,
-4.6e-3] at 128; that of (.9, .999) goes from 2.9e-3 [2.0e-3, 5.2e-3] to 4.5e-3 [3.7e-3, 7.2e-3].
-These data do not tell a later fall from a plateau. B_noise of β = (0, 0) is 5.8 [4.5, 7.3] at loss
-3.1 and 19 [11, 31] at 2.9. See docs/results. The small GPT has 2.051 bits per byte of held-out
+β = (0, 0) is 1.8e-3 [1.6e-3, 2.1e-3] at B = 4, 3.7e-3 [3.1e-3, 4.4e-3] at 32 and 3.8e-3 [3.3e-3,
+4.4e-3] at 128; that of (.9, .999) goes from 2.8e-3 [2.2e-3, 3.5e-3] to 4.3e-3 [3.5e-3, 5.3e-3].
+These data do not tell a later fall from a plateau. B_noise of β = (0, 0) is 5.9 [4.6, 7.5] at loss
+3.1 and 19 [11, 30] at 2.9. See docs/results. The small GPT has 2.051 bits per byte of held-out
 text, a five-gram model 2.125 (pytest -m slow tests/test_gpt.py).
 
 Full scale names a hub for ELI5-Category and reads bytes; the paper's tokens need GPT-2's tokenizer

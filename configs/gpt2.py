@@ -9,8 +9,8 @@ Measured (:quick; two CPU cores that were shared with other work, 13 minutes): t
 Adam's optimum is 1.5e-3 [4.8e-4, 2.1e-3] at B = 1 and 4.1e-3 [3.7e-3, 4.5e-3] at 64, and does not
 fall between. At the checkpoint of that loss the measured law falls from 3.2e-3 to 1.7e-3, as the
 one-step oracle's optimum does: one step is not the sweep (docs/results/predictions, where
-1/(√(B_crit/B) + √(B/B_crit)) is within a factor 1.43 of this sweep's ratios). Full scale was not
-run here: no accelerator.
+1/(√(B_simple/B) + √(B/B_simple)) is within a factor 1.27 of this sweep's ratios). Full scale was
+not run here: no accelerator.
 
 Data: the Python standard library's own source as bytes, which is always there; any text with
 --config.task_args.source=FILE, DIRECTORY or a hub name. A published checkpoint is measured, at

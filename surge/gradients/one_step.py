@@ -15,7 +15,7 @@ from scipy import optimize, stats
 
 from surge.gradients.batch import Draw
 from surge.gradients.curvature import LossFn, mean_loss, moved, second_difference, widened
-from surge.gradients.directions import GROUPS, PoolSource, directions
+from surge.gradients.directions import AMPLE, GROUPS, PoolSource, directions
 from surge.optimizers import Optimizer
 from surge.theory.noise import NOT_FINITE
 
@@ -214,9 +214,15 @@ def sample_steps(
     if count % GROUPS:
         raise ValueError(f"count must be a multiple of {GROUPS}, got {count}")
     pool_key, step_key = jax.random.split(key)
-    size = max(one.examples(size) for one in optimizers.values() for size in batch_sizes)
+    behind = max(one.examples(size) for one in optimizers.values() for size in batch_sizes)
     pool = PoolSource(
-        loss_fn, params, draw, data, pool_key, members=max(count // GROUPS, 2), size=size
+        loss_fn,
+        params,
+        draw,
+        data,
+        pool_key,
+        members=max(count // GROUPS, 2),
+        size=AMPLE * behind,
     )
     samples: dict[str, list[StepSample]] = {label: [] for label in optimizers}
     ends = min(batch_sizes), max(batch_sizes)
