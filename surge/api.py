@@ -2,6 +2,7 @@
 that it implies."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from surge.fields import MANY
 from surge.gradients import one_step
 from surge.gradients.directions import GROUPS
 from surge.gradients.independent import SignSummary, flat_hessian, independent_law, sign_summary
@@ -19,6 +21,9 @@ from surge.optimizers import make_optimizer
 from surge.tasks import draw_from_arrays
 from surge.tasks.check import as_examples, as_params, check_loss
 from surge.theory.noise import Estimate
+
+MOST_DIRECTIONS = 2**20  # at each batch size
+MOST_SEED = 2**32 - 1
 
 
 class Measurement(NamedTuple):
@@ -78,8 +83,10 @@ def measure(
 
     Raises:
       ValueError: no examples or fewer than 8, a leaf of params that is no real floating array, a
-        loss that raises or is no real scalar, an unknown optimizer.
+        loss that raises or is no real scalar, an unknown optimizer, or another argument out of its
+        range.
     """
+    _check_arguments(optimizers, batch_sizes, directions, seed)
     chosen = {label: make_optimizer(spec) for label, spec in (optimizers or {}).items()}
     params = as_params(params)
     examples = as_examples(batches)
@@ -125,3 +132,33 @@ def measure(
             for label, steps in samples.items()
         },
     )
+
+
+def _check_arguments(optimizers: Any, batch_sizes: Any, directions: Any, seed: Any) -> None:
+    """Raises ValueError where one of them is not of its type, or out of its range."""
+    named = isinstance(optimizers, Mapping) and all(map(_is_text, optimizers.values()))
+    if optimizers is not None and not named:
+        raise ValueError(
+            f'optimizers must be label -> spec, like {{"adam": "adam(b1=0.9)"}}; got {optimizers!r}'
+        )
+    listed = isinstance(batch_sizes, Sequence | np.ndarray) and len(batch_sizes) > 0
+    if not listed or not all(_is_whole(size, 1, MANY) for size in batch_sizes):
+        raise ValueError(
+            "batch_sizes must be whole numbers of at least 1 and at most "
+            f"{MANY:,}, got {batch_sizes!r}"
+        )
+    if not _is_whole(directions, GROUPS, MOST_DIRECTIONS) or directions % GROUPS:
+        raise ValueError(
+            f"directions must be a multiple of {GROUPS}, at least {GROUPS} and at most "
+            f"{MOST_DIRECTIONS:,}; got {directions!r}"
+        )
+    if not _is_whole(seed, 0, MOST_SEED):
+        raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED:,}, got {seed!r}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from surge.table import across, in_units, numbers, unpivoted
+from surge.table import across, heads, in_units, numbers, unpivoted
 from surge.workdir.files import ResultError
 
 NAMES = {  # what a column may be called, without prefixes, case and punctuation
@@ -88,26 +88,25 @@ def roles(
       ResultError: flags that contradict each other, name one column twice or one that is not there,
         or names that do not tell what a column means.
     """
-    _check(given, group)
+    if given["steps"] and given["tokens"]:
+        raise ResultError("give --steps or --tokens, not both: a run is judged by one of them")
+    _once(given, group)
     if across(table) and given["learning_rate"] not in table.columns:
         table, given = _long(table, given)
     for column in (*given.values(), *group):
         if column is not None and column not in table.columns:
-            raise ResultError(
-                f"the table has no column {column!r}: it has {', '.join(table.columns)}"
-            )
+            raise ResultError(f"the table has no column {column!r}: it has {heads(table)}")
     judged = next((name for name in ("loss", "steps", "tokens") if given[name]), None)
     judged = judged or _judged(table)
     size, rate, value = (
         given[name] or _guessed(table, name) for name in ("batch_size", "learning_rate", judged)
     )
+    _once({**given, "batch_size": size, "learning_rate": rate, judged: value}, group)
     return table, Roles(size, rate, value, judged, given["seed"], tuple(group))
 
 
-def _check(given: Mapping[str, str | None], group: Sequence[str]) -> None:
-    """Raises ResultError where flags contradict each other."""
-    if given["steps"] and given["tokens"]:
-        raise ResultError("give --steps or --tokens, not both: a run is judged by one of them")
+def _once(given: Mapping[str, str | None], group: Sequence[str]) -> None:
+    """Raises ResultError where two flags, or guesses in their place, name one column."""
     taken: dict[str, str] = {}
     for flag, column in (*given.items(), *(("group", column) for column in group)):
         if column in taken:
@@ -138,9 +137,9 @@ def _judged(table: pd.DataFrame) -> str:
     """What runs are judged by where no flag says it."""
     there = [name for name in ("loss", "steps", "tokens") if called(table, NAMES[name])]
     if len(there) != 1:
-        has = ", ".join(table.columns)
         raise ResultError(
-            f"give --loss, --steps or --tokens: what a run is judged by; the table has {has}"
+            "give --loss, --steps or --tokens: what a run is judged by; the table has "
+            f"{heads(table)}"
         )
     return there[0]
 
@@ -156,7 +155,7 @@ def _guessed(table: pd.DataFrame, name: str) -> str:
         raise ResultError(f"give --{name}: it may be {' or '.join(candidates)}")
     raise ResultError(
         f"no column's name says which is the {name.replace('_', ' ')}: give --{name}; the table "
-        f"has {', '.join(table.columns)}"
+        f"has {heads(table)}"
     )
 
 
@@ -170,8 +169,7 @@ def where(table: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
         column, equals, wanted = condition.partition("=")
         if not equals or column not in table.columns:
             raise ResultError(
-                f"--where={condition} must read COL=VALUE with one of the columns "
-                f"{', '.join(table.columns)}"
+                f"--where={condition} must read COL=VALUE with one of the columns {heads(table)}"
             )
         words = table[column].map(label)
         as_number = pd.to_numeric(pd.Series([wanted]), errors="coerce").iloc[0]

@@ -14,7 +14,7 @@ from surge.table import numbers, read
 from surge.theory.objective import FinalLoss, StepsTo
 from surge.theory.rules import Known, kind_of
 from surge.tidy import entries, tidy
-from surge.workdir.files import ResultError, read_dataset, read_fits, read_json
+from surge.workdir.files import MEASURED, ResultError, read_dataset, read_fits, read_json
 from surge.workdir.sweeps import open_sweep, rows
 
 NEAR = 1.4  # in log ε about an optimum, a factor 4: where the basin's steepness is read
@@ -104,7 +104,7 @@ def of_workdir(workdir: Path, optimizer: str, label: str | None = None) -> Evide
         raise ResultError(f"--workdir {workdir} does not exist")
     fits = representative(read_fits(workdir))
     path = workdir / "measure.nc"
-    measured = read_dataset(path) if path.exists() else None
+    measured = read_dataset(path, MEASURED) if path.exists() else None
     labels = [*fits] or ([] if measured is None else [*map(str, measured.optimizer.values)])
     if not labels:
         raise ResultError(

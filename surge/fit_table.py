@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         fail("give one table of runs: python -m surge.fit_table runs.csv --loss=COL --workdir=DIR")
     given = values.flag_values_dict()
-    if given["workdir"] is None:
+    if not given["workdir"]:
         fail("--workdir is missing: where shall fit.json and report.html go?")
     workdir = Path(given["workdir"])
     try:

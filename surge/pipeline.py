@@ -101,7 +101,7 @@ def _task(experiment: Experiment) -> Task:
 def _measure(experiment: Experiment, task: Task, workdir: Path) -> None:
     path = workdir / "measure.nc"
     if path.exists():
-        files.read_dataset(path)
+        files.read_dataset(path, files.MEASURED)
         logging.info("measure: done before, kept (%s)", path)
         return
     specs = {label: optimizer.spec for label, optimizer in experiment.optimizers.items()}

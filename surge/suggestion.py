@@ -98,7 +98,7 @@ def suggestion(
     Raises:
       ValueError: one of the numbers is missing or not above 0, or an unknown optimizer.
     """
-    base, lr, size = _given(from_batch_size, from_lr, to_batch_size)
+    base, lr, size = _given(from_batch_size, from_lr, to_batch_size, horizon_ratio)
     spec = parse(optimizer)
     swept = evidence.swept
     grid = transfer.psi_grid(size, base)
@@ -134,7 +134,10 @@ def suggestion(
 
 
 def _given(
-    from_batch_size: float | None, from_lr: float | None, to_batch_size: float | None
+    from_batch_size: float | None,
+    from_lr: float | None,
+    to_batch_size: float | None,
+    horizon_ratio: float,
 ) -> tuple[float, float, float]:
     """B0, ε0 and B."""
     if from_batch_size is None:
@@ -150,6 +153,7 @@ def _given(
         ("from_batch_size", from_batch_size),
         ("from_lr", from_lr),
         ("to_batch_size", to_batch_size),
+        ("horizon_ratio", horizon_ratio),
     ):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value}")

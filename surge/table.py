@@ -33,6 +33,8 @@ UNITS = {
     "mi": 2**20,
     "gi": 2**30,
 }
+NAMED = 12  # columns in a sentence
+NAME = 40  # letters of a column's name there
 WIDE = 3  # columns named by numbers, from which on a table has one axis of the grid across
 
 
@@ -61,8 +63,7 @@ def read(path: Path) -> pd.DataFrame:
     if twice:
         count = list(table.columns).count(twice[0])
         raise ResultError(
-            f"{path} has {count} columns {twice[0]!r}: rename all but one; it has "
-            f"{', '.join(table.columns)}"
+            f"{path} has {count} columns {twice[0]!r}: rename all but one; it has {heads(table)}"
         )
     if table.empty:
         raise ResultError(f"{path} has no rows")
@@ -143,6 +144,13 @@ def _cells_with_a_comma(table: pd.DataFrame) -> pd.Series:
     return texts[texts.str.fullmatch(f"{THOUSANDS}|{DECIMAL}", case=False)]
 
 
+def heads(table: pd.DataFrame) -> str:
+    """The names of the columns, for a sentence."""
+    first = [str(column)[:NAME] for column in table.columns[:NAMED]]
+    more = len(table.columns) - len(first)
+    return ", ".join(first) + (f" and {more:,} more" if more else "")
+
+
 def number(cell: object) -> float:
     """A cell as a number: 0.001, 1e-3, 32k (32,000), 32Ki (32,768), 2^15; nan where it is none."""
     text = str(cell).strip()
@@ -154,7 +162,9 @@ def number(cell: object) -> float:
 
 
 def numbers(column: pd.Series) -> np.ndarray:
-    """A column as finite numbers [n], nan elsewhere."""
+    """A column as finite numbers [n], nan elsewhere: true and false are none."""
+    if pd.api.types.is_bool_dtype(column):
+        return np.full(len(column), np.nan)
     values = pd.to_numeric(column, errors="coerce").to_numpy(float, copy=True)
     unread = ~np.isfinite(values) & column.notna().to_numpy()
     values[unread] = [number(cell) for cell in column[unread]]

@@ -1,5 +1,6 @@
 """From a table of runs to what a fit reads: rows of cells, and the entries of fit.json."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from surge.entries import fit_entry
 from surge.table import numbers
 from surge.workdir.files import ResultError
 
+LARGEST = 1e60  # a loss beyond it is that of a run that diverged: a fit takes fourth powers
 CELL = ["group", "batch_size", "learning_rate"]
 AT_ENDS = 0.5  # share of the batch sizes whose worst rate lies inside the grid
 
@@ -86,6 +88,12 @@ def tidy(
     table, roles = columns.roles(table, given, group)
     if diverged_above is not None and (maximize or roles.judged_by != "loss"):
         raise ResultError("--diverged_above is of a loss that is minimized")
+    if diverged_above is not None and math.isnan(diverged_above):
+        raise ResultError("--diverged_above must be a loss, got nan")
+    if not 0 < sequence_length < math.inf:
+        raise ResultError(
+            f"--sequence_length must be a finite number above 0, got {sequence_length}"
+        )
     table, said = _without_crashed(table, roles)
     said += columns.remarks(table, roles, maximize)
     # Cells are compared from here on: values that differ by rounding are one.
@@ -147,6 +155,7 @@ def _values(
 ) -> np.ndarray:
     """What each run is judged by [n], lower is better; nan where it failed."""
     value = numbers(table[roles.value])
+    value = np.where(np.abs(value) <= LARGEST, value, np.nan)
     if roles.judged_by != "loss":
         value = np.where(value > 0, value, np.nan)
         per_step = table[roles.batch_size].to_numpy() if roles.judged_by == "tokens" else 1.0

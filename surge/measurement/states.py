@@ -65,16 +65,28 @@ def saved_states(task: Task, training: Training, directory: Path) -> list[Saved]
     """
     index = directory / INDEX
     if index.exists():
-        known = files.read_json(index)
-        states = [Saved(**state) for state in known["states"]]
+        record, states = _read_index(index)
         whole = all((directory / state.name).is_dir() for state in states)
-        if known["training"] == training.record and whole:
+        if record == training.record and whole:
             logging.info("measure: %d states are there, kept (%s)", len(states), directory)
             return states
     states = _train(task, training, directory)
     content = {"training": training.record, "states": [state._asdict() for state in states]}
     files.write_json(index, content)
     return states
+
+
+def _read_index(path: Path) -> tuple[Any, list[Saved]]:
+    """How the states that an index names were trained, and they.
+
+    Raises:
+      ResultError: it is no index of states.
+    """
+    known = files.read_json(path)
+    try:
+        return known["training"], [Saved(**state) for state in known["states"]]
+    except (KeyError, TypeError):
+        raise files.unreadable(path, "it names no states") from None
 
 
 def restore(task: Task, training: Training, directory: Path, saved: Saved) -> State:

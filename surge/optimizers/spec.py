@@ -112,11 +112,17 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError
         if not dotted.isidentifier() or (colon and not module):
             raise ValueError
+        if any(one.arg is None for one in call.keywords):
+            raise ValueError
         keywords = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
     except (SyntaxError, TypeError, ValueError):
         raise ValueError(
             f"optimizer {text!r} must read name or name(keyword=number, ...), like adam(b1=0)"
         ) from None
+    given = [one.arg for one in call.keywords]
+    twice = [keyword for keyword in keywords if given.count(keyword) > 1]
+    if twice:
+        raise ValueError(f"optimizer {text!r} gives {twice[0]} twice")
     return name, keywords
 
 

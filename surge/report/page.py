@@ -10,7 +10,6 @@ from surge.workdir import files, sweeps
 from surge.workdir.files import ResultError
 
 TITLE = "Learning rate against batch size"
-LEAST = ("loss", "step")  # of measure.nc; whatever else is missing is left out
 
 
 def write(workdir: Path | str, moves: Sequence[Move] = ()) -> None:
@@ -35,7 +34,7 @@ def write(workdir: Path | str, moves: Sequence[Move] = ()) -> None:
 def _read(workdir: Path) -> Findings:
     entries = files.read_fits(workdir)
     path = workdir / "measure.nc"
-    measured = files.read_dataset(path, LEAST) if path.exists() else None
+    measured = files.read_dataset(path, files.MEASURED) if path.exists() else None
     if not entries and measured is None:
         raise ResultError(
             f"{workdir} holds nothing to report: run the stages measure, sweep, fit first"

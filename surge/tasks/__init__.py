@@ -111,7 +111,8 @@ def make_task(function: str, **kwargs: Any) -> Task:
     """Calls the function named `module:function` and returns the Task that it builds.
 
     Raises:
-      ValueError: the name has no colon, or names no function that can be imported.
+      ValueError: the name has no colon, names no function that can be imported, or one that
+        returns no Task.
     """
     module_name, colon, name = function.partition(":")
     if not colon:
@@ -126,4 +127,9 @@ def make_task(function: str, **kwargs: Any) -> Task:
         ) from error
     if not hasattr(module, name):
         raise ValueError(f"config.task {function!r}: module {module_name} has no function {name}")
-    return getattr(module, name)(**kwargs)
+    task = getattr(module, name)(**kwargs)
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"config.task {function!r} must return a surge.tasks.Task, not {type(task).__name__}"
+        )
+    return task

@@ -114,6 +114,8 @@ def as_examples(batches: Iterable[Any]) -> Any:
     """
     if isinstance(batches, Mapping) or hasattr(batches, "shape"):
         raise TaskError("batches must be an iterable of batches: give a single one as [batch]")
+    if not isinstance(batches, Iterable):
+        raise TaskError(f"batches must be an iterable of batches, got {type(batches).__name__}")
     given = [jax.tree.map(_from_torch, batch) for batch in batches]
     if not given:
         raise TaskError("the batches hold 0 examples: give at least one batch")

@@ -20,6 +20,7 @@ from surge.theory.shape import unit_basin
 
 SHAPE_LEVEL = 0.01  # each batch size is alone where one shape is refused at this level
 FEWEST_RATES = 3  # of one batch size, for a fit
+ROUNDING = 1e-9  # relative difference of values that are the same
 RISE = 1.5  # standard errors of a mean by which values must rise from an optimum inside the grid
 SETTLED = 1e-2  # in log ε: an optimum that still moves by more is none
 COVERAGE = 0.95
@@ -92,7 +93,7 @@ def fit_basins(
     """
     sweep = _sweep(batch_size, learning_rate, value, seed)
     sizes = np.unique(sweep.size).tolist()
-    known = [size for size in sizes if len(_rates(sweep, size)) >= FEWEST_RATES]
+    known = [size for size in sizes if _tells(sweep, size)]
     optima = {size: _few(sweep, size) for size in sizes if size not in known}
     if not known:
         return Basins(optima, math.nan, math.nan, 0.0, False, "")
@@ -137,6 +138,17 @@ def _rates(sweep: _Sweep, size: float) -> np.ndarray:
     return np.unique(sweep.log_lr[sweep.counts & (sweep.size == size)])
 
 
+def _tells(sweep: _Sweep, size: float) -> bool:
+    """Whether enough rates count for a fit, and are not all as good."""
+    return len(_rates(sweep, size)) >= FEWEST_RATES and not _flat(sweep, size)
+
+
+def _flat(sweep: _Sweep, size: float) -> bool:
+    """Whether all runs that count end alike, to rounding."""
+    values = sweep.value[sweep.counts & (sweep.size == size)]
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
+
+
 def _runs(sweep: _Sweep, sizes: Sequence[float]) -> replicates.Runs:
     rows = sweep.counts & np.isin(sweep.size, sizes)
     seed = None if sweep.seed is None else sweep.seed[rows]
@@ -161,15 +173,18 @@ def _fitted(
 
 
 def _few(sweep: _Sweep, size: float) -> Optimum:
-    """What is known where too few rates count for a fit."""
+    """What is known where too few rates count for a fit, or all are as good."""
     rates = _rates(sweep, size)
     if not len(rates):
         why = "no learning rate reached the target"
         return Optimum(math.nan, *UNKNOWN, 0, 0, math.nan, 0, why)
+    n = int((sweep.counts & (sweep.size == size)).sum())
+    if len(rates) >= FEWEST_RATES:
+        why = "all learning rates end alike: none is best"
+        return Optimum(math.nan, *UNKNOWN, 0, 0, math.nan, n, why)
     means = [_mean(sweep, size, rate) for rate in rates]
     best = int(np.argmin(means))
     bound = _bound(rates[best], sweep.log_lr[sweep.size == size])
-    n = int((sweep.counts & (sweep.size == size)).sum())
     why = "fewer than three learning rates reached the target: refine the grid"
     return Optimum(math.exp(rates[best]), *UNKNOWN, bound, 1, means[best], n, why)
 

@@ -36,6 +36,7 @@ FIT = {
     "best_law",
     "b_peak",
 }
+MEASURED = ("loss", "step")  # of measure.nc at least; what else is missing is left out
 SEAL = b"surge:sha256:"  # begins the last bytes of a NetCDF file, its digest in hexadecimal
 PARTIAL = ".part"  # ends the names of files that are being written
 
@@ -134,8 +135,8 @@ def _unsealed(path: Path | str) -> bytes:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise ResultError(f"{path} does not exist: run the stage that writes it first") from None
-    start = len(content) - len(_seal(b""))
-    if start < 0 or not content.startswith(SEAL, start):
+    start = content.rfind(SEAL, max(0, len(content) - 2 * len(_seal(b""))))  # its end may be lost
+    if start < 0:
         return content
     content, seal = content[:start], content[start:]
     if seal != _seal(content):

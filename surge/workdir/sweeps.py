@@ -1,5 +1,6 @@
 """A sweep as labelled arrays: its pieces, joined, and the tables read from them."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,16 +9,23 @@ import pandas as pd
 import xarray as xr
 
 from surge.theory.objective import Objective
-from surge.workdir.files import ResultError, read_dataset
+from surge.workdir.files import ResultError, read_dataset, unreadable
 
 DIMS = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
 PIECE = (*DIMS, "loss", "diverged", "steps", "examples")
 
 
 def read_piece(path: Path | str) -> xr.Dataset:
-    """Reads one finished piece of the sweep, as `piece_dataset` labels it; raises as `read_dataset`
-    does."""
+    """Reads one finished piece of the sweep, as `piece_dataset` labels it.
+
+    Raises:
+      ResultError: as `read_dataset` does, or the piece is another one than its name says.
+    """
+    path = Path(path)
     piece = read_dataset(path, PIECE)
+    for optimizer, size in itertools.product(piece.optimizer.values, piece.batch_size.values):
+        if path.name != sweep_path(path.parent, optimizer, size).name:
+            raise unreadable(path, f"it is the piece of {optimizer} at batch size {size}")
     if piece.examples.dims != DIMS:  # as it was written while runs of a batch size saw the same
         seen = piece.examples.broadcast_like(piece.loss).transpose(*DIMS)
         piece["examples"] = seen.where(np.isfinite(piece.loss)).assign_attrs(piece.examples.attrs)
