@@ -264,7 +264,7 @@ def _described() -> list[Input]:
                 _whys,
                 loss,
                 params(),
-                {k: np.repeat(v[:1], 8, 0) for k,
+                {name: np.repeat(leaf[:1], 8, 0) for name, leaf in batch().items()},
             ),
         ),
         described(
