@@ -161,4 +161,4 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_whole(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most

@@ -140,14 +140,14 @@ def test_published_results_of_an_earlier_version_still_draw(pytestconfig, tmp_pa
 def test_a_measurement_without_one_variable_still_draws():
     whole = measurement()
     titles = {section.title for section in page.sections_of(Findings([], None, whole))}
-    for missing in set(whole.data_vars) - {*page.LEAST}:
+    for missing in set(whole.data_vars) - {*files.MEASURED}:
         findings = Findings([], None, whole.drop_vars([missing]))
         kept = {section.title for section in page.sections_of(findings)}
         assert kept == titles - ({ONE_STEP} if missing == "measured_lr" else set()), missing
 
 
 def test_a_measurement_of_loss_and_step_alone_is_said_where_it_is_from(tmp_path):
-    least = measurement()[[*page.LEAST]]
+    least = measurement()[[*files.MEASURED]]
     files.write_dataset(tmp_path / "measure.nc", least)
     page.write(tmp_path)
     assert "Noise along training" not in text(tmp_path) and "surge 0.1" in text(tmp_path)

@@ -242,12 +242,12 @@ def _described() -> list[Input]:
         ),
         described(
             "a gradient of zero",
-            "zero",
+            "every gradient is zero",
             partial(_whys, lambda p, e: 0.0 * loss(p, e), params(), batch()),
         ),
         described(
             "a constant loss",
-            "zero",
+            "every gradient is zero",
             partial(_whys, lambda p, e: jnp.float32(1), params(), batch()),
         ),
         described(
@@ -280,7 +280,7 @@ def _described() -> list[Input]:
         ),
         described(
             "a custom_vjp with an optimizer",
-            "forward",
+            "OneStepLR",
             partial(_whys, custom, params(), batch(), **sgd),
         ),
         described("65,536 sums in bfloat16", "1.00", _accumulated),

@@ -11,6 +11,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 NOT_FINITE = "a gradient or a loss is not finite"
+ALL_ZERO = "every gradient is zero: the loss does not depend on the parameters here"
 
 
 class Estimate(NamedTuple):
@@ -62,6 +63,8 @@ def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm:
     if n < 3:
         return undefined(n, math.nan, math.nan, f"{n} examples are too few: at least 3")
     total = square_norms.sum()
+    if total == 0:
+        return undefined(n, 0.0, 0.0, ALL_ZERO)
     squares = n**2 * mean_square_norm
 
     def parts(squares: Any, total: Any, n: int) -> tuple[Any, Any]:
@@ -148,6 +151,8 @@ def sign_noise_scale(mean_a: np.ndarray, mean_b: np.ndarray, std: np.ndarray, n:
     spread = float(np.abs(std).sum())
     if not (math.isfinite(signal) and math.isfinite(spread)):
         return undefined(n, spread, signal, NOT_FINITE)
+    if spread == 0 and not mean_a.any():
+        return undefined(n, spread, signal, ALL_ZERO)
     noise = math.sqrt(float((std**2).sum()) / n)
     quantile = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
     if signal <= 0:
