@@ -23,9 +23,6 @@ from surge.cli import fail, parsed
 from surge.theory.basin import fit_basins
 from surge.theory.optimum import lowest_vertex
 
-_REPETITIONS = flags.DEFINE_integer("repetitions", 20, "Sweeps of each case.", lower_bound=2)
-_CASE = flags.DEFINE_string("case", None, "Only this case.")
-
 COLUMNS = (
     "parabolas",
     "bias",
@@ -251,5 +248,7 @@ def main(argv: list[str]) -> None:
         print(f"| {name} | {' | '.join(numbers)} |", flush=True)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags too: a test imports the rest
+    _REPETITIONS = flags.DEFINE_integer("repetitions", 20, "Sweeps of each case.", lower_bound=2)
+    _CASE = flags.DEFINE_string("case", None, "Only this case.")
     app.run(main, flags_parser=parsed)

@@ -24,10 +24,6 @@ from surge.theory.comparison import EQUIVALENT, compare_laws
 from surge.theory.peak import find_peak
 from surge.theory.rivals import LAWS
 
-_REPETITIONS = flags.DEFINE_integer("repetitions", 100, "sweeps of each kind")
-_OUT = flags.DEFINE_string("out", "docs/results/audit_fits.md", "where the table goes")
-_PROCESSES = flags.DEFINE_integer("processes", 2, "how many work at once")
-
 FIRST = 4.0  # the smallest batch size
 COUNTS = (4, 5, 6, 7, 8, 11)  # batch sizes in a sweep
 ERRORS = (0.05, 0.1, 0.2)  # standard errors of log ε
@@ -214,5 +210,8 @@ def _chance(repetitions: int, kinds: int) -> float:
     return float(stats.binom.ppf(0.5 ** (1 / kinds), repetitions, 0.05)) / repetitions
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags too: a test imports the rest
+    _REPETITIONS = flags.DEFINE_integer("repetitions", 100, "sweeps of each kind")
+    _OUT = flags.DEFINE_string("out", "docs/results/audit_fits.md", "where the table goes")
+    _PROCESSES = flags.DEFINE_integer("processes", 2, "how many work at once")
     app.run(main, flags_parser=parsed)
