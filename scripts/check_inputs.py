@@ -1,6 +1,6 @@
 """Meets every kind of bad or awkward input: each is answered rightly, or refused in a sentence.
 
-    python scripts/check_inputs.py                  # all kinds, about 5 minutes on two busy cores
+    python scripts/check_inputs.py                  # all kinds, about 2 minutes on two cores
     python scripts/check_inputs.py --only=table     # one kind
 
 Prints a row for each input as it is met: exit code, sentence, seconds, and the most memory that its

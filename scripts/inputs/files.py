@@ -1,5 +1,6 @@
 """Workdirs with a file that is damaged, foreign or missing, and caches that are broken."""
 
+import atexit
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ Damage = Callable[[Path], object]
 def _whole() -> Path:
     """A workdir that has run through all stages, and a table's beside it; made once."""
     folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)  # inputs end without it: they are forks
     run = Input("file", "run", lambda: _run(folder), "", refused=False)
     outcome = meet(run)
     assert outcome.code == 0, outcome.said
