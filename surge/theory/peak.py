@@ -72,14 +72,21 @@ def find_peak(
         data = optima(batch_size, lr, error, bound)
         needs = what_decides(data, _with_peaks(comparison))
         top = data.size[(data.y - data.error).argmax()]
-        reach = f"the data reach {size[-1] / top:.3g} times the batch size of the highest optimum"
-        return Peak(math.inf, low, math.inf, p_fall, p_rise, needs, f"no significant fall: {reach}")
+        why = f"no significant fall: {_reach(size[-1] / top)}"
+        return Peak(math.inf, low, math.inf, p_fall, p_rise, needs, why)
     if p_rise > SEEN:
         why = f"the optimum falls from the smallest batch size on, {size[0]:g}"
         return Peak(math.nan, 0.0, high, p_fall, p_rise, "", f"no significant rise: {why}")
     inside = [fit for fit in _with_peaks(comparison) if low <= peak_size(fit) <= high]
     value = peak_size(inside[0]) if inside else float(np.sqrt(max(low, size[0]) * high))
     return Peak(value, low, high, p_fall, p_rise, "", "")
+
+
+def _reach(ratio: float) -> str:
+    """How far the batch sizes go beyond the one of the highest optimum."""
+    if ratio == 1:
+        return "the data end at the highest optimum"
+    return f"the data reach {ratio:.3g} times the batch size of the highest optimum"
 
 
 def _with_peaks(comparison: Comparison) -> list[Fit]:
