@@ -159,10 +159,11 @@ def _widened(ends: tuple[float, float], middle: float, error: float) -> tuple[fl
     """An interval with one more, independent error of its logarithm; open ends stay open."""
     more = HALF_INTERVAL * error
     low, high = ends
-    if low > 0:
-        low = middle / math.exp(math.hypot(math.log(middle / low), more))
-    if math.isfinite(high):
-        high = middle * math.exp(math.hypot(math.log(high / middle), more))
+    with np.errstate(over="ignore"):  # beyond all numbers an end is open
+        if low > 0:
+            low = middle / float(np.exp(math.hypot(math.log(middle / low), more)))
+        if math.isfinite(high):
+            high = middle * float(np.exp(math.hypot(math.log(high / middle), more)))
     return low, high
 
 

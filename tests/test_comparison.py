@@ -154,3 +154,12 @@ def test_bounds_speak_against_a_law():
     lr[-1] = 0.03
     bounded = compare_laws(size, lr, error, np.array([0, 0, 0, 0, 0, 1]))
     assert bounded.score["constant"] > free.score["constant"] + 20
+
+
+def test_errors_beyond_all_numbers_leave_every_end_open():
+    size = np.array([4.0, 16, 64, 256, 1024])
+    comparison = compare_laws(size, 1e-3 * size**0.5, np.full(5, 1e3))
+    assert comparison.best is None
+    for fit in comparison.fits.values():
+        low, high = fit.intervals["max_lr"]
+        assert low == 0 and high == math.inf

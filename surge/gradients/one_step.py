@@ -119,10 +119,19 @@ def _look(loss_fn: LossFn, params: Any, evaluation: Any, steps: Any) -> tuple[ja
     drift = jax.vmap(slopes, out_axes=1)(steps)
     few = jax.tree.map(lambda leaf: leaf[:GROUPS], descent)
     scale = _scale(start, jnp.abs(drift.sum(0).mean()), lambda rate: bends(rate, few).mean())
-    rates = scale * FINE.astype(scale.dtype)
-    loss = jax.lax.map(lambda rate: losses(rate, descent), rates)
-    mean = loss.mean(1)
-    lowest = rates[jnp.where(jnp.isfinite(mean), mean, jnp.inf).argmin()]
+
+    def at(rates: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rates, losses [e, k] at them, and which of them is the lowest."""
+        loss = jax.lax.map(lambda rate: losses(rate, descent), rates)
+        average = loss.mean(1)
+        return rates, loss, jnp.where(jnp.isfinite(average), average, jnp.inf).argmin()
+
+    rates, loss, best = at(scale * FINE.astype(scale.dtype))
+    # A loss that is no parabola may have its lowest point beyond: the rates move there, once.
+    beyond = jnp.where(best == len(FINE) - 1, FINE[-1], jnp.where(best == 0, FINE[0], 1.0))
+    moved_on = beyond.astype(scale.dtype) * rates
+    rates, loss, best = jax.lax.cond(beyond == 1, lambda: (rates, loss, best), lambda: at(moved_on))
+    lowest = rates[best]
     return drift, bends(lowest, descent), start, rates, loss
 
 

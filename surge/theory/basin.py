@@ -242,8 +242,9 @@ def _optimum(
     centre = float(fit.basin.centre[index])
     within = float(np.clip(centre, rates[0], rates[-1]))
     lr = math.exp(within)
-    low = min(math.exp(centre - half), lr)
-    high = max(math.exp(centre + half), lr)
+    with np.errstate(over="ignore"):  # where nothing is known of it the upper end is infinite
+        low = min(float(np.exp(centre - half)), lr)
+        high = max(float(np.exp(centre + half)), lr)
     value = float(fit.height[index])
     bound = 0
     why = ""

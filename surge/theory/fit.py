@@ -312,4 +312,5 @@ def _derived(
 
 
 def _exp(low: float, high: float) -> tuple[float, float]:
-    return math.exp(low), math.exp(high)
+    with np.errstate(over="ignore"):  # an end that errors leave open is infinite
+        return float(np.exp(low)), float(np.exp(high))
