@@ -10,10 +10,10 @@ import xarray as xr
 
 from surge.optimizers import make_optimizer
 from surge.report.reading import representative
-from surge.table import numbers, read
+from surge.tables.reading import numbers, read
+from surge.tables.tidy import entries, tidy
 from surge.theory.objective import FinalLoss, StepsTo
 from surge.theory.rules import Known, kind_of
-from surge.tidy import entries, tidy
 from surge.workdir.files import MEASURED, ResultError, read_dataset, read_fits, read_json
 from surge.workdir.sweeps import open_sweep, rows
 

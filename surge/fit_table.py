@@ -18,10 +18,10 @@ import pandas as pd
 from absl import flags
 
 from surge.cli import fail, parse, run
-from surge.pooling import pooled, sentence
 from surge.report import page, summary
-from surge.table import read
-from surge.tidy import Runs, entries, tidy
+from surge.tables.pooling import pooled, sentence
+from surge.tables.reading import read
+from surge.tables.tidy import Runs, entries, tidy
 from surge.workdir import claim
 from surge.workdir.files import ResultError, read_json, write_bytes, write_fits
 

@@ -11,12 +11,12 @@ import pytest
 
 from surge import fit_table
 from surge.fit_table import write
-from surge.pooling import sentence
 from surge.report import summary
 from surge.report.formats import estimate, number
 from surge.report.markup import unbroken
+from surge.tables.pooling import sentence
+from surge.tables.tidy import fits, tidy
 from surge.theory.rivals import LAWS
-from surge.tidy import fits, tidy
 from surge.workdir import claim, files, sweeps
 
 COLUMNS = {"batch_size": "bs", "learning_rate": "lr", "loss": "loss"}

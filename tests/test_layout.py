@@ -20,6 +20,7 @@ ALLOWED = {  # a part may import itself and these
     "workdir": {"theory"},
     "measurement": {"config", "gradients", "optimizers", "tasks", "theory", "training", "workdir"},
     "report": {"workdir", "theory"},
+    "tables": {"entries", "workdir", "theory"},
 }
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from inputs.case import Input, program
 from surge import fit_table
-from surge.table import read
-from surge.tidy import tidy
+from surge.tables.reading import read
+from surge.tables.tidy import tidy
 from surge.workdir.files import read_json
 
 PLANTED = {32: 3e-4, 64: 4.2e-4, 128: 6e-4, 256: 8.5e-4, 512: 1.2e-3}

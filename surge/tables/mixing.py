@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from surge.columns import (
+from surge.tables.columns import (
     CLOCKS,
     NAMES,
     RUNS,
@@ -24,7 +24,7 @@ from surge.columns import (
     plain,
     values_of,
 )
-from surge.table import numbers
+from surge.tables.reading import numbers
 from surge.workdir.files import ResultError
 
 CROSSED = 0.2  # share of the cells in which a value of a setting stands; a measurement is in few

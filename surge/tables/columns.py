@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from surge.table import across, heads, in_units, numbers, unpivoted
+from surge.tables.reading import across, heads, in_units, numbers, unpivoted
 from surge.workdir.files import ResultError
 
 NAMES = {  # what a column may be called, without prefixes, case and punctuation
@@ -80,7 +80,7 @@ def roles(
     """The table, long if it was wide, and what its columns mean.
 
     Args:
-      table: as `surge.table.read` gives it.
+      table: as `surge.tables.reading.read` gives it.
       given: the flags batch_size, learning_rate, loss, steps, tokens and seed; None: guessed.
       group: columns whose values are fitted apart.
 

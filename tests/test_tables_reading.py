@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surge import table
-from surge.table import number, read
+from surge.tables import reading
+from surge.tables.reading import number, read
 from surge.workdir.files import ResultError
 
 CELLS = [(32, 1e-4, 2.5), (32, 1e-3, 2.25), (32768, 1e-3, 2.125)]
@@ -161,15 +161,15 @@ def test_a_number_is_itself(value):
 
 def test_numbers_of_a_column():
     column = pd.Series(["1", "2k", None, "nan", "inf", "diverged"])
-    assert table.numbers(column) == pytest.approx([1, 2000] + 4 * [math.nan], nan_ok=True)
-    assert table.in_units(column) and not table.in_units(pd.Series(["1", "x"]))
+    assert reading.numbers(column) == pytest.approx([1, 2000] + 4 * [math.nan], nan_ok=True)
+    assert reading.in_units(column) and not reading.in_units(pd.Series(["1", "x"]))
 
 
 @pytest.mark.parametrize("heads", ["0.1 0.2 0.4", "lr=0.1 lr=0.2 lr=0.4"])
 def test_a_wide_table_becomes_long(heads):
     names = heads.split()
     wide = pd.DataFrame([(8, 1.0, 2.0, 3.0), (16, 4.0, 5.0, 6.0)], columns=["bs", *names])
-    assert table.across(wide) == names and not table.across(FRAME)
-    long = table.unpivoted(wide, "rate", "loss").sort_values(["bs", "rate"])
+    assert reading.across(wide) == names and not reading.across(FRAME)
+    long = reading.unpivoted(wide, "rate", "loss").sort_values(["bs", "rate"])
     assert long["rate"].tolist() == 2 * [0.1, 0.2, 0.4]
     assert long["loss"].to_numpy() == pytest.approx(np.arange(1.0, 7.0))

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from surge import columns, mixing
-from surge.columns import Roles
 from surge.entries import fit_entry
-from surge.table import numbers
+from surge.tables import columns, mixing
+from surge.tables.columns import Roles
+from surge.tables.reading import numbers
 from surge.workdir.files import ResultError
 
 LARGEST = 1e60  # a loss beyond it is that of a run that diverged: a fit takes fourth powers
@@ -59,7 +59,7 @@ def tidy(
     """The runs of a table; arguments name columns as the flags do, None is guessed.
 
     Args:
-      table: as `surge.table.read` gives it.
+      table: as `surge.tables.reading.read` gives it.
       batch_size, learning_rate, loss, steps, tokens, seed: columns.
       group: columns whose values are fitted apart.
       pool: whether runs that a column tells apart may be mixed.
