@@ -7,8 +7,14 @@ import os
 import sys
 from pathlib import Path
 
-import jax
-import pytest
+# Most of a test is compilation. Programs are kept on disk, for the other worker, for the programs
+# that tests start, and for the next run; a cache that the user has named stays as it is.
+PROGRAMS = Path(__file__).parent.parent / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # What is said of several devices is tested on several.
 jax.config.update("jax_num_cpu_devices", 2)
