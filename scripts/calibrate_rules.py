@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
+from judge_predictions import known
 
-from surge.theory.rules import RULES, Known, kind_of, saturating_rule
+from surge.theory.rules import RULES, Known
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "docs" / "results" / "predictions"
 TABLE = ROOT / "surge" / "theory" / "judged.py"
-ADAM_GAIN = (1 - 0.9) / (1 + 0.9)  # of β1 = 0.9, with which all judged sweeps of Adam were run
 BEYOND = 2.0  # times the optimum, from where runs fail
 CLEAR = 0.3  # |log error| below which the extra steps are those of chance
 
@@ -59,26 +58,6 @@ def moves() -> list[Move]:
         )
         for row in rows
     ]
-
-
-def known(stored: dict[str, Any], optimizer: str) -> Known:
-    """What the checkpoint of stored predictions told of one optimizer."""
-    rules = stored["ratios"][optimizer]
-    sizes = [float(size) for size in rules["constant"]]
-    kind = kind_of(optimizer)
-    curves = {
-        name: [math.nan if value is None else value for value in rules[rule].values()]
-        for name, rule in (("independent", "independent law"), ("measured", "measured, K = 1"))
-    }
-    gain = ADAM_GAIN if kind == "adam" else 1.0
-    size, ratio = sizes[0], rules["saturating with B_simple"][str(int(sizes[0]))]
-
-    def gap(log_noise: float) -> float:
-        guess = Known(kind, b_simple=math.exp(log_noise))
-        return saturating_rule(size, stored["base"], guess) - math.log(ratio)
-
-    b_simple = math.exp(brentq(gap, 0, math.log(1e6)))
-    return Known(kind, b_simple, sizes=sizes, noise_gain=gain, **curves)
 
 
 def errors() -> dict[str, dict[str, dict[str, float]]]:

@@ -93,7 +93,7 @@ JUDGED: dict[str, dict[str, dict[str, float]]] = {
     },
     "saturating with B_simple": {
         "adam": {
-            "fashion_mnist": 0.00799,
+            "fashion_mnist": 0.00798,
             "gpt2": 0.023,
             "mnist1d": 0.0115,
         },
