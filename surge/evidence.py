@@ -10,6 +10,7 @@ import xarray as xr
 
 from surge.optimizers import make_optimizer
 from surge.report.reading import representative
+from surge.tables.pooling import Pool, pool_of
 from surge.tables.reading import numbers, read
 from surge.tables.tidy import entries, tidy
 from surge.theory.objective import FinalLoss, StepsTo
@@ -59,12 +60,21 @@ class Swept(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What is known of a task: of a sweep and of a checkpoint, None without; remarks on both."""
+    """What is known of a task.
+
+    Attributes:
+      swept: of a sweep, None without.
+      known: of a checkpoint, or of the optimizer alone.
+      measured: which checkpoint, "" without.
+      remarks: what a user should know of either.
+      pool: other sweeps that may be of the same shape, None without.
+    """
 
     swept: Swept | None
     known: Known
     measured: str
     remarks: list[str]
+    pool: Pool | None = None
 
 
 def of_nothing(optimizer: str) -> Evidence:
@@ -72,21 +82,43 @@ def of_nothing(optimizer: str) -> Evidence:
     return Evidence(None, Known(kind_of(optimizer)), "", [])
 
 
-def of_table(path: Path, optimizer: str, **named: Any) -> Evidence:
-    """The evidence of a table of runs; arguments and errors are those of `tidy`.
+def of_table(path: Path, optimizer: str, label: str | None = None, **named: Any) -> Evidence:
+    """The evidence of a table of runs; other arguments and errors are those of `tidy`.
+
+    Args:
+      path: of the table.
+      optimizer: the one asked for.
+      label: of the group whose rate is asked for, like "width=256"; the others inform it where
+        they have its shape. None: the table has one group, or one that is the optimizer asked for.
 
     Raises:
-      ResultError: the table has several groups.
+      ResultError: several groups, and none of them is the one asked for.
     """
     runs = tidy(read(path), **named)
-    found = entries(runs)
-    if len(found) > 1:
-        names = ", ".join(entry["optimizer"] for entry in found)
-        raise ResultError(f"{path.name} has {len(found)} groups ({names}): --where takes one")
-    table = {name: runs.rows[name].to_numpy() for name in runs.rows.columns if name != "group"}
-    said = f"a sweep in {path.name}: {_range(found[0])}, {len(runs.rows)} runs"
-    swept = of_entry(found[0], table, said)
-    return Evidence(swept, Known(kind_of(optimizer)), "", runs.remarks)
+    found = {entry["optimizer"]: entry for entry in entries(runs)}
+    chosen = _group(path.name, [*found], label, optimizer)
+    rows = runs.rows[runs.rows["group"] == chosen]
+    table = {name: rows[name].to_numpy() for name in rows.columns if name != "group"}
+    part = "" if len(found) == 1 else f", {chosen}"
+    said = f"a sweep in {path.name}{part}: {_range(found[chosen])}, {len(rows)} runs"
+    swept = of_entry(found[chosen], table, said)
+    pool = pool_of([*found.values()], chosen) if len(found) > 1 else None
+    return Evidence(swept, Known(kind_of(optimizer)), "", runs.remarks, pool)
+
+
+def _group(table: str, labels: Sequence[str], label: str | None, optimizer: str) -> str:
+    """The group of a table that is asked for."""
+    if label in labels:
+        return str(label)
+    name = optimizer.partition("(")[0]
+    same = [one for one in labels if one.partition("=")[2].partition("(")[0] == name]
+    if label is None and len(labels) == 1:
+        return labels[0]
+    if label is None and len(same) == 1:
+        return same[0]
+    raise ResultError(
+        f"{table} has {len(labels)} groups ({'; '.join(labels)}): --label takes one of them"
+    )
 
 
 def of_workdir(workdir: Path, optimizer: str, label: str | None = None) -> Evidence:

@@ -36,7 +36,7 @@ NUMBERS = {
 TEXTS = {
     "optimizer": ("adamw", "Name or spec, like 'adamw(b2=0.95)'."),
     "workdir": (None, "Of surge.main or surge.fit_table: the evidence."),
-    "label": (None, "Which optimizer or group of the workdir, where it is not --optimizer's."),
+    "label": (None, "Which optimizer or group, like width=256, where it is not --optimizer's."),
     "table": (None, "Of runs, as surge.fit_table takes it: the evidence."),
 }
 COLUMNS = {  # of a table, where their names do not say it
@@ -51,7 +51,11 @@ SWITCHES = {
     "maximize": "A high value of the table is good.",
     "json": "Print the answer as JSON.",
 }
-PASSED = (*NUMBERS, *TEXTS, "where", "maximize")  # to `suggest` as they are
+LISTS = {
+    "group": "Column of the table whose values are fitted apart, such as a width.",
+    "where": "COL=VALUE: take only those rows of the table.",
+}
+PASSED = (*NUMBERS, *TEXTS, *LISTS, "maximize")  # to `suggest` as they are
 MARKS = {"sqrt": "√B", "linear": "linear", "constant": "constant"}
 
 
@@ -64,6 +68,7 @@ def suggest(
     workdir: Path | str | None = None,
     label: str | None = None,
     table: Path | str | None = None,
+    group: Sequence[str] = (),
     where: Sequence[str] = (),
     maximize: bool = False,
     horizon_ratio: float = 1.0,
@@ -76,9 +81,10 @@ def suggest(
       to_batch_size: B.
       optimizer: name or spec, like "adamw(b2=0.95, weight_decay=0.1, warmup_steps=2000)".
       workdir: of surge.main or surge.fit_table.
-      label: of the optimizer or group of the workdir whose evidence counts; None: of `optimizer`.
+      label: of the optimizer or group that is asked about, as in "width=256"; None: `optimizer`.
       table: of runs, as surge.fit_table takes it.
-      where, maximize: of the table, as surge.fit_table takes them.
+      group, where, maximize: of the table, as surge.fit_table takes them. Other groups inform the
+        one that is asked for where they differ from it by numbers only and have its shape.
       horizon_ratio: new / old length of the run in examples, which weight decay follows.
       columns: batch_size, learning_rate, loss, steps, tokens or seed -> column of the table; what
         is not given is guessed.
@@ -93,8 +99,8 @@ def suggest(
     if workdir is not None:
         evidence = evidences.of_workdir(Path(workdir), optimizer, label)
     elif table is not None:
-        named = {"where": where, "maximize": maximize, **(columns or {})}
-        evidence = evidences.of_table(Path(table), optimizer, **named)
+        named = {"group": group, "where": where, "maximize": maximize, **(columns or {})}
+        evidence = evidences.of_table(Path(table), optimizer, label, **named)
     else:
         evidence = evidences.of_nothing(optimizer)
     return suggestion(
@@ -186,9 +192,8 @@ def own_flags() -> flags.FlagValues:
         flags.DEFINE_string(name, None, meaning, flag_values=values)
     for name, meaning in SWITCHES.items():
         flags.DEFINE_bool(name, False, meaning, flag_values=values)
-    flags.DEFINE_multi_string(
-        "where", [], "COL=VALUE: take only those rows of the table.", flag_values=values
-    )
+    for name, meaning in LISTS.items():
+        flags.DEFINE_multi_string(name, [], meaning, flag_values=values)
     return values
 
 

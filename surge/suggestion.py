@@ -102,7 +102,7 @@ def suggestion(
     spec = parse(optimizer)
     swept = evidence.swept
     grid = transfer.psi_grid(size, base)
-    laws = _laws(swept, size, base)
+    laws, pooled = _laws(evidence, size, base)
     measured = math.isfinite(evidence.known.b_simple)
     # A sweep of the task itself says more than rules that other tasks judged.
     rules = transfer.from_rules(size, base, evidence.known) if measured or not laws else []
@@ -120,7 +120,7 @@ def suggestion(
         from_lr=lr,
         to_batch_size=size,
         optimizer=optimizer,
-        rests_on=_rests_on(evidence, laws != [], rules != []),
+        rests_on=_rests_on(evidence, pooled, laws != [], rules != []),
         parts=alone,
         alternatives={name: _alternative(name, said, lr, size, base, swept) for name in SHOWN},
         unit="loss" if swept and swept.judged_by != "steps" else "steps",
@@ -160,7 +160,14 @@ def _given(
     return float(from_batch_size), float(from_lr), float(to_batch_size)
 
 
-def _laws(swept: Swept | None, size: float, base: float) -> list[transfer.Belief]:
+def _laws(evidence: Evidence, size: float, base: float) -> tuple[list[transfer.Belief], str]:
+    """What the laws say that a sweep leaves open, with others like it where there are some, and a
+    sentence on those; nothing where neither has an optimum."""
+    pooled, said = evidence.pool.beliefs(size, base) if evidence.pool else ([], "")
+    return pooled or _own_laws(evidence.swept, size, base), said
+
+
+def _own_laws(swept: Swept | None, size: float, base: float) -> list[transfer.Belief]:
     """What the laws say that a sweep leaves open; nothing where it has no optimum."""
     if swept is None or not (swept.bound == 0).any():
         return []
@@ -182,10 +189,12 @@ def _untold(said: Transfer, swept: Swept | None, measured: bool) -> str:
     return f"{factor}; three rates tried at the new batch size settle it"
 
 
-def _rests_on(evidence: Evidence, laws: bool, rules: bool) -> list[str]:
+def _rests_on(evidence: Evidence, pooled: str, laws: bool, rules: bool) -> list[str]:
     said = []
     if laws and evidence.swept is not None:
         said.append(evidence.swept.rests_on)
+    if pooled:
+        said.append(pooled)
     if rules and evidence.measured:
         noise = evidence.known
         said.append(
