@@ -1,11 +1,13 @@
 """What the devices want: how many, how much memory, micro-batches of which sizes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
+from surge.gradients.products import plan
 from surge.tasks import Task
 
 # Size classes: one compiled program for each optimizer and class serves every batch size. On two
@@ -17,7 +19,42 @@ MICROBATCHES = (8, 32, 128)
 # a fifth to a third off a step.
 ROWS, FLOPS = 10, 5e5  # of an example's gradient, at least
 MEMORY_SHARE = 0.8  # of a device's memory, for the arguments and temporaries of one program
+MICROBATCH_SHARE = 0.25  # of an accelerator's memory, for the activations of one micro-batch
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+class Backend(NamedTuple):
+    """What programs for one kind of device are made with; rounding need not be a plain loop's.
+
+    Attributes:
+      options: of the compiler.
+      rewrites: products of matrices take the form that the backend's library is fast for.
+      fills: a run of many parameters fills a device, so that runs take turns on it.
+      microbatches: sizes of micro-batches that a program is compiled for.
+    """
+
+    options: Mapping[str, Any] | None
+    rewrites: bool
+    fills: bool
+    microbatches: tuple[int, ...]
+
+
+BACKENDS = {
+    # Level 1 compiles a sweep's programs twice as fast; matrix products are library calls either
+    # way.
+    "cpu": Backend({"xla_backend_optimization_level": 1}, True, True, MICROBATCHES),
+    # Kernels are the compiler's own there, so it keeps its level, and products stay as written:
+    # transposes are free. One run of any size leaves room beside it. Sizes double once more, since
+    # a step is mostly launches. None of this has been measured.
+    "gpu": Backend(None, False, False, (*MICROBATCHES, 512)),
+    # The same, and 8 rows are the least that its matrix unit takes.
+    "tpu": Backend(None, False, False, (*MICROBATCHES, 512)),
+}
+
+
+def backend() -> Backend:
+    """Of the devices at hand; an unknown kind counts as a GPU."""
+    return BACKENDS.get(jax.default_backend(), BACKENDS["gpu"])
 
 
 def enable_compilation_cache() -> None:
@@ -48,18 +85,25 @@ def parameters(task: Task) -> int:
 def size_classes(task: Task) -> tuple[int, ...]:
     """Micro-batch sizes, increasing.
 
-    Those that are fastest here, or the ghost batch where a batch loss couples it.
+    Those that are fastest here and that memory has room for, or the ghost batch where a batch loss
+    couples it.
     """
     if task.batch_loss is not None:
         return (task.ghost,)
-    if jax.default_backend() == "cpu":
-        key = jax.random.key(0)
-        shapes = jax.eval_shape(task.init, key), jax.eval_shape(task.draw, task.data, key)
-        costs = jax.jit(jax.grad(task.loss)).lower(*shapes).cost_analysis() or {}
-        products = 6 * parameters(task)  # of one row: two each, forward once and backward twice
-        if costs.get("flops", 0.0) > max(FLOPS, ROWS * products):
-            return MICROBATCHES[:1]
-    return MICROBATCHES
+    sizes = backend().microbatches
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(task.init, key), jax.eval_shape(task.draw, task.data, key)
+    if jax.default_backend() != "cpu":
+        room = int(MICROBATCH_SHARE * device_bytes() / plan(task.loss, *shapes).activations)
+        # A model of which the smallest class is too many takes the power of two that fits.
+        return tuple(size for size in sizes if size <= room) or (
+            1 << max(room, 1).bit_length() - 1,
+        )
+    costs = jax.jit(jax.grad(task.loss)).lower(*shapes).cost_analysis() or {}
+    products = 6 * parameters(task)  # of one row: two each, forward once and backward twice
+    if costs.get("flops", 0.0) > max(FLOPS, ROWS * products):
+        return sizes[:1]
+    return sizes
 
 
 def microbatch(task: Task, classes: Sequence[int], batch_size: int) -> int:

@@ -12,7 +12,7 @@ import jax
 
 from surge.tasks import Task
 from surge.training.grid import Piece
-from surge.training.hardware import parameters
+from surge.training.hardware import backend, parameters
 
 # On CPU a run of more parameters than this fills a core. Runs then take turns (lax.map), as fast as
 # side by side (vmap), and each ends by itself.
@@ -59,8 +59,8 @@ class Lanes(NamedTuple):
 
 def fastest_form(task: Task) -> str:
     """ "vmap" or "map"."""
-    fills_a_core = jax.default_backend() == "cpu" and parameters(task) > VMAP_PARAMETERS
-    return "map" if fills_a_core else "vmap"
+    fills = backend().fills and parameters(task) > VMAP_PARAMETERS
+    return "map" if fills else "vmap"
 
 
 def spread(task: Task, rates: int, seeds: int) -> Lanes:

@@ -8,6 +8,7 @@ from jax.stages import Compiled
 
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
+from surge.training.hardware import backend
 from surge.training.lanes import Lanes
 from surge.training.rewriting import rewritten
 from surge.training.run import Cell, Run, Shared, State, make_advance, make_begin
@@ -56,6 +57,12 @@ def compile_begin(
       start: what runs branch from; None is initialisation.
       lanes: the block.
     """
+    mapped = begin_on_devices(task, spec, lanes)
+    return mapped.lower(cells, shared, start).compile(compiler_options=_options(lanes))
+
+
+def begin_on_devices(task: Task, spec: str, lanes: Lanes) -> Any:
+    """`Programs.begin` before it is compiled."""
     begin = make_begin(task, make_optimizer(spec))
 
     def one(_: None, cell: Cell, shared: Shared, start: State | None) -> Run:
@@ -66,8 +73,7 @@ def compile_begin(
     def begin_block(cells: Cell, shared: Shared, start: State | None) -> Run:
         return block(None, cells, shared, start)
 
-    mapped = jax.pmap(begin_block, in_axes=(CELLS, None, None))
-    return mapped.lower(cells, shared, start).compile(compiler_options=_options(lanes))
+    return jax.pmap(begin_block, in_axes=(CELLS, None, None))
 
 
 def compile_advance(
@@ -89,6 +95,13 @@ def compile_advance(
       steps: since, until.
       microbatch_size: examples per gradient.
     """
+    mapped = advance_on_devices(task, spec, microbatch_size=microbatch_size, lanes=lanes)
+    runs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), begin.out_info)
+    return mapped.lower(runs, cells, shared, *steps).compile(compiler_options=_options(lanes))
+
+
+def advance_on_devices(task: Task, spec: str, *, microbatch_size: int, lanes: Lanes) -> Any:
+    """`Programs.advance` before it is compiled."""
     advance = make_advance(
         task,
         make_optimizer(spec),
@@ -96,23 +109,14 @@ def compile_advance(
         axis_name=("learning_rate", "seed") if lanes.side_by_side else (),
     )
     block = _block(advance, lanes)
-    block = rewritten(block) if _fast(lanes) else block
-    mapped = jax.pmap(block, in_axes=(0, CELLS, None, None, None), donate_argnums=0)
-    runs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), begin.out_info)
-    return mapped.lower(runs, cells, shared, *steps).compile(compiler_options=_options(lanes))
-
-
-def _fast(lanes: Lanes) -> bool:
-    """Whether rounding may differ from a plain loop's; one run alone keeps its order."""
-    return jax.default_backend() == "cpu" and not lanes.alone
+    block = rewritten(block) if backend().rewrites and not lanes.alone else block
+    return jax.pmap(block, in_axes=(0, CELLS, None, None, None), donate_argnums=0)
 
 
 def _options(lanes: Lanes) -> dict[str, Any] | None:
-    """Of the compiler: level 1 compiles these programs twice as fast.
-
-    Their matrix products are library calls either way.
-    """
-    return {"xla_backend_optimization_level": 1} if _fast(lanes) else None
+    """Of the compiler; one run alone keeps the rounding of a plain loop."""
+    options = backend().options
+    return None if lanes.alone or options is None else dict(options)
 
 
 def _block(one: Callable[..., Run], lanes: Lanes) -> Callable[..., Run]:
