@@ -141,17 +141,28 @@ def jax_task(workload: str) -> Any:
     if workload == "gpt":
         model = gpt.GPT(gpt.SIZES["small"])
         data, shape = data["x"], (128,)
-        loss = lambda params, row: gpt.token_losses(model, params, row)[0].mean()  # noqa: E731
-        init = lambda key: model.init(key, jnp.zeros(shape, jnp.int32))  # noqa: E731
+
+        def loss(params, row):
+            return gpt.token_losses(model, params, row)[0].mean()
+
+        def init(key):
+            return model.init(key, jnp.zeros(shape, jnp.int32))
     elif workload in ("cnn", "resnet"):
         model = CNN() if workload == "cnn" else ResNet((16, 32, 64), (1, 1, 1), 10, 8)
         loss = image_loss(model.apply, (0.0,), (1.0,))
-        init = lambda key: model.init(key, jnp.zeros(data["x"].shape[1:]))  # noqa: E731
+
+        def init(key):
+            return model.init(key, jnp.zeros(data["x"].shape[1:]))
     else:
         model = mlp.MLP((100, 100) if workload == "mlp" else (256, 256))
         entropy = optax.softmax_cross_entropy_with_integer_labels
-        loss = lambda params, row: entropy(jnp.asarray(model.apply(params, row["x"])), row["y"])  # noqa: E731
-        init = lambda key: model.init(key, jnp.zeros(data["x"].shape[1:]))  # noqa: E731
+
+        def loss(params, row):
+            return entropy(jnp.asarray(model.apply(params, row["x"])), row["y"])
+
+        def init(key):
+            return model.init(key, jnp.zeros(data["x"].shape[1:]))
+
     evaluation = jax.tree.map(
         lambda each: each[:1], data
     )  # next to none: what ours is held against has none

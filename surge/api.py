@@ -1,5 +1,4 @@
-"""What a notebook asks of a model of its own: gradient noise at one point, and the learning rate
-that it implies."""
+"""What a notebook asks of its own model: gradient noise at a point, and the rate it implies."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
@@ -17,6 +16,7 @@ from surge.gradients.independent import SignSummary, flat_hessian, independent_l
 from surge.gradients.kappa import Kappa, of_optimizer
 from surge.gradients.moments import GradientMoments
 from surge.gradients.noise import QUANTILES, gradient_noise
+from surge.gradients.steps import sample_steps
 from surge.optimizers import make_optimizer
 from surge.tasks import draw_from_arrays
 from surge.tasks.check import as_examples, as_params, check_loss
@@ -65,8 +65,7 @@ def measure(
     directions: int = 32,
     seed: int = 0,
 ) -> Measurement:
-    """Noise scales of a model at `params`, and the one-step optimal learning rate of optimizers
-    there.
+    """Noise scales of a model at `params`, and one-step optimal learning rates there.
 
     Every batch is held at once; gradients are streamed. Losses are over all the examples given, so
     those are also what steps are drawn from.
@@ -111,7 +110,7 @@ def measure(
         return measurement
     probe_key, step_key = jax.random.split(jax.random.key(seed))
     hessian = flat_hessian(loss_fn, params, examples, probe_key)
-    samples = one_step.sample_steps(
+    samples = sample_steps(
         loss_fn,
         params,
         draw_from_arrays,

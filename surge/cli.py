@@ -54,8 +54,8 @@ def run(program: Callable[[Sequence[str]], None]) -> None:
 
 
 def _interrupted(*_: object) -> NoReturn:
-    """Ends at once: an exception may be raised where nobody passes it on, as in a callback, and all
-    files are written whole or not at all."""
+    """Ends at once: files are written whole or not at all."""
+    # An exception may be raised where nobody passes it on, as in a callback.
     sentence = "surge: interrupted: the same command goes on from what is finished\n"
     with contextlib.suppress(OSError, ValueError):  # nobody may be there to read it
         os.write(sys.stderr.fileno(), sentence.encode())
@@ -76,8 +76,10 @@ def parse(values: flags.FlagValues, argv: Sequence[str], usage: str | None) -> l
 
 
 def parsed(argv: Sequence[str]) -> list[str]:
-    """Parses the command line of a script, whose flags are absl's own; a script that is told to end
-    ends its children too."""
+    """Parses the command line of a script, whose flags are absl's own.
+
+    A script that is told to end ends its children too.
+    """
     from absl import flags
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
@@ -109,8 +111,7 @@ def _configs() -> Path:
 
 
 def config_fault(argv: Sequence[str]) -> str:
-    """What is wrong with the config file that --config names, or with the fields that
-    --config.FIELD names; or ""."""
+    """What is wrong with the file of --config or the fields of --config.FIELD, or ""."""
     from absl import flags
     from ml_collections import ConfigDict
 

@@ -36,8 +36,7 @@ class OptimizerGrid:
 
 @dataclass(frozen=True)
 class Measure:
-    """One run with one optimizer: gradients are measured at its start, and each time the loss
-    first falls to a level."""
+    """One run with one optimizer, measured at its start and where its loss first meets a level."""
 
     optimizer: str = fields.text("adam")  # a label of `optimizers`
     learning_rate: float = fields.number(1e-3, above=0)

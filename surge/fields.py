@@ -151,8 +151,7 @@ def mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def read_plain(name: str, value: Any) -> Any:
-    """Reads what JSON can hold: numbers, texts, True, False, None, and tuples, lists and dicts of
-    them."""
+    """Numbers, texts, True, False, None, and tuples, lists and dicts of them: what JSON holds."""
     value = unwrapped(value)
     if isinstance(value, SCALARS):
         return value

@@ -50,8 +50,7 @@ def define(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
-    """The flags with their values; whatever is wrong on the command line, or in the config file,
-    ends in one sentence."""
+    """The flags with their values; a mistake there or in the config file ends in one sentence."""
     argv = shipped(argv)
     values = define(argv)
     if set(HELP) & set(argv):

@@ -14,8 +14,9 @@ STEP = 4  # times the batch size: what a machine that is added or taken away mak
 
 
 def typical_moves(workdir: Path, specs: Mapping[str, str]) -> list[Move]:
-    """Three moves for each optimizer of a workdir: down and up from the middle of its sweep, and
-    beyond its end.
+    """Three moves for each optimizer of a workdir.
+
+    Down and up from the middle of its sweep, and beyond its end.
 
     Args:
       workdir: with fit.json.

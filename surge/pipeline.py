@@ -31,8 +31,9 @@ UserError = (ConfigError, ResultError, MemoryError)
 
 
 def run(config: ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
-    """Runs the named stages of one experiment; whatever is already in the workdir is not computed
-    again.
+    """Runs the named stages of one experiment.
+
+    Whatever is already in the workdir is not computed again.
 
     Raises:
       ConfigError: the config cannot be run.

@@ -9,8 +9,8 @@ from surge.evidence import Bound, Evidence, Swept
 from surge.hyperparameters import co_scaled, paste
 from surge.optimizers.spec import parse
 from surge.theory import transfer
+from surge.theory.budget import critical_batch_size
 from surge.theory.comparison import compare_laws
-from surge.theory.derivations import critical_batch_size
 from surge.theory.judged import BEYOND, COST, FAILED, JUDGED
 from surge.theory.rules import RULES, Known
 from surge.theory.transfer import Transfer

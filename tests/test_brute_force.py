@@ -70,7 +70,10 @@ def trained(loss, params, data, steps):
         params, state = carry
         index = jax.random.randint(key, (32,), 0, ROWS)
         batch = jax.tree.map(lambda leaf: leaf[index], data)
-        mean = lambda params: jax.vmap(loss, (None, 0))(params, batch).mean()  # noqa: E731
+
+        def mean(params):
+            return jax.vmap(loss, (None, 0))(params, batch).mean()
+
         updates, state = transform.update(jax.grad(mean)(params), state, params)
         return (optax.apply_updates(params, updates), state), None
 

@@ -92,7 +92,10 @@ def test_bfloat16_computes_a_finite_loss_and_leaves_parameters_float32():
     for dtype in (jnp.float32, jnp.bfloat16):
         model = cnn.CNN((2, 3), 4, classes=2, dtype=dtype)
         loss = cnn.image_loss(model.apply, (0.5,), (0.25,))
-        init = lambda key, model=model: model.init(key, jnp.zeros((12, 12, 1)))  # noqa: E731
+
+        def init(key, model=model):
+            return model.init(key, jnp.zeros((12, 12, 1)))
+
         task = Task(init, loss, data, draw_from_arrays, data)
         train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=8))
         cell = Cell(1e-2, jax.random.key(1), 8, np.array([1, 10]))
@@ -143,7 +146,10 @@ def test_memory_does_not_grow_with_steps(monkeypatch):
     }
     model = cnn.CNN()
     loss = cnn.image_loss(model.apply, (0.5,), (0.25,))
-    init = lambda key: model.init(key, jnp.zeros((28, 28, 1)))  # noqa: E731
+
+    def init(key):
+        return model.init(key, jnp.zeros((28, 28, 1)))
+
     task = Task(init, loss, data, draw_from_arrays, jax.tree.map(lambda leaf: leaf[:1], data))
     monkeypatch.setattr(engine, "CALL_SECONDS", 2.0)
     runs = engine.Engine(task, jax.random.key(0), Lanes("map", 1, 2), stop_loss=-np.inf)

@@ -24,7 +24,10 @@ def loss(params, example):
 
 def dense():
     flat, unravel = jax.flatten_util.ravel_pytree(PARAMS)
-    mean = lambda vector: jax.vmap(loss, (None, 0))(unravel(vector), BATCH).mean()  # noqa: E731
+
+    def mean(vector):
+        return jax.vmap(loss, (None, 0))(unravel(vector), BATCH).mean()
+
     return (
         mean(flat),
         jax.grad(mean)(flat),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.special import erfinv
 
-from surge.theory import derivations, momentum
-from surge.theory.derivations import Hessian
+from surge.theory import budget, derivations, momentum
 from surge.theory.rivals import surge as surge_law
+from surge.theory.second_order import Hessian
 
 RNG = np.random.default_rng(0)
 SIZE = 24
@@ -201,8 +201,13 @@ def test_adam_of_several_coordinates_is_the_sum_of_its_parts():
 def test_every_form_of_a_hessian_gives_the_same_laws():
     diagonal, factor = jnp.asarray(RNG.uniform(size=SIZE)), jnp.asarray(RNG.normal(size=(SIZE, 2)))
     matrix = jnp.diag(diagonal) + factor @ factor.T
-    loss = lambda step: (diagonal * step**2).sum() / 2 + ((factor.T @ step) ** 2).sum() / 2  # noqa: E731
-    product = lambda vector: jax.jvp(jax.grad(loss), (jnp.zeros(SIZE),), (vector,))[1]  # noqa: E731
+
+    def loss(step):
+        return (diagonal * step**2).sum() / 2 + ((factor.T @ step) ** 2).sum() / 2
+
+    def product(vector):
+        return jax.jvp(jax.grad(loss), (jnp.zeros(SIZE),), (vector,))[1]
+
     mu, sigma = jnp.asarray(MU), jnp.asarray(SIGMA)
     for call in (
         lambda hessian: derivations.sign_descent(BATCHES, mu, sigma, hessian),
@@ -242,7 +247,7 @@ def test_small_batch_coefficients_are_the_limit_of_the_exact_law():
         exact.optimal_lr, surge_law(sizes, surge.max_lr, surge.b_noise), rtol=0.03
     )
     np.testing.assert_allclose(
-        exact.gain, derivations.gain(sizes, surge.max_gain, surge.b_noise), rtol=0.03
+        exact.gain, budget.gain(sizes, surge.max_gain, surge.b_noise), rtol=0.03
     )
 
 
@@ -331,13 +336,13 @@ def test_effective_batches_have_the_known_values():
 def test_steps_and_examples_lie_on_the_hyperbola():
     sizes = np.geomspace(1, 1e5, 9)
     steps, examples = (
-        derivations.steps_to_target(sizes, 20.0, 300.0),
-        derivations.examples_to_target(sizes, 6000.0, 300.0),
+        budget.steps_to_target(sizes, 20.0, 300.0),
+        budget.examples_to_target(sizes, 6000.0, 300.0),
     )
     np.testing.assert_allclose((steps / 20 - 1) * (examples / 6000 - 1), 1)
     np.testing.assert_allclose(examples, sizes * steps)
-    assert derivations.examples_to_target(
-        derivations.critical_batch_size(300.0), 1.0, 300.0
+    assert budget.examples_to_target(
+        budget.critical_batch_size(300.0), 1.0, 300.0
     ) == pytest.approx(1.2)
 
 
@@ -384,9 +389,20 @@ def test_correlated_signs_without_noise_or_at_the_ends_of_rho():
 
 MATRIX = np.array([[2, 0.3, 0.1], [0.3, 1, 0.2], [0.1, 0.2, 3]])
 CORRELATION = np.array([[1, 0.5, -0.3], [0.5, 1, 0.2], [-0.3, 0.2, 1]])
-number = lambda matrix: jnp.asarray(matrix, jnp.result_type(float))  # noqa: E731
-dense = lambda: Hessian.dense(number(MATRIX))  # noqa: E731
-both = lambda law: jnp.stack([law.drift, law.curvature, law.optimal_lr, law.gain])  # noqa: E731
+
+
+def number(matrix):
+    return jnp.asarray(matrix, jnp.result_type(float))
+
+
+def dense():
+    return Hessian.dense(number(MATRIX))
+
+
+def both(law):
+    return jnp.stack([law.drift, law.curvature, law.optimal_lr, law.gain])
+
+
 OF_GRADIENTS = {  # (batch_size, mu [3], sigma [3]) -> array
     "sign_mean": derivations.sign_mean,
     "sign_mean_rational": derivations.sign_mean_rational,
@@ -420,10 +436,10 @@ UNDEFINED = {  # where a value may be nan or inf: as documented, nowhere else
     "large_batch_limit": lambda mu, sigma: mu == 0,
 }
 OF_BATCH_SIZE = {  # (batch_size, noise scale) -> scalar
-    "gain": lambda b, noise: derivations.gain(b, 2.0, noise),
-    "steps_to_target": lambda b, noise: derivations.steps_to_target(b, 20.0, noise),
-    "examples_to_target": lambda b, noise: derivations.examples_to_target(b, 20.0, noise),
-    "critical_batch_size": lambda b, noise: derivations.critical_batch_size(noise),
+    "gain": lambda b, noise: budget.gain(b, 2.0, noise),
+    "steps_to_target": lambda b, noise: budget.steps_to_target(b, 20.0, noise),
+    "examples_to_target": lambda b, noise: budget.examples_to_target(b, 20.0, noise),
+    "critical_batch_size": lambda b, noise: budget.critical_batch_size(noise),
     "momentum_batch": lambda b, noise: momentum.momentum_batch(b, 0.9),
     "lion_batch": lambda b, noise: momentum.lion_batch(b),
 }
@@ -485,7 +501,10 @@ def test_validity_is_where_the_linear_sign_mean_fails():
     mu, sigma = jnp.asarray([0.0, 1e-25, 0.5]), jnp.asarray([1.0, 1e-25, 2.0])
     bound = derivations.validity(mu, sigma)
     np.testing.assert_allclose(bound, [np.inf, np.pi / 2, 8 * np.pi], rtol=1e-6)
-    linear = lambda size: jnp.sqrt(2 * size / jnp.pi) * 0.25  # noqa: E731
+
+    def linear(size):
+        return jnp.sqrt(2 * size / jnp.pi) * 0.25
+
     assert float(linear(bound[2])) == pytest.approx(
         1
     )  # where erf x ≈ 2x/√π would say that the sign is certain

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surge.gradients.kappa import of_optimizer
-from surge.gradients.one_step import sample_steps
+from surge.gradients.steps import sample_steps
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
 from surge.theory import kappa

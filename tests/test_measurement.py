@@ -15,7 +15,7 @@ from scipy.special import erf, erfinv
 from surge.config import check
 from surge.gradients.moments import per_example_moments
 from surge.gradients.noise import gradient_noise
-from surge.gradients.one_step import StepSample
+from surge.gradients.steps import StepSample
 from surge.measurement import states
 from surge.measurement.point import Point
 from surge.measurement.stage import measure
@@ -40,7 +40,10 @@ class Normed(nn.Module):
 def found(model, n=64):
     batch = 1 + jax.random.normal(jax.random.key(0), (n, 3))
     params = model.init(jax.random.key(1), batch[0])
-    loss = lambda params, x: jnp.sum((model.apply(params, x) - 1) ** 2)  # noqa: E731
+
+    def loss(params, x):
+        return jnp.sum((model.apply(params, x) - 1) ** 2)
+
     gradients = jax.vmap(jax.grad(loss), (None, 0))(params, batch)["params"]
     return gradient_noise(loss, params, [batch[::2], batch[1::2]]), gradients
 

@@ -11,10 +11,11 @@ import pytest
 from surge.gradients import independent, one_step
 from surge.gradients.directions import GROUPS, PoolSource, directions
 from surge.gradients.moments import per_example_moments
+from surge.gradients.steps import StepSample, sample_steps
 from surge.optimizers import make_optimizer
 from surge.tasks.quadratic import problem, quadratic
 from surge.theory import derivations, momentum
-from surge.theory.derivations import Hessian
+from surge.theory.second_order import Hessian
 
 SIZES = (1, 8, 64, 512, 4096)
 
@@ -58,9 +59,7 @@ def _adam(known, covariance, size):
 
 def sample(task, spec, key, count=256, sizes=SIZES):
     point = task.loss, task.init(jax.random.key(0)), task.draw, task.data, task.evaluation
-    return one_step.sample_steps(*point, {spec: OPTIMIZERS[spec]}, sizes, key, count=count).samples[
-        spec
-    ]
+    return sample_steps(*point, {spec: OPTIMIZERS[spec]}, sizes, key, count=count).samples[spec]
 
 
 OPTIMIZERS = {
@@ -161,9 +160,7 @@ def step_sample(drift, curvature):
     """Directions that all have one drift and curvature, but for a tenth of scatter from group to
     group."""
     scatter = 1 + 0.1 * np.random.default_rng(0).normal(size=8)
-    return one_step.StepSample(
-        drift * scatter, curvature * scatter, np.ones(8), np.ones(3), np.ones((3, 8))
-    )
+    return StepSample(drift * scatter, curvature * scatter, np.ones(8), np.ones(3), np.ones((3, 8)))
 
 
 def test_measured_surge_has_the_coefficients_that_a_and_q_were_made_of():
@@ -271,12 +268,12 @@ def test_directions_have_the_mean_and_covariance_of_a_batch_also_beyond_the_pool
 
 
 def test_no_curvature_is_nan_with_a_reason():
-    flat = one_step.StepSample(np.ones(8), -np.ones(8), np.ones(8), np.ones(3), np.ones((3, 8)))
+    flat = StepSample(np.ones(8), -np.ones(8), np.ones(8), np.ones(3), np.ones((3, 8)))
     law = one_step.measured_law([flat])
     assert np.isnan(law.lr[0]) and "q <= 0" in law.why[0]
     losses = np.array([[3.0], [2.0], [1.0]]) * np.ones(8)
     rates = np.array([1.0, 2.0, 4.0])
-    edge = one_step.StepSample(np.ones(8), np.ones(8), np.full(8, 4.0), rates, losses)
+    edge = StepSample(np.ones(8), np.ones(8), np.full(8, 4.0), rates, losses)
     level = edge._replace(start=np.ones(8))
     oracle = one_step.one_step_oracle([edge, level])
     assert np.isnan(oracle.lr).all() and "edge" in oracle.why[0]

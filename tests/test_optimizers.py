@@ -181,7 +181,10 @@ def test_weights_foretell_the_sign_of_an_average(row):
     nothing = jnp.zeros(4000)
     start = transform.init(nothing)
     settled = optimizer.settle(start, nothing, nothing + 1, nothing, BATCH)
-    step = lambda state, grads: update(transform, grads, state, grads)[::-1]  # noqa: E731
+
+    def step(state, grads):
+        return update(transform, grads, state, grads)[::-1]
+
     _, updates = jax.lax.scan(step, settled, gradients)
     average = np.tensordot(weights[::-1], gradients[-len(weights) :], 1)
     assert np.mean(np.sign(average) == -np.asarray(updates[-1])) > 0.98

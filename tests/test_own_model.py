@@ -200,7 +200,10 @@ def test_batches_as_people_have_them(name, plain):
     }[name]
     loss = squared
     if name == "dicts of both":
-        loss = lambda params, example: squared(params, (example["x"], example["y"]))  # noqa: E731
+
+        def loss(params, example):
+            return squared(params, (example["x"], example["y"]))
+
     found = surge.measure(loss, WEIGHTS, batches)
     np.testing.assert_allclose(found.b_simple[:3], plain.b_simple[:3], rtol=1e-5)
 

@@ -161,7 +161,9 @@ def found_in(name):
 
 
 def test_weights_are_found_where_they_meet_activations():
-    kernels = lambda names: {each for each in names if not each.endswith(("bias", "scale"))}  # noqa: E731
+    def kernels(names):
+        return {each for each in names if not each.endswith(("bias", "scale"))}
+
     assert kernels(found_in("mlp")[0]) == {f"Dense_{index}/kernel" for index in range(3)}
     assert kernels(found_in("cnn")[0]) == {
         f"{each}_{index}/kernel" for each in ("Conv", "Dense") for index in (0, 1)
@@ -187,7 +189,10 @@ def test_outer_products_count_signs_exactly(signs):
         signs
     ]
     cotangents = np.random.default_rng(1).integers(-1, 2, (300, 4)).astype(np.float32)
-    loss = lambda weight, row: (row[0] @ weight) @ row[1]  # noqa: E731
+
+    def loss(weight, row):
+        return (row[0] @ weight) @ row[1]
+
     found = per_example_moments(loss, jnp.zeros((7, 4)), (inputs, cotangents))
     rows = np.einsum("ni,no->nio", inputs, cotangents)
     np.testing.assert_array_equal(found.sign_sum, np.sign(rows).sum(0))
@@ -196,7 +201,10 @@ def test_outer_products_count_signs_exactly(signs):
 
 def test_a_micro_batch_of_any_size_counts_signs_exactly():
     rows = np.tile(np.array([1, 0, -1], np.float32), (40_000, 2, 1))
-    loss = lambda weight, row: (row @ weight).sum()  # noqa: E731
+
+    def loss(weight, row):
+        return (row @ weight).sum()
+
     found = per_example_moments(loss, jnp.ones((3, 1)), rows, microbatch_size=len(rows))
     assert found.sign_sum.ravel().tolist() == [40_000, 0, -40_000]
     assert found.zeros.ravel().tolist() == [0, 40_000, 0]
@@ -209,7 +217,9 @@ def test_where_digits_cancel_variances_keep_theirs(name):
         plain, params, rows = problem(name)
         weights = 1 + 1e-4 * jax.random.normal(jax.random.key(3), (len(rows),))
         batch = (jnp.broadcast_to(rows[0], rows.shape), weights)
-        loss = lambda params, example: example[1] * plain(params, example[0])  # noqa: E731
+
+        def loss(params, example):
+            return example[1] * plain(params, example[0])
     else:
         loss, params, rows = problem(name)
         batch = rows[:1] + 1e-4 * rows

@@ -12,7 +12,7 @@ from scipy.special import erfinv
 from surge import pipeline
 from surge.tasks.quadratic import problem
 from surge.theory import derivations
-from surge.theory.derivations import Hessian
+from surge.theory.second_order import Hessian
 from surge.workdir import files
 
 CONFIGS = Path(__file__).parent.parent / "configs"

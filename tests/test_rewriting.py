@@ -125,7 +125,10 @@ def test_a_gpt_has_the_same_gradient_in_any_order():
     model = gpt.GPT(gpt.SIZES["tiny"])
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 65)))
     params = model.init(jax.random.key(0), tokens[0, :-1])
-    loss = lambda params, row: gpt.token_losses(model, params, row)[0].mean()  # noqa: E731
+
+    def loss(params, row):
+        return gpt.token_losses(model, params, row)[0].mean()
+
     gradient = jax.grad(lambda params: jax.vmap(loss, (None, 0))(params, tokens).mean())
     jax.tree.map(
         lambda ours, plain: np.testing.assert_allclose(ours, plain, rtol=2e-3, atol=1e-6),

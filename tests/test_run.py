@@ -61,7 +61,9 @@ def regression(examples=64):
     def loss(params, example):
         return (jax.nn.silu(example["x"] @ params["w"]).sum() - example["y"]) ** 2
 
-    init = lambda key: {"w": jax.random.normal(key, (4, 6)) / 4}  # noqa: E731
+    def init(key):
+        return {"w": jax.random.normal(key, (4, 6)) / 4}
+
     return Task(init, loss, data, draw_from_arrays, jax.tree.map(lambda leaf: leaf[:16], data))
 
 

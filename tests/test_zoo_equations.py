@@ -241,7 +241,10 @@ def test_extrapolation_equals_a_plain_loop(spec):
 
         def step(carry, noise):
             params, state = carry
-            gradient_fn = lambda points: curvature * points + noise  # noqa: E731
+
+            def gradient_fn(points):
+                return curvature * points + noise
+
             updates, state = update(transform, params, state, params, gradient_fn=gradient_fn)
             return (optax.apply_updates(params, updates), state), None
 

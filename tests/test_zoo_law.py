@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from surge.gradients import one_step
+from surge.gradients.steps import sample_steps
 from surge.optimizers import make_optimizer, update
 from surge.tasks import Task
 from surge.tasks.quadratic import problem, quadratic
@@ -51,7 +52,7 @@ def measured(hessian, specs):
     task = as_matrix(hessian=hessian, size=40, noise=8.0)
     point = task.loss, task.init(jax.random.key(0)), task.draw, task.data, task.evaluation
     made = {spec: make_optimizer(spec) for spec in specs}
-    steps = one_step.sample_steps(*point, made, SIZES, jax.random.key(0), count=512)
+    steps = sample_steps(*point, made, SIZES, jax.random.key(0), count=512)
     return {spec: one_step.measured_law(samples) for spec, samples in steps.samples.items()}
 
 
@@ -101,7 +102,7 @@ def test_the_measured_law_of_adabelief_is_that_of_a_long_run():
     theta = task.init(jax.random.key(0))
     point = task.loss, theta, task.draw, task.data, task.evaluation
     made = {spec: make_optimizer(spec)}
-    samples = one_step.sample_steps(*point, made, (size,), jax.random.key(1), count=256).samples
+    samples = sample_steps(*point, made, (size,), jax.random.key(1), count=256).samples
     law = one_step.measured_law(samples[spec])
 
     transform = made[spec](1.0, size, None)

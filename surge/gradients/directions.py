@@ -252,7 +252,10 @@ def _directions(
         picks = one if steps == 1 else jax.random.randint(key, (steps,), 0, members)
         if len(weights) > 1:
             shares = jnp.zeros(members).at[picks[::-1][: len(weights)]].add(weights)
-            offset = lambda leaf, mean: mean - drawn_in * jnp.tensordot(shares, leaf, 1)  # noqa: E731
+
+            def offset(leaf: jax.Array, mean: jax.Array) -> jax.Array:
+                return mean - drawn_in * jnp.tensordot(shares, leaf, 1)
+
             ours = cast_like(jax.tree.map(offset, deviations, ours), params)
 
         def step(carry: tuple[Any, Any], pick: jax.Array) -> tuple[tuple[Any, Any], None]:

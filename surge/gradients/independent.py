@@ -17,7 +17,8 @@ from scipy import stats
 from surge.gradients.curvature import LossFn, hutchinson, hvp, widened
 from surge.gradients.moments import GradientMoments, merge
 from surge.gradients.one_step import OneStepLR
-from surge.theory.derivations import Hessian, sign_mean
+from surge.theory.derivations import sign_mean
+from surge.theory.second_order import Hessian
 
 _hutchinson = jax.jit(hutchinson, static_argnames=("loss_fn", "samples"))
 

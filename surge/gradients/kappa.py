@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from surge.gradients.one_step import (
-    StepSample,
     by_group,
     drifts_and_curvatures,
     jackknifed,
     standard_errors,
 )
+from surge.gradients.steps import StepSample
 from surge.optimizers import Optimizer
 from surge.theory import kappa as theory
 

@@ -55,7 +55,10 @@ def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSum
 
         return _streamed(gradient, parts)
     inputs, cotangents = pairs[0]
-    streamed = lambda: _streamed(lambda pair: _weight_gradient(*pair), (inputs, cotangents))  # noqa: E731
+
+    def streamed() -> LeafSums:
+        return _streamed(lambda pair: _weight_gradient(*pair), (inputs, cotangents))
+
     sums = _outer(inputs[:, 0], cotangents[:, 0], streamed) if products[0].rows == 1 else streamed()
 
     def placed(matrix: jax.Array) -> jax.Array:
@@ -151,7 +154,9 @@ def _outer_counts(x: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sum of signs and count of what is not zero, over outer products of x [n, I] and d [n, O]."""
     n = len(x)
     base = 2 * n + 2  # more than twice any sum of signs, so that two sums fit in one number
-    some = lambda values: (values != 0).astype(values.dtype)  # noqa: E731
+
+    def some(values: jax.Array) -> jax.Array:
+        return (values != 0).astype(values.dtype)
 
     def separate(nonzero: Callable[[], jax.Array]) -> Callable[[], tuple[jax.Array, jax.Array]]:
         shape = x.shape[1], d.shape[1]

@@ -30,8 +30,7 @@ class View(NamedTuple):
 
 
 class Product(NamedTuple):
-    """y = x·w: as matrices [T, I] and [I, O], where T counts what meets the weight in one
-    example."""
+    """y = x·w as matrices [T, I] and [I, O]; T counts what meets the weight in one example."""
 
     view: View
     shape: tuple[int, ...]  # of w
@@ -145,8 +144,10 @@ def _evaluate(
     meet: Callable[[Product, jax.Array, jax.Array], jax.Array],
     read: Callable[[int], None],
 ) -> jax.Array:
-    """The loss, with meet(product, x, y) in place of y at every product, and read(leaf) at other
-    uses of a leaf; the first `leaves` of args are the leaves."""
+    """The loss, with meet(product, x, y) in place of y at every product.
+
+    And with read(leaf) at other uses of a leaf; the first `leaves` of args are the leaves.
+    """
 
     def visit(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
         if equation.primitive.name in INLINED:
@@ -207,8 +208,11 @@ def _product(equation: Any, views: Sequence[View | None]) -> Product | None:
 
 
 class Tapped(NamedTuple):
-    """Gradients of the leaves read outside products, by leaf [n, ...]; x [n, T, I] and δ [n, T, O]
-    of each product."""
+    """What one backward pass of a batch gives.
+
+    Gradients of the leaves read outside products, by leaf [n, ...]; x [n, T, I] and δ [n, T, O] of
+    each product.
+    """
 
     gradients: dict[int, jax.Array]
     inputs: list[jax.Array]
@@ -216,8 +220,7 @@ class Tapped(NamedTuple):
 
 
 def tapped_gradients(plan: Plan, params: Any, examples: Any) -> Tapped:
-    """One backward pass of a batch that differentiates by the outputs of products in place of their
-    weights."""
+    """One backward pass of a batch, by the outputs of products in place of their weights."""
     leaves = jax.tree.leaves(params)
     n = jax.tree.leaves(examples)[0].shape[0]
     taps = [

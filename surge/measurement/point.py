@@ -12,9 +12,10 @@ from surge.gradients import independent, one_step
 from surge.gradients.directions import GROUPS
 from surge.gradients.layers import Layers, layers_of
 from surge.gradients.noise import GradientNoise, gradient_noise
+from surge.gradients.steps import Steps, sample_steps
 from surge.optimizers import Optimizer, make_optimizer
 from surge.tasks import Task, ghost_batches
-from surge.theory.derivations import Hessian
+from surge.theory.second_order import Hessian
 from surge.training.branch import BranchOracle
 
 BOUNDS = ("value", "low", "high")  # of every estimate with an interval
@@ -120,10 +121,10 @@ class Point:
         return independent.flat_hessian(single.loss, self.params, single.evaluation, self._keys[1])
 
     @cached_property
-    def steps(self) -> one_step.Steps:
+    def steps(self) -> Steps:
         """Sampled steps of each optimizer at each batch size."""
         problem, single = self.problem, self.problem.single
-        return one_step.sample_steps(
+        return sample_steps(
             single.loss,
             self.params,
             single.draw,

@@ -55,8 +55,9 @@ class Training(NamedTuple):
 
 
 def saved_states(task: Task, training: Training, directory: Path) -> list[Saved]:
-    """The states of a run, the start first, then each level that it reached; trained where they
-    are not on disk.
+    """The states of a run: the start, then each level that it reached.
+
+    Trained where they are not on disk.
 
     Args:
       task: what is trained.

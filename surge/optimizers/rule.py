@@ -135,7 +135,10 @@ def decaying(decay: Any, nesterov: bool = False) -> np.ndarray:
 
 def settle_nodes(state: Any, kinds: Any, settle: Callable[[Any], Any]) -> Any:
     """The state with every node of some kinds settled, wherever it lies."""
-    of_kind = lambda node: isinstance(node, kinds)  # noqa: E731
+
+    def of_kind(node: Any) -> bool:
+        return isinstance(node, kinds)
+
     return jax.tree.map(
         lambda node: settle(node) if of_kind(node) else node, state, is_leaf=of_kind
     )
@@ -143,7 +146,10 @@ def settle_nodes(state: Any, kinds: Any, settle: Callable[[Any], Any]) -> Any:
 
 def fitted(held: Any, moment: Any) -> Any:
     """A moment in the form of what a state holds: dtype, and nothing where that is masked."""
-    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+
+    def masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
     return jax.tree.map(
         lambda held, leaf: held if masked(held) else jnp.asarray(leaf, held.dtype),
         held,

@@ -105,7 +105,7 @@ def closed_forms(
       axes: to draw on.
       batch_sizes: B [b], which the curves span.
       mu_l1, trace, off_diagonal, snr, b_noise, max_lr: Σ|μ|, Σ H_ii, s'Hs' − Σ H_ii, |μ|/σ, and the
-        surge's two, which `surge.gradients.one_step.sign_summary` makes of any (μ, σ, H).
+        surge's two, which `surge.gradients.independent.sign_summary` makes of any (μ, σ, H).
       exact: ε_opt [b] of the law with every μ and σ, if known.
       true: ε_opt [b] as it is, if known.
     """

@@ -120,8 +120,10 @@ class CNN(nn.Module):
 def image_loss(
     apply: Callable[..., Any], mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Any, Any], jax.Array]:
-    """Mean cross-entropy of images {"x": uint8 [..., H, W, C], "y": [...]}, standardised by channel
-    mean and std."""
+    """Mean cross-entropy of images {"x": uint8 [..., H, W, C], "y": [...]}.
+
+    They are standardised by mean and std of a channel.
+    """
 
     def loss(params: Any, example: Any) -> jax.Array:
         pixels = (example["x"].astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
@@ -138,8 +140,9 @@ def fashion_mnist(
     evaluation_examples: int = 1_024,
     dtype: str = "float32",
 ) -> Task:
-    """Fashion-MNIST (Xiao et al., arXiv 1708.07747) with the 5-layer CNN; losses are of training
-    images.
+    """Fashion-MNIST (Xiao et al., arXiv 1708.07747) with the 5-layer CNN.
+
+    Losses are of training images.
 
     Raises:
       ValueError: the data is missing or broken, see `images.fashion_mnist_arrays`, or smaller than

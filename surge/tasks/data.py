@@ -32,8 +32,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def load_rows(source: str, split: str, how: str) -> Any:
-    """Rows of a `datasets` data set: a name on the hub, or a file or directory that holds it in one
-    of its formats.
+    """Rows of a `datasets` data set: a name on the hub, or a file or folder in one of its formats.
 
     Args:
       source: owner/name, owner/name:configuration, or a path.
@@ -71,10 +70,10 @@ def load_rows(source: str, split: str, how: str) -> Any:
 
 
 def mnist1d_arrays(examples: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """MNIST-1D by the published recipe: {"x": [n, 40] float32, "y": [n] int32} for training and for
-    testing.
+    """MNIST-1D by the published recipe, for training and for testing.
 
-    They are kept in the cache, and made again where what is there is damaged.
+    Both are {"x": [n, 40] float32, "y": [n] int32}. They are kept in the
+    cache, and made again where what is there is damaged.
 
     Raises:
       ValueError: fewer than ten examples, one for each class, or more than MNIST1D_MOST.

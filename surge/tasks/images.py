@@ -16,8 +16,9 @@ HOW = (
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array of bytes from an IDX file, gzipped or not (format:
-    http://yann.lecun.com/exdb/mnist).
+    """An array of bytes from an IDX file, gzipped or not.
+
+    The format: http://yann.lecun.com/exdb/mnist.
 
     Raises:
       ValueError: not an IDX file of unsigned bytes, or of another length than its header says.
@@ -61,8 +62,9 @@ def checked(
 def fashion_mnist_arrays(
     source: str = FASHION_MNIST, split: str = "train"
 ) -> dict[str, np.ndarray]:
-    """Fashion-MNIST: {"x": uint8 [n, 28, 28, 1], "y": int32 [n]}, n = 60,000 ("train") or 10,000
-    ("test").
+    """Fashion-MNIST: {"x": uint8 [n, 28, 28, 1], "y": int32 [n]}.
+
+    n = 60,000 ("train") or 10,000 ("test").
 
     Args:
       source: directory of the IDX files, gzipped or not; or a `datasets` name or local copy.

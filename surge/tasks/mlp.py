@@ -25,10 +25,10 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Strided 1-D convolutions of sizes 5, 3, 3 with ReLU, then one dense layer: [..., features] ->
-    [..., classes].
+    """Strided 1-D convolutions of sizes 5, 3, 3 with ReLU, then one dense layer.
 
-    A convolution is a dense layer on patches, which keeps its speed with weights for each lane.
+    [..., features] -> [..., classes]. A convolution is a dense layer on patches, which
+    keeps its speed with weights for each lane.
     """
 
     channels: Sequence[int]

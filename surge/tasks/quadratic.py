@@ -13,8 +13,7 @@ from surge.tasks import Task
 
 
 class Problem(NamedTuple):
-    """Exact answers: hessian [P, P], noise_root [P, P] (Σ^{1/2}), start [P], and mu, sigma [P] at
-    the start."""
+    """Exact answers: hessian [P, P], noise_root Σ^{1/2} [P, P], start [P]; mu, sigma [P] there."""
 
     hessian: np.ndarray
     noise_root: np.ndarray

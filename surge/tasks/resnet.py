@@ -95,8 +95,9 @@ def tiny_imagenet(
     evaluation_examples: int = 1_024,
     dtype: str = "float32",
 ) -> Task:
-    """Tiny-ImageNet (64x64, 200 classes) with ResNet-18, or images of another shape from any image
-    data set.
+    """Tiny-ImageNet (64x64, 200 classes) with ResNet-18.
+
+    Or images of another shape, from any image data set.
 
     Args:
       source: `datasets` name on the hub, or a local copy.

@@ -201,8 +201,10 @@ def _bound(log_lr: float, tried: np.ndarray) -> int:
 
 
 def _shape(group: _Group, spread: np.ndarray, noise: np.ndarray) -> tuple[float, float, float]:
-    """Skew, its error, and the error that all centres share: never what a batch size's own runs
-    add."""
+    """Skew, its error, and the error that all centres share.
+
+    Never what the runs of one batch size add.
+    """
     sizes = len(group.sizes)
     skew = float(group.fit.basin.shape[0])
     skew_error = math.sqrt(spread[2 * sizes, 2 * sizes])

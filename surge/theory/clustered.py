@@ -33,13 +33,15 @@ def noise(
     weighted = sums(columns * (weight * pull)[:, None])
     squares = (columns * weight[:, None]).T @ (columns * weight[:, None])
     sides = np.concatenate([weighted, pulled], 1)
-    one, nothing = np.eye(len(hat)), np.zeros_like(hat)
+    one = np.eye(len(hat))
+    nothing = np.zeros_like(hat)
     outer = np.block([[nothing, -one], [-one, squares]])
     diagonal = np.bincount(cluster, pull**2)
     taken = np.einsum("gi,ij,gj->g", sides, outer, sides)
     inner = outer @ (sides.T @ sides)
     mean = (diagonal + taken).sum()
     spread = (diagonal**2).sum() + 2 * (diagonal * taken).sum() + np.trace(inner @ inner)
+    # As many clusters as columns: the fit leaves nothing to tell noise by.
     if mean <= 1e-9 * diagonal.sum() or spread <= 0:
         return math.nan, 0.0
     return float((score**2).sum() / mean), float(mean**2 / spread)
@@ -57,6 +59,8 @@ def moderated(variance: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np
     own = np.where(known, freedom, 0.0)
     middle = np.average(variance[known], weights=own[known])
     half = freedom[known] / 2
+    # log χ²/freedom has the mean ψ(half) − log half and the variance ψ'(half): taken off, what is
+    # left differs by the variances themselves.
     logs = np.log(variance[known]) - special.digamma(half) + np.log(half)
     excess = -1.0
     if len(logs) > 1:

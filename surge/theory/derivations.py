@@ -1,5 +1,4 @@
-"""Closed forms of the optimal learning rate ε_opt(B), and of steps S(B) and examples E(B) to a
-target loss.
+"""Closed forms of the optimal learning rate ε_opt(B) of one step.
 
 Sources: Li et al., arXiv 2405.14578 (the paper); McCandlish et al., arXiv 1812.06162; both
 re-derived. Every function takes and returns arrays, broadcasts over `batch_size`, and works under
@@ -17,99 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf
-from jax.tree_util import Partial
 
 from surge.theory.momentum import is_instantaneous
 from surge.theory.quadrature import legendre
-
-FAR = 40.0  # standard deviations from 0 at which a sign is certain, in float64 too
-
-
-class Hessian(NamedTuple):
-    """A symmetric matrix [P, P] known by its diagonal [P] and its product with a vector [P] -> [P].
-
-    With a `jax.tree_util.Partial` for the product, as the constructors below make it, it may be
-    passed to jitted functions.
-    """
-
-    diagonal: jax.Array
-    product: Callable[[jax.Array], jax.Array]
-
-    @classmethod
-    def dense(cls, matrix: jax.Array) -> "Hessian":
-        """From the matrix [P, P] itself."""
-        return cls(jnp.diagonal(matrix), Partial(jnp.matmul, matrix))
-
-    @classmethod
-    def low_rank(cls, diagonal: jax.Array, factor: jax.Array) -> "Hessian":
-        """diag(diagonal) + factor factorᵀ, with factor [P, K]."""
-        return cls(diagonal + (factor**2).sum(-1), Partial(_low_rank_product, diagonal, factor))
-
-
-def _low_rank_product(diagonal: jax.Array, factor: jax.Array, vector: jax.Array) -> jax.Array:
-    return diagonal * vector + factor @ (factor.T @ vector)
-
-
-class OneStep(NamedTuple):
-    """One optimizer step u to second order: E[L(θ − εu)] = L − εa + ε²q/2 (McCandlish et al.,
-    section 2.2).
-
-    Attributes:
-      drift: a = E[uᵀμ].
-      curvature: q = E[uᵀHu].
-    """
-
-    drift: jax.Array
-    curvature: jax.Array
-
-    @property
-    def optimal_lr(self) -> jax.Array:
-        """a/q, the rate with the largest expected fall of the loss; nan where q <= 0: no minimum,
-        or q underflows."""
-        return jnp.where(self.curvature > 0, _ratio(self.drift, self.curvature), jnp.nan)
-
-    @property
-    def gain(self) -> jax.Array:
-        """a²/2q, the expected fall of the loss at the optimal rate; nan where q <= 0."""
-        # In this order a² cannot overflow.
-        fall = self.drift * _ratio(self.drift, self.curvature) / 2
-        return jnp.where(self.curvature > 0, fall, jnp.nan)
-
-
-@jax.custom_jvp
-def _ratio(top: jax.Array, bottom: jax.Array) -> jax.Array:
-    """top/bottom, 0 where bottom <= 0. JAX's own derivative has 1/bottom², which overflows float32
-    at 1e-20."""
-    return jnp.where(bottom <= 0, 0.0, top / _nonzero(bottom))
-
-
-@_ratio.defjvp
-def _ratio_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-    top, bottom = primals
-    top_dot, bottom_dot = tangents
-    value = _ratio(top, bottom)
-    slope = (top_dot - value * bottom_dot) / _nonzero(bottom)
-    return value, jnp.where(bottom <= 0, 0.0, slope)
-
-
-def _nonzero(value: jax.Array) -> jax.Array:
-    return jnp.where(value <= 0, 1.0, value)  # keeps gradients finite where the result is masked
-
-
-def _hypot(one: jax.Array, other: jax.Array) -> jax.Array:
-    """√(one² + other²); `jnp.hypot` has a nan gradient where an argument is tiny."""
-    high = jnp.maximum(jnp.abs(one), jnp.abs(other))
-    low = jnp.minimum(jnp.abs(one), jnp.abs(other))
-    return high * jnp.sqrt(1 + _ratio(low, high) ** 2)
-
-
-def _height(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
-    """√B·μ/σ within ±FAR: the mean of G_B in its own standard deviations; 0 where μ = σ = 0."""
-    root = jnp.sqrt(jnp.asarray(batch_size))
-    mu = jnp.asarray(mu)
-    sigma = jnp.asarray(sigma, jnp.result_type(float))
-    far = root * jnp.abs(mu) > FAR * sigma
-    return jnp.where(far, FAR * jnp.sign(mu), _ratio(root * jnp.where(far, 0.0, mu), sigma))
+from surge.theory.second_order import (
+    Hessian,
+    OneStep,
+    at_each,
+    nonzero,
+    safe_hypot,
+    safe_ratio,
+    standardised,
+)
 
 
 def sign_mean(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
@@ -117,14 +35,16 @@ def sign_mean(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
 
     Reaches its limits: ±1 as σ -> 0, and 0 where μ = 0, also at σ = 0.
     """
-    return erf(_height(batch_size, mu, sigma) / jnp.sqrt(2.0))
+    return erf(standardised(batch_size, mu, sigma) / jnp.sqrt(2.0))
 
 
 def sign_mean_rational(batch_size: Any, mu: Any, sigma: Any) -> jax.Array:
-    """The stand-in x/√(π/(2B) + x²), x = μ/σ, that the paper puts for erf: off by up to 0.11, the
-    same limits."""
+    """The stand-in x/√(π/(2B) + x²), x = μ/σ, that the paper puts for erf.
+
+    Off by up to 0.11, with the same limits.
+    """
     signal = jnp.sqrt(jnp.asarray(batch_size)) * jnp.asarray(mu)
-    return _ratio(signal, _hypot(jnp.sqrt(jnp.pi / 2) * jnp.asarray(sigma), signal))
+    return safe_ratio(signal, safe_hypot(jnp.sqrt(jnp.pi / 2) * jnp.asarray(sigma), signal))
 
 
 def sign_descent(
@@ -153,7 +73,7 @@ def sign_descent(
         noise = ((1 - means**2) * hessian.diagonal).sum()
         return OneStep(means @ mu, means @ hessian.product(means) + noise)
 
-    return _over(at, batch_size)
+    return at_each(at, batch_size)
 
 
 def sign_descent_correlated(
@@ -184,7 +104,7 @@ def sign_descent_correlated(
 
     def at(size: jax.Array) -> OneStep:
         means = sign_mean(size, mu, sigma)
-        height = _height(size, mu, sigma)
+        height = standardised(size, mu, sigma)
         gap = (height[:, None] - side * height) ** 2
         product = side * height[:, None] * height
 
@@ -202,15 +122,14 @@ def sign_descent_correlated(
         noise = (matrix * covariance).sum() + own
         return OneStep(means @ mu, means @ matrix @ means + noise)
 
-    return _over(at, batch_size)
+    return at_each(at, batch_size)
 
 
 def sgd(batch_size: Any, mu: jax.Array, hessian: Hessian, trace_h_sigma: Any) -> OneStep:
-    """SGD: a = |μ|², q = μᵀHμ + tr(HΣ)/B, so ε_opt = ε_max/(1 + B_noise/B) (McCandlish et al.,
-    equation 2.6).
+    """SGD: a = |μ|², q = μᵀHμ + tr(HΣ)/B, so ε_opt = ε_max/(1 + B_noise/B).
 
-    Exact for any noise with covariance Σ/B, Gaussian or not; |μ|² must be representable: 1e-18 to
-    1e18 in float32.
+    McCandlish et al., equation 2.6. Exact for any noise with covariance Σ/B, Gaussian or not; |μ|²
+    must be representable: 1e-18 to 1e18 in float32.
 
     Args:
       batch_size: B, any shape [...], the shape of drift and curvature.
@@ -233,15 +152,14 @@ def adam_mean_field(
     eps: Any = 0.0,
     reading: str = "instantaneous",
 ) -> OneStep:
-    """Adam at constant μ, 1−β2 ≪ 1−β1, independent coordinates: √v̂ sits at its mean, root = √(μ² +
-    σ²/B).
+    """Adam at constant μ, 1−β2 ≪ 1−β1, independent coordinates.
 
-    Re-derived. Drift per coordinate d = μ/(root + eps); q = dᵀHd + k·Σ H_ii σ_i²/(B(root_i +
-    eps)²). "instantaneous", one step: k = (1−β1)/(1+β1). "long_run", the noise that adds up over a
-    run: the average of m has the noise of the average of g, so k = 1 where |μ| ≪ σ/√B. Elsewhere v,
-    over more than 1/(1−β2) steps, averages the same gradients and takes part of that noise away:
-    k = (1 − dμ/root)² + d²σ²/(2B root²) if they are Gaussian, to first order. With β1 = 0, one step
-    at a held v is a softened sign.
+    Re-derived. √v̂ sits at its mean, root = √(μ² + σ²/B). Drift per coordinate d = μ/(root + eps);
+    q = dᵀHd + k·Σ H_ii σ_i²/(B(root_i + eps)²). "instantaneous", one step: k = (1−β1)/(1+β1).
+    "long_run", the noise that adds up over a run: the average of m has the noise of the average of
+    g, so k = 1 where |μ| ≪ σ/√B. Elsewhere v, over more than 1/(1−β2) steps, averages the same
+    gradients and takes part of that noise away: k = (1 − dμ/root)² + d²σ²/(2B root²) if they are
+    Gaussian, to first order. With β1 = 0, one step at a held v is a softened sign.
 
     Args:
       batch_size: B, any shape [...], the shape of drift and curvature.
@@ -258,29 +176,30 @@ def adam_mean_field(
 
     def at(size: jax.Array) -> OneStep:
         spread = sigma / jnp.sqrt(size)
-        root = _hypot(mu, spread)
-        mean = _ratio(mu, root + eps)
-        over_run = (1 - mean * _ratio(mu, root)) ** 2 + (mean * _ratio(spread, root)) ** 2 / 2
+        root = safe_hypot(mu, spread)
+        mean = safe_ratio(mu, root + eps)
+        left = 1 - mean * safe_ratio(mu, root)
+        taken = mean * safe_ratio(spread, root)
+        over_run = left**2 + taken**2 / 2
         share = (1 - b1) / (1 + b1) if one_step else over_run
-        noise = (share * _ratio(spread, root + eps) ** 2 * hessian.diagonal).sum()
+        noise = (share * safe_ratio(spread, root + eps) ** 2 * hessian.diagonal).sum()
         return OneStep(mean @ mu, mean @ hessian.product(mean) + noise)
 
-    return _over(at, batch_size)
+    return at_each(at, batch_size)
 
 
 def softened_sign_mean(batch_size: Any, mu: Any, sigma: Any, eps: Any) -> jax.Array:
-    """E[G/(|G| + eps)] of a Gaussian mini-batch gradient: Adam with β1 = β2 = 0 and its eps;
-    broadcasts.
+    """E[G/(|G| + eps)] of a Gaussian mini-batch gradient: Adam with β1 = β2 = 0 and its eps.
 
-    Re-derived: with h = √B μ/σ and φ the normal density, the values ±x of G/(σ/√B) together give
-    ∫₀^∞ f(x) tanh(xh) (φ(x−h) + φ(x+h)) dx, f the softened sign of x: smooth, with the sign of μ,
-    no cancellation. Gauss-Legendre quadrature over x within 8 of |h|.
+    Broadcasts. Re-derived: with h = √B μ/σ and φ the normal density, the values ±x of G/(σ/√B)
+    together give ∫₀^∞ f(x) tanh(xh) (φ(x−h) + φ(x+h)) dx, f the softened sign of x: smooth, with
+    the sign of μ, no cancellation. Gauss-Legendre quadrature over x within 8 of |h|.
     """
     spread = jnp.asarray(sigma) / jnp.sqrt(jnp.asarray(batch_size))
     # The slope at μ = σ = 0 is then 1/eps, as it is at every σ > 0 far below eps.
     spread = jnp.maximum(spread, 1e-30)
     mu, spread, eps = (array[..., None] for array in jnp.broadcast_arrays(mu, spread, eps))
-    height = _height(1.0, mu, spread)
+    height = standardised(1.0, mu, spread)
     distance = jnp.abs(height)
     points, weights = legendre(height.dtype)
     low = -jnp.minimum(distance, 8.0)
@@ -288,19 +207,18 @@ def softened_sign_mean(batch_size: Any, mu: Any, sigma: Any, eps: Any) -> jax.Ar
     place = distance + noise
     value = jnp.abs(mu) + spread * noise
     density = jnp.exp(-(noise**2) / 2) * (1 + jnp.exp(-2 * distance * place)) / jnp.sqrt(2 * jnp.pi)
-    integrand = _ratio(value, value + eps) * jnp.tanh(place * height) * density
+    integrand = safe_ratio(value, value + eps) * jnp.tanh(place * height) * density
     return (integrand * weights).sum(-1) * (8 - low[..., 0]) / 2
 
 
-def _over(function: Callable[[jax.Array], OneStep], batch_size: Any) -> OneStep:
-    sizes = jnp.asarray(batch_size, jnp.result_type(float))
-    flat = jax.vmap(function)(sizes.reshape(-1))
-    return OneStep(*(values.reshape(sizes.shape) for values in flat))
-
-
 class SurgeCoefficients(NamedTuple):
-    """The small-batch law of sign descent: b_noise = B_peak (inf where it has no peak), max_lr,
-    max_gain ΔL_max."""
+    """The small-batch law of sign descent.
+
+    Attributes:
+      b_noise: B_peak, inf where it has no peak.
+      max_lr: ε there.
+      max_gain: ΔL_max.
+    """
 
     b_noise: jax.Array
     max_lr: jax.Array
@@ -314,8 +232,8 @@ def surge_coefficients(mu: jax.Array, sigma: jax.Array, hessian: Hessian) -> Sur
     coordinates that matter, independent coordinates, every σ_i > 0 and T > 0: nan without the last
     two. K <= 0 gives inf: the optimum only rises.
     """
-    ratio = _ratio(mu, sigma)
-    unit = jax.lax.stop_gradient(_nonzero(jnp.abs(ratio).max()))
+    ratio = safe_ratio(mu, sigma)
+    unit = jax.lax.stop_gradient(nonzero(jnp.abs(ratio).max()))
     ratio = ratio / unit  # cancels from ε_max and ΔL_max, which are then finite where r² is not
     aligned = (mu * ratio).sum()
     trace = hessian.diagonal.sum()
@@ -338,31 +256,29 @@ def surge_coefficients(mu: jax.Array, sigma: jax.Array, hessian: Hessian) -> Sur
 
 
 def validity(mu: jax.Array, sigma: jax.Array) -> jax.Array:
-    """πσ²/2μ² [P]: the small-batch form holds for B far below it, where erf x ≈ 2x/√π (the paper,
-    Theorem 2).
+    """πσ²/2μ² [P]: the small-batch form holds for B far below it, where erf x ≈ 2x/√π.
 
-    Gaussian gradients, σ_i > 0. inf where μ = 0, or where it is beyond the largest number.
+    The paper, Theorem 2. Gaussian gradients, σ_i > 0. inf where μ = 0, or where it is beyond the
+    largest number.
     """
-    return jnp.where(mu == 0, jnp.inf, jnp.pi / 2 * _ratio(sigma, jnp.abs(mu)) ** 2)
+    return jnp.where(mu == 0, jnp.inf, jnp.pi / 2 * safe_ratio(sigma, jnp.abs(mu)) ** 2)
 
 
 def large_batch_limit(mu: jax.Array, hessian: Hessian) -> OneStep:
-    """Sign descent as B -> ∞: a = Σ|μ_i|, q = s'Hs', s' = sign μ, every μ_i ≠ 0 (limit of the
-    paper's Theorem 1).
+    """Sign descent as B -> ∞: a = Σ|μ_i|, q = s'Hs', s' = sign μ, every μ_i ≠ 0.
 
-    A coordinate with μ_i = 0 stands still here; in `sign_descent` it keeps adding H_ii of noise at
-    every B.
+    The limit of the paper's Theorem 1. A coordinate with μ_i = 0 stands still here; in
+    `sign_descent` it keeps adding H_ii of noise at every B.
     """
     signs = jnp.sign(mu)
     return OneStep(jnp.abs(mu).sum(), signs @ hessian.product(signs))
 
 
 def homogeneous(batch_size: Any, mu_sum: Any, trace: Any, off_diagonal: Any, snr: Any) -> jax.Array:
-    """(Σ|μ|/D) · E/(1 + E²O/D), E = erf(s√(B/2)): saturates after its peak; O may be 0
-    or negative.
+    """(Σ|μ|/D) · E/(1 + E²O/D), E = erf(s√(B/2)): saturates after its peak.
 
-    `sign_descent` where |μ_i|/σ_i is the same s for all (re-derived): independent Gaussian
-    coordinates, every μ_i ≠ 0, and a positive denominator.
+    O may be 0 or negative. `sign_descent` where |μ_i|/σ_i is the same s for all (re-derived):
+    independent Gaussian coordinates, every μ_i ≠ 0, and a positive denominator.
 
     Args:
       batch_size: B.
@@ -376,31 +292,3 @@ def homogeneous(batch_size: Any, mu_sum: Any, trace: Any, off_diagonal: Any, snr
     """
     mean = erf(snr * jnp.sqrt(jnp.asarray(batch_size) / 2))
     return OneStep(mu_sum * mean, trace + mean**2 * off_diagonal).optimal_lr
-
-
-def gain(batch_size: Any, max_gain: Any, b_noise: Any) -> Any:
-    """ΔL(B) = ΔL_max / (1 + B_noise/B), the fall of the loss in one step at the best rate; finite
-    B_noise.
-
-    Of SGD at every B (McCandlish et al., equation 2.7), of sign descent while B is far below
-    `validity` (the paper).
-    """
-    return max_gain / (1 + b_noise / batch_size)
-
-
-def steps_to_target(batch_size: Any, s_min: Any, b_noise: Any) -> Any:
-    """S(B) = S_min (1 + B_noise/B), at the best rate of each B (McCandlish et al., equation
-    2.11)."""
-    return s_min * (1 + b_noise / batch_size)
-
-
-def examples_to_target(batch_size: Any, e_min: Any, b_noise: Any) -> Any:
-    """E(B) = E_min (1 + B/B_noise) with E_min = S_min B_noise, so that (S/S_min − 1)(E/E_min − 1) =
-    1."""
-    return e_min * (1 + batch_size / b_noise)
-
-
-def critical_batch_size(b_noise: Any, overhead: Any = 0.2) -> Any:
-    """Largest B whose examples exceed E_min by at most `overhead` (Zhang et al. 2410.21676, 20%):
-    overhead·B_noise."""
-    return overhead * b_noise

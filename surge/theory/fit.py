@@ -138,6 +138,7 @@ def fit_optima(name: str, data: Optima) -> Fit:
     shapes, logs = coarse(name, tuple(data.size))
     critical = _critical(law, data)
     freedom = max(_freedom(law, data), 1)
+    # From the whole range to finer grids where the best shapes lie; the last one is kept.
     for refinement in range(REFINEMENTS + 1):
         scale, misfit = profile(data, logs)
         best = int(misfit.argmin())
@@ -205,6 +206,7 @@ def _with_common_error(name: str, data: Optima) -> Optima:
         scale, misfit = profile(data, logs)
         best = misfit.argmin()
         residuals = np.abs(data.y - logs[best] - scale[best])
+        # 1.4826 medians are a standard deviation of what is Gaussian, whatever stands out.
         scatter = 1.4826 * np.median(residuals[exact]) * math.sqrt(exact.sum() / freedom)
         scatter = max(scatter, ERROR_FLOOR / 3)
         beyond = np.maximum(residuals / (HUBER * scatter), 1.0)
@@ -256,6 +258,8 @@ def profile(data: Optima, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     beyond = data.bound != 0
     if not beyond.any():
         return middle, misfit
+    # A bound's likelihood is Φ(z): the truth lies beyond it, by how much is open. Newton's method
+    # finds the scale that optima and bounds agree on; Φ underflows where its logarithm does not.
     side = data.bound[beyond] / data.error[beyond]
     scale = middle
     for _ in range(NEWTON):

@@ -57,8 +57,10 @@ def count(batch_size: np.ndarray, log_lr: np.ndarray, value: np.ndarray) -> np.n
 
 
 def _low(log_lr: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Whether the mean at each run's rate [n] is near enough to the lowest: what diverged to a
-    number is no part of a basin."""
+    """Whether the mean at each run's rate [n] is near enough to the lowest.
+
+    What diverged to a number is no part of a basin.
+    """
     cell = _index(log_lr)
     mean = np.bincount(cell, value) / np.bincount(cell)
     height = mean - mean.min(initial=np.inf)
@@ -78,7 +80,8 @@ def make_runs(
     sizes, size = np.unique(batch_size, return_inverse=True)
     cell = _index(size, log_lr)
     first = np.unique(cell, return_index=True)[1]
-    level, cluster = size, np.arange(len(size))
+    level = size
+    cluster = np.arange(len(size))
     if seed is not None:
         level, cluster = _shared(size, log_lr, seed)
     return Runs(size, cell, value, level, cluster, log_lr[first], size[first], np.log(sizes))
@@ -142,9 +145,11 @@ def lowest(log_lr: np.ndarray, mean: np.ndarray) -> tuple[float, float]:
     """Rate [cells] where means, smoothed by lines, are lowest, and the curvature around it."""
     heights = []
     for at in log_lr:
-        distance = np.abs(log_lr - at)
+        # A line through the neighbours, by moments: its height at this rate.
+        z = log_lr - at
+        distance = np.abs(z)
         reach = max(SMOOTH, 1.5 * np.sort(distance)[2])
-        z, weight = log_lr - at, tricube(distance / reach)
+        weight = tricube(distance / reach)
         moment = [(weight * z**power).sum() for power in range(3)]
         cross = [(weight * z**power * mean).sum() for power in range(2)]
         fitted = moment[2] * cross[0] - moment[1] * cross[1]

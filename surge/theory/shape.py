@@ -49,7 +49,9 @@ def unit_basin(z: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray
     at_middle = _slopes(_MIDDLE_BENDS, _MIDDLE, shape)
     pieces = STEP / 6 * (at_grid[:-1] + 4 * at_middle + at_grid[1:])  # Simpson's rule
     total = np.concatenate([np.zeros((1, 1 + TERMS)), pieces.cumsum(0)])
-    total -= total[len(_GRID) // 2]
+    total -= total[len(_GRID) // 2]  # heights are above z = 0
+
+    # From the grid point below z on, by Simpson's rule again: the height has no steps in z.
     below = np.floor((z + LIMIT) / STEP).astype(int)
     start = _GRID[below]
     half = (start + z) / 2

@@ -43,6 +43,7 @@ def prefix_costs(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     costs = np.zeros((rows, n + 1))
     everyone = np.arange(rows)
     for point in range(n):
+        # A block of its own for each new point; blocks that fall are merged until all rise.
         top += 1
         moment[everyone, top] = weight[point] * values[:, point]
         mass[everyone, top] = weight[point]
@@ -120,8 +121,10 @@ def p_values(y: np.ndarray, error: np.ndarray, bound: np.ndarray | None = None) 
     doubted = excess > UNDOUBTED
     doubted[[0, -1]] = True  # of the ends the probability itself is told
     for gap in np.flatnonzero(doubted).tolist():
+        # With bounds the points have no order that a flat part could be told by.
         start, end = (0, len(y)) if bound.any() else flat_part(y, weight, gap)
         null = _null(_rounded(error[start:end]))[gap - start]
+        # What is seen counts as one of the draws: a p-value of 0 would claim too much.
         p[gap] = (1 + len(null) - null.searchsorted(excess[gap])) / (1 + len(null))
     return p
 
@@ -177,4 +180,5 @@ def _null(log_error: tuple[float, ...]) -> np.ndarray:
     error = np.exp(np.array(log_error))
     draws = error * np.random.default_rng(0).normal(size=(DRAWS, len(error)))
     costs = gap_costs(draws, 1 / error**2)
-    return np.sort(costs - costs.min(1, keepdims=True), 0).T.copy()
+    excess = costs - costs.min(1, keepdims=True)
+    return np.sort(excess, 0).T.copy()  # a view would keep all draws in the cache

@@ -26,10 +26,10 @@ NOT_FINITE = ("nan", "inf", "-inf")  # which older configs have as null
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of a workdir; the system frees it when this one ends, however it
-    ends.
+    """Keeps other processes out of a workdir.
 
-    What a killed process was writing is removed.
+    The system frees it when this process ends, however it ends. What a killed process was writing
+    is removed.
 
     Raises:
       ResultError: another process is at work there, and the message names it; or the workdir is a

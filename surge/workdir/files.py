@@ -1,5 +1,4 @@
-"""Files of a workdir: bytes, JSON and NetCDF, written whole or not at all, and read whole or not
-at all.
+"""Files of a workdir: bytes, JSON and NetCDF, written and read whole or not at all.
 
 A NetCDF file ends in the digest of what stands before it, which readers of HDF5 pass over; a file
 without one is from before there were any, and is read as it is.
@@ -46,8 +45,7 @@ class ResultError(Exception):
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that a killed process leaves no half
-    file.
+    """Writes a file under a temporary name and renames it: a killed process leaves no half file.
 
     Raises:
       OSError: it cannot be written; `filename` is `path`.

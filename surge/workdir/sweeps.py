@@ -120,8 +120,7 @@ def open_runs(path: Path | str) -> xr.Dataset | None:
 
 
 def _mixed(pieces: Iterable[xr.Dataset]) -> dict[str, str]:
-    """What was not the same for all pieces, as it may be after an upgrade or a move to another
-    machine."""
+    """What was not the same for all pieces, as after an upgrade or on another machine."""
     found = {
         name: sorted({str(piece.attrs.get(name)) for piece in pieces})
         for name in ("versions", "devices")
@@ -202,8 +201,7 @@ def why_unjudged(sweep: xr.Dataset, optimizer: str, target: float | None) -> str
 def loss_when_first_arrives(
     sweep: xr.Dataset, optimizer: str, target: float | None
 ) -> xr.DataArray:
-    """Loss of every learning rate at the same step: where the first one of its batch size gets to
-    `target`.
+    """Loss of every learning rate where the first one of its batch size gets to `target`.
 
     Args:
       sweep: as `open_sweep` gives it.

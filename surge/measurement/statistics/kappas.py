@@ -11,8 +11,11 @@ from surge.theory.kappa import READINGS
 
 @statistic
 def kappas(point: Point) -> xr.Dataset:
-    """kappa, peak_over_plateau and expected_b_peak in both readings of momentum; kappa_turn, the
-    batch size at which a step is signal and noise alike; κ of each layer stepped in alone."""
+    """kappa, peak_over_plateau and expected_b_peak, in both readings of momentum.
+
+    Beside them kappa_turn, the batch size at which a step is signal and noise alike, and the κ of
+    each layer stepped in alone.
+    """
     problem = point.problem
     labels = list(problem.specs)
     results = [_of_optimizer(point, label) for label in labels]

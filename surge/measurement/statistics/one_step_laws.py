@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from surge.gradients import independent, one_step
+from surge.gradients.steps import StepSample
 from surge.measurement.point import BOUNDS, Point
 from surge.measurement.statistics import statistic
 from surge.tasks import count_rows
@@ -35,7 +36,7 @@ def one_step_laws(point: Point) -> xr.Dataset:
 
 
 def estimates(
-    samples: list[one_step.StepSample],
+    samples: list[StepSample],
     batch_sizes: Any,
     formula: one_step.OneStepLR | None,
 ) -> xr.Dataset:
@@ -92,7 +93,7 @@ def _course(name: str, law: one_step.OneStepLR, batch_sizes: Any) -> dict[str, A
     }
 
 
-def _surge(samples: list[one_step.StepSample], batch_sizes: Any, stated: bool) -> dict[str, Any]:
+def _surge(samples: list[StepSample], batch_sizes: Any, stated: bool) -> dict[str, Any]:
     """The paper's small-batch form with its coefficients measured."""
     values = np.full((len(SURGE), len(BOUNDS)), np.nan)
     why = "the form is stated for the sign of the gradient and for Adam"
