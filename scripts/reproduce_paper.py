@@ -25,7 +25,7 @@ from scipy import stats
 
 from surge.cli import parsed
 from surge.entries import fit_entry
-from surge.report import checkpoint_figures, drawing, sweep_figures
+from surge.report import checkpoint_figures, svg, sweep_figures
 from surge.report.drawing import Panel
 from surge.theory.comparison import RULED_OUT
 from surge.theory.objective import StepsTo
@@ -377,7 +377,7 @@ def draw(folder: Path) -> None:
         panels[optimizer] = Panel(f"{name}, {optimizer}: best learning rate", optima)
         panels[f"{optimizer}-steps"] = Panel(f"{name}, {optimizer}: data against time", steps)
     for file, panel in panels.items():
-        picture = drawing.standalone(drawing.svg(panel, file))
+        picture = svg.standalone(svg.element(panel, file))
         files.write_bytes(folder / f"{file}.svg", picture.encode())
 
 
@@ -388,7 +388,7 @@ def draw_face(root: Path) -> None:
         return
     [entry] = [fit for fit in files.read_json(path)["fits"] if fit["optimizer"] == "adam"]
     panel = Panel("", partial(sweep_figures.optimal_lr, entry=entry))
-    picture = drawing.standalone(drawing.svg(panel, "mnist1d-adam"))
+    picture = svg.standalone(svg.element(panel, "mnist1d-adam"))
     files.write_bytes(root.parent / "mnist1d-adam.svg", picture.encode())
 
 

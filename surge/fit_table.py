@@ -23,7 +23,7 @@ from surge.tables.pooling import pooled, sentence
 from surge.tables.reading import read
 from surge.tables.tidy import Runs, entries, tidy
 from surge.workdir import claim
-from surge.workdir.files import ResultError, read_json, write_bytes, write_fits
+from surge.workdir.files import ResultError, write_bytes, write_fits
 
 TEXTS = {
     "batch_size": "Column of the batch size.",
@@ -74,6 +74,7 @@ def write(runs: Runs, workdir: Path, source: str) -> None:
         about: dict[str, Any] = {"table": source, "remarks": runs.remarks}
         if runs.covariates:
             about["pooled"] = pooled(fitted, runs.covariates)
+            about["together"] = sentence(about["pooled"])
         write_fits(workdir, fitted, **about)
         write_bytes(workdir / "runs.csv", _as_read(runs).to_csv(index=False).encode())
         page.write(workdir)
@@ -129,13 +130,7 @@ def main(argv: Sequence[str]) -> None:
         write(runs, workdir, Path(argv[1]).name)
     except (ResultError, OSError) as error:
         fail(error)
-    print("\n".join([*runs.remarks, *summary.lines(workdir), *_together(workdir)]))
-
-
-def _together(workdir: Path) -> list[str]:
-    """The sentence on all groups together, where they were fitted so."""
-    stored = read_json(workdir / "fit.json")
-    return [sentence(stored["pooled"])] if "pooled" in stored else []
+    print("\n".join([*runs.remarks, *summary.lines(workdir)]))
 
 
 if __name__ == "__main__":

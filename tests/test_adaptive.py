@@ -8,6 +8,7 @@ from surge.tasks.mlp import mnist1d
 from surge.tasks.quadratic import quadratic
 from surge.theory.basin import optimal_lr
 from surge.theory.objective import FinalLoss, StepsTo
+from surge.training import adaptive as adaptive_search
 from surge.training.adaptive import run_adaptive
 from surge.training.dense import run_pieces
 
@@ -131,3 +132,13 @@ def test_adaptive_follows_an_optimum_beyond_the_bounds():
     best = result.loss[..., -1].mean(-1).argmin()
     assert found.learning_rates[best] > 0.05
     assert best < len(found.learning_rates) - 1
+
+
+def test_an_optimum_between_two_rates_is_run_itself():
+    """The lowest vertex may round to a rate whose neighbours alone were run."""
+    known: dict = dict.fromkeys((-4, -2, -1, 1, 2, 4), ())
+    inside = range(-8, 9)
+    wanted, _ = adaptive_search._next([(0, 1.0)], known, (4, 2, 1), inside)
+    assert wanted == {0}
+    wanted, _ = adaptive_search._next([(0, 1.0)], known | {0: ()}, (4, 2, 1), inside)
+    assert wanted == set()

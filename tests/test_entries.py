@@ -11,7 +11,7 @@ from scipy.special import erf
 
 from surge import entries as entries_module
 from surge.entries import fit_entry
-from surge.report.verdicts import peak_and_law
+from surge.report import verdicts
 from surge.theory.basin import optimal_lr
 from surge.theory.comparison import compare_laws
 from surge.theory.derivations import homogeneous
@@ -186,8 +186,9 @@ def test_few_points_are_not_compared():
     entry = fit_entry(
         sweep(PLANTED["sqrt"], 0.05, np.random.default_rng(6), sizes=SIZES[:3]), "steps"
     )
-    said = peak_and_law(entry)
-    assert "peak unknown" in said and "no peak" not in said and "3 batch sizes are too few" in said
+    said = verdicts.peak(entry)
+    assert "peaks is not known" in said and "no peak" not in said.lower()
+    assert "3 batch sizes are too few" in verdicts.winner(entry)
 
 
 def test_batch_sizes_need_not_be_whole_numbers():

@@ -72,10 +72,10 @@ def test_a_ragged_table_is_fitted_for_each_group(tmp_path):
     assert "<svg" in report
     assert f"± {number(law['held_out_se'], 2)}</td>" in report  # of the held-out error
     shown = unbroken(estimate([law["params"]["b_noise"], *law["intervals"]["b_noise"]]))
-    assert f"b_noise = {shown}" in report
+    assert f"B_noise = {shown}" in report
     diverged = (table["final"] == "diverged").sum()
     assert f"{diverged} of {len(table)} rows count as diverged" in done.stdout
-    assert "opt=adam" in done.stdout and "B_peak" in done.stdout
+    assert "opt=adam" in done.stdout and "The best rate peaks at B = " in done.stdout
 
 
 def runs(seeds=1, sizes=9):
@@ -607,7 +607,7 @@ def test_the_report_has_the_map_of_the_users_own_runs(tmp_path):
     )
     assert sweep.diverged.sum() == 5
     page = (tmp_path / "report.html").read_text()
-    assert "25 cells with a loss, 5 diverged" in page and "No map of the loss" not in page
+    assert "in 25 cells; 5 diverged in every run." in page and "No map of the loss" not in page
 
 
 def test_names_of_groups_are_escaped_into_names_of_files(tmp_path):
@@ -616,9 +616,9 @@ def test_names_of_groups_are_escaped_into_names_of_files(tmp_path):
     write(tidy(table, group=["model"]), tmp_path / "out", "runs.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     figures = [path.name for path in (tmp_path / "out" / "figures").iterdir()]
-    maps = [name for name in figures if "sweep" in name or name.startswith("model-é")]
-    assert len(maps) == len(names)
-    assert "<script>" not in (tmp_path / "out" / "report.html").read_text()
+    best_rates = [name for name in figures if name.startswith("best-rate-")]
+    assert len(best_rates) == len(names) and len(figures) == 2 * len(names)
+    assert "=<script>" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_importing_the_program_defines_no_flags():

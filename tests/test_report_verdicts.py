@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 from stored import measurement
 
-from surge.report.verdicts import answer, course, expectation, one_step, peak_and_law
+from surge.report.course import course
+from surge.report.verdicts import answer, expectation, kappa, one_step, peak, winner
 
 SIZES = (4, 16, 64, 256, 1024, 4096)
 
@@ -72,18 +73,22 @@ def test_what_the_grid_does_not_hold_is_said():
     above["bound"] = 1
     said = answer(optima)
     assert "from B = 4 to 256. At B = 4,096 it lies above the rates that were tried." in said
-    assert "At B = 1,024 no rate got there. Beyond B = 4,096 nothing was tried." in said
+    assert "At B = 1,024 no best rate can be told. Beyond B = 4,096 nothing was tried." in said
     above |= {"bound": 0, "high": None}
-    assert "At B = 4,096 its interval is open." in answer(optima)
+    assert "At B = 4,096 the runs do not bound it on both sides." in answer(optima)
 
 
 @pytest.mark.parametrize(
     ("rates", "p", "said"),
     [
-        ((1, 2, 4, 2, 1), 0.0123, "to 1,024 (such a fall by chance alone: p = 0.01); beyond"),
-        ((1, 2, 4, 8, 16), 0.6, "to 1,024 (no fall is seen: p = 0.60); beyond"),
-        ((1, 2, 4, 2, 1), 0.2, "to 1,024 (the fall may be chance: p = 0.20); beyond"),
-        ((1, 0.99, 0.98), 0.0004, "(such a fall by chance alone: p = 0.0004); beyond"),
+        (
+            (1, 2, 4, 2, 1),
+            0.0123,
+            "beyond that nothing was tried. Such a fall would come by chance with p = 0.01.",
+        ),
+        ((1, 2, 4, 8, 16), 0.6, "beyond that nothing was tried. No fall is seen (p = 0.60)."),
+        ((1, 2, 4, 2, 1), 0.2, "beyond that nothing was tried. The fall may be chance (p = 0.20)."),
+        ((1, 0.99, 0.98), 0.0004, "Such a fall would come by chance with p = 0.0004."),
     ],
 )
 def test_a_fall_has_its_p_value(rates, p, said):
@@ -122,7 +127,7 @@ def test_a_fold_is_of_the_whole_plateau():
 @pytest.mark.parametrize(
     ("height", "said"),
     [
-        ([1.0, 1.0, 1.0], "κ = 0.800 [0.600, 1.10] over a run: no surge is expected."),
+        ([1.0, 1.0, 1.0], "κ over a run is measured as 0.800 [0.600, 1.10]: no surge is expected."),
         ([1.1, 1.0, 1.5], "a surge is neither to be expected nor ruled out."),
         ([1.1, 1.0, np.nan], "a surge is neither to be expected nor ruled out."),
         ([1.67, 1.25, 1.84], "a surge is expected, 1.67 [1.25, 1.84] times as high as the rate"),
@@ -138,7 +143,7 @@ def test_what_kappa_lets_expect(height, said):
 def test_the_last_checkpoint_that_knows_kappa_speaks():
     whole = measurement(losses=(3.0, 2.0, 1.0))
     unknown = whole.kappa.where(whole.loss > 1.5)
-    assert "at loss 2.00" in expectation(whole.assign(kappa=unknown), "adam")
+    assert "(loss 2.00)" in expectation(whole.assign(kappa=unknown), "adam")
     for nothing in (whole.drop_vars("kappa"), whole.assign(kappa=whole.kappa * np.nan), None):
         assert expectation(nothing, "adam") == ""
     assert expectation(whole, "lion") == ""
@@ -160,33 +165,72 @@ def test_a_fall_by_chance_alone_is_rarely_told():
     assert 0.02 < moved / 400 < 0.12
 
 
-def test_the_peak_and_the_law():
-    assert peak_and_law(entry((1, 2))) == "no peak below B = 4; best law: sqrt"
+def test_where_the_peak_is_and_what_would_tell():
+    assert peak(entry((1, 2))) == "No peak is seen; if there is one, it lies above B = 4."
     unseen = {"value": None, "low": 0.0, "high": None, "why": "no fall", "needs": "go on to 512"}
-    said = peak_and_law(entry((1, 2), b_peak=unseen))
-    assert said == "no peak is seen (no fall); go on to 512; best law: sqrt"
+    assert peak(entry((1, 2), b_peak=unseen)) == "No peak is seen (no fall). Go on to 512."
     unknown = {"value": None, "low": None, "high": None, "why": "too few"}
-    laws = {"best_law": None, "best_law_why": "cannot tell one_law", "laws": {"one_law": {}}}
-    said = peak_and_law(entry((1, 2), b_peak=unknown, **laws))
-    assert said == "peak unknown (too few); no law wins: cannot tell one law"
-    known = {"value": 64.0, "low": 40.0, "high": 90.0}
-    said = peak_and_law(entry((1, 2), b_peak=known, best_law="saturating_surge"))
-    assert said == "B_peak 64.0 [40, 90]; best law: saturating surge"
+    said = peak(entry((1, 2), b_peak=unknown))
+    assert said == "Where the best rate peaks is not known (too few)."
+    known = {"value": 64.0, "low": 16.0, "high": 1024.0}
+    assert peak(entry((1, 2), b_peak=known)) == "The best rate peaks at B = 64.0 [16, 1,024]."
+    needs = unseen | {"needs": "if one_law holds, with its peak at B = 90, go on"}
+    said = peak(entry((1, 2), b_peak=needs, laws={"one_law": {}}))
+    assert said.endswith("If the one law holds, with its peak at B = 90, go on.")
 
 
-def test_kappa_is_said_where_a_law_with_it_is_named():
-    law: dict[str, Any] = {
+def test_which_law_is_named_and_which_are_left():
+    why = "the data cannot tell capped_power from a power that differs by a factor of 2"
+    laws = {"power": {"aic": 1.0}, "capped_power": {"aic": 2.0}, "bent_law": {"aic": 1e3}}
+    nothing = entry((1, 2), best_law=None, best_law_why=why, laws=laws)
+    assert winner(nothing) == (
+        "No law can be named: the data cannot tell a power of B up to a cap from a power of B that "
+        "differs by a factor of 2."
+    )
+    said = winner(entry((1, 2), best_law="capped_power", laws=laws))
+    assert said.startswith("A power of B up to a cap describes the best rates; a power of B is not")
+    said = winner(entry((1, 2), best_law="bent_law", laws={"bent_law": {"aic": 1.0}}))
+    assert said == "Bent law describes the best rates; all other laws are ruled out."
+
+
+def law_with_kappa(interval, height, opened=None) -> dict[str, Any]:
+    return {
         "params": {"kappa": 0.2},
-        "intervals": {"kappa": [0.1, 0.3]},
-        "derived": {"peak_over_plateau": [1.25, 1.1, 1.7]},
+        "intervals": {"kappa": interval},
+        "derived": {"peak_over_plateau": height},
+        "open": {} if opened is None else {"kappa": opened},
+        "aic": 1.0,
     }
-    laws = {"laws": {"any_name": law}, "best_law": "any_name"}
-    said = answer(entry((1, 2, 4), **laws))
-    expected = " κ = 0.200 [0.100, 0.300]: the peak is 1.25 [1.10, 1.70] times the rate at large"
-    assert expected in said
-    law["open"] = {"kappa": "the search ended there"}
-    assert "κ" not in answer(entry((1, 2, 4), **laws))
-    assert "κ" not in answer(entry((1, 2, 4), **laws | {"best_law": None}))
+
+
+@pytest.mark.parametrize(
+    ("law", "said"),
+    [
+        (
+            law_with_kappa([0.1, 0.3], [1.25, 1.1, 1.7]),
+            "κ = 0.200 [0.100, 0.300] from the sweep: a surge, its peak 1.25 [1.10, 1.70] times",
+        ),
+        (
+            law_with_kappa([0.1, 2.0], [1.25, 1.0, 1.7]),
+            "from the sweep: a surge is left open, the peak being 1.25 [1.00, 1.70] times",
+        ),
+        (
+            law_with_kappa([45.0, None], [1.0, 1.0, 1.0], "the search ended"),
+            "κ ≥ 45 from the sweep: no surge that a sweep could see.",
+        ),
+        (law_with_kappa([0, 0.14], [2.6, 1.6, None], "the search ended"), "κ ≤ 0.14 from the"),
+    ],
+)
+def test_kappa_is_said_of_a_law_that_remains(law, said):
+    assert said in kappa(entry((1, 2, 4), laws={"any_name": law}))
+    assert kappa(entry((1, 2, 4), laws={"any_name": law | {"aic": None}})) == ""
+    better = law | {"aic": -100.0, "params": {}}
+    assert kappa(entry((1, 2, 4), laws={"any_name": law, "better": better})) == ""
+
+
+def test_a_kappa_that_may_be_anything_is_not_said():
+    law = law_with_kappa([0, None], [1.0, 1.0, None], "the search ended there")
+    assert kappa(entry((1, 2, 4), laws={"any_name": law})) == ""
 
 
 def estimates(independent, oracle=1.0, config='{"learning_rate_ratio": 1.5}'):

@@ -27,8 +27,7 @@ POINTS = {"marker": "o", "ms": 4}
 
 
 def noise_along_training(axes: Axes, measured: xr.Dataset, entries: list[dict[str, Any]]) -> None:
-    """Noise scales against training loss: from gradients at checkpoints, and from the sweep's
-    S(B)."""
+    """Noise scales against training loss: of gradients, and of the sweep's S(B)."""
     drawing.against_loss(axes, "noise scale, examples")
     for index, scale in enumerate(measured.scale.values):
         value, low, high = _bounds(measured.noise_scale.sel(scale=scale))

@@ -1,7 +1,6 @@
 """How a panel looks: one theme for light and dark, axes, legends outside, SVG with live text."""
 
 import io
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +42,9 @@ MARGIN = {"left": 0.86, "right": 0.3, "top": 0.12, "bottom": 0.55}  # inches aro
 LABELS = 1.25  # inches to the right of the axes, for labels at the ends of lines
 NEAREST = 0.062  # share of the axes' height between two such labels
 WIDE = 30  # letters of a label, from which on a legend has one column
+LETTER = 0.088  # inches of a digit at a tick
+ROOM = 0.14  # inches between two ticks' numbers
+COLUMN = 3.35  # inches of a column of a paper
 STYLE = {
     "font.size": 10,
     "font.sans-serif": ["DejaVu Sans"],
@@ -64,6 +66,7 @@ STYLE = {
     "axes.spines.right": False,
 }
 HOVER = "hover: "  # begins the identifier of a group that has a title
+TOGGLED = "toggled: "  # and of one that the page can hide, under the name of a switch
 Draw = Callable[[Axes], None]
 
 
@@ -73,12 +76,14 @@ class Panel(NamedTuple):
     Attributes:
       title: a line above it.
       draw: fills the axes it is given.
-      told: what it shows, for who cannot see it; without it the title.
+      told: what this one shows, below it.
+      name: of its file, unique on the page.
     """
 
     title: str
     draw: Draw
     told: str = ""
+    name: str = ""
 
 
 def ordered(index: int, total: int) -> str:
@@ -87,74 +92,27 @@ def ordered(index: int, total: int) -> str:
     return ORDERED[round(position * (len(ORDERED) - 1))]
 
 
-def draw(panel: Panel, height: float = HEIGHT) -> Figure:
-    """The panel as a figure, its legend below the axes."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height))
+def draw(panel: Panel, width: float = WIDTH) -> Figure:
+    """The panel as a figure so many inches wide, its legend below the axes, all in proportion."""
+    scale = width / WIDTH
+    fonts = {name: STYLE[name] * scale for name in ("font.size", "legend.fontsize")}
+    with matplotlib.rc_context(STYLE | fonts):
+        figure = Figure(figsize=(WIDTH, HEIGHT))
         axes = figure.subplots()
         figure.patch.set_visible(False)
         axes.patch.set_visible(False)
         panel.draw(axes)
-        _lay_out(figure, axes, height)
+        _lay_out(figure, axes)
+        figure.set_size_inches(width, figure.get_figheight() * scale)
     return figure
 
 
-def svg(panel: Panel, name: str) -> str:
-    """The panel as one SVG element with live text; its colors are the page's variables.
-
-    Args:
-      panel: what to draw.
-      name: unique on the page, since identifiers within the element begin with it.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        draw(panel).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    markup = re.sub(r"\s+", " ", buffer.getvalue())
-    view = re.search(r'viewBox="[^"]*"', markup)
-    body = markup[markup.index(">", markup.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body)
-    used = set(re.findall(r"(?:url\(|href=\")#([^\")]*)", body))
-    body = re.sub(r"<[^>]*>", lambda tag: _slim(tag[0], name, used), body)
-    size = view[0] if view else ""
-    head = f'<svg {size} role="img" font-family="system-ui, sans-serif"'
-    return f"{head}>{_ungrouped(body)}".strip()
-
-
-def standalone(markup: str) -> str:
-    """An element of `svg` as a file of its own, with both themes and a size."""
-    themes = f":root{{{variables(dark=False)}}}"
-    themes += f"@media (prefers-color-scheme: dark){{:root{{{variables(dark=True)}}}}}"
-    head, _, body = markup.partition(">")
-    head += f' xmlns="http://www.w3.org/2000/svg" width="{round(WIDTH * 100)}"'
-    return f"{head}><style>{themes}</style>{body}\n"
-
-
-def _slim(tag: str, name: str, used: set[str]) -> str:
-    """A tag with coordinates to a tenth of a point, the page's font and colors, and, of its
-    identifiers, those that are referred to, made unique on the page."""
-    named = re.search(r' id="([^"]*)"', tag)
-    if named and named[1].startswith(HOVER):
-        return f'<g class="point"><title>{named[1].removeprefix(HOVER)}</title>'
-    tag = re.sub(r"\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}", tag)
-    tag = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", tag)
-    tag = re.sub(r"; stroke-line(cap|join): \w+", "", tag)
-    tag = re.sub(r" font-family: [^;\"]*;?", "", tag)
-    tag = tag.replace("xlink:href", "href")
-    if named:
-        kept = f' id="{name}-{named[1]}"' if named[1] in used else ""
-        tag = tag.replace(named[0], kept)
-    tag = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", tag)
-    for role, color in COLOR.items():
-        tag = tag.replace(color, f"var(--{role})")
-    return tag
-
-
-def _ungrouped(body: str) -> str:
-    """Without groups that have no attributes, from the innermost on."""
-    bare = re.compile(r"<g> *((?:<(?!/?g\b)[^>]*>[^<]*)*)</g>")
-    while bare.search(body):
-        body = bare.sub(r"\1", body)
-    return re.sub(r"<defs> *</defs>", "", body).replace("> <", "><")
+def pdf(panel: Panel, width: float = COLUMN) -> bytes:
+    """The panel as a PDF of a column's width, its text as text."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        draw(panel, width).savefig(buffer, format="pdf", metadata={"CreationDate": None})
+    return buffer.getvalue()
 
 
 def variables(dark: bool) -> str:
@@ -197,27 +155,32 @@ def hover(artist: Artist, text: str) -> None:
     artist.set_gid(HOVER + text)
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Labels at the right ends of lines, moved apart where they would overlap.
+class End(NamedTuple):
+    """The label at the right end of a line: y in data, text, color, and what switches it off."""
 
-    Args:
-      axes: whose limits are final.
-      ends: (y in data, text, color).
-    """
+    y: float
+    text: str
+    color: str
+    switch: str
+
+
+def label_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Labels at the right ends of lines, moved apart where they would overlap; the axes' limits are
+    final."""
     low, high = np.log(axes.get_ylim())
-    known = [end for end in ends if np.isfinite(end[0]) and end[0] > 0]
-    known.sort(key=lambda end: end[0])
-    heights = [(np.log(value) - low) / (high - low) for value, _, _ in known]
-    for height, (_, text, color) in zip(spread(heights), known, strict=True):
+    known = [end for end in ends if np.isfinite(end.y) and end.y > 0]
+    known.sort(key=lambda end: end.y)
+    heights = [(np.log(end.y) - low) / (high - low) for end in known]
+    for height, end in zip(spread(heights), known, strict=True):
         axes.text(
             1.02,
             height,
-            text,
-            color=color,
-            fontsize=9,
+            end.text,
+            color=end.color,
+            fontsize=matplotlib.rcParams["legend.fontsize"],
             va="center",
             transform=axes.transAxes,
-            gid="end",
+            gid=TOGGLED + end.switch,
         )
 
 
@@ -235,7 +198,7 @@ def spread(heights: Sequence[float], gap: float = NEAREST) -> list[float]:
     return moved
 
 
-def _lay_out(figure: Figure, axes: Axes, height: float) -> None:
+def _lay_out(figure: Figure, axes: Axes) -> None:
     """Margins in inches, a legend below that makes the figure taller, plain numbers at ticks."""
     bars = [other for other in figure.axes if other is not axes]
     for axis in (axes.xaxis, axes.yaxis, *(bar.yaxis for bar in bars)):
@@ -243,9 +206,9 @@ def _lay_out(figure: Figure, axes: Axes, height: float) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if labels and max(map(len, labels)) < WIDE else 1
     rows = -(-len(labels) // columns)
-    total = height + ROW * rows
+    total = HEIGHT + ROW * rows
     figure.set_size_inches(WIDTH, total)
-    ends = any(text.get_gid() == "end" for text in axes.texts)
+    ends = any(text.get_gid() for text in axes.texts)
     right = LABELS if ends else MARGIN["right"]
     figure.subplots_adjust(
         left=MARGIN["left"] / WIDTH,
@@ -259,8 +222,27 @@ def _lay_out(figure: Figure, axes: Axes, height: float) -> None:
     for bar in bars:
         box = axes.get_position()
         bar.set_position((box.x1 + 0.03, box.y0, 0.03, box.height))
+    _thin(axes)
     if labels:
         figure.legend(handles, labels, ncols=columns, loc="lower left", borderaxespad=0.2)
+
+
+def _thin(axes: Axes) -> None:
+    """Every second tick below the axes, or every third, so that numbers keep apart."""
+    axis = axes.xaxis
+    low, high = axis.get_view_interval()
+    ticks = [tick for tick in axis.get_majorticklocs() if min(low, high) <= tick <= max(low, high)]
+    if len(ticks) < 2:
+        return
+    places = axes.transData.transform([(tick, axes.get_ylim()[0]) for tick in ticks])[:, 0]
+    places = places / axes.figure.dpi
+    widths = LETTER * np.array([len(axis.get_major_formatter()(tick)) for tick in ticks])
+    for stride in range(1, len(ticks)):
+        gaps = np.abs(np.diff(places[::stride]))
+        needed = (widths[::stride][1:] + widths[::stride][:-1]) / 2 + ROOM
+        if (gaps >= needed).all():
+            break
+    axis.set_major_locator(FixedLocator(ticks[::stride]))
 
 
 def _tick(axis: Axis) -> None:

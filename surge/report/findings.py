@@ -1,6 +1,7 @@
 """Everything that a workdir holds, as the page is made of it."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import xarray as xr
@@ -35,12 +36,16 @@ class Findings(NamedTuple):
       sweep: all pieces in one array, if there are any.
       measured: measure.nc, if there is one.
       moves: what the fits say of other batch sizes.
+      about: what else fit.json says: pieces that are missing, remarks on how a table was read.
+      date: of the newest of these files, like 2026-01-31; "" where there is none.
     """
 
     entries: list[dict[str, Any]]
     sweep: xr.Dataset | None
     measured: xr.Dataset | None
     moves: Sequence[Move] = ()
+    about: Mapping[str, Any] = MappingProxyType({})
+    date: str = ""
 
     @property
     def attributes(self) -> Mapping[str, Any]:

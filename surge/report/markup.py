@@ -1,7 +1,9 @@
 """What a page is made of, and the page made of it: blocks in, HTML out, escaped by the template."""
 
+import base64
 import hashlib
 import re
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from surge.report import drawing
+from surge.report import drawing, svg
 from surge.report.drawing import Panel
 
 HERE = Path(__file__).parent
@@ -18,10 +20,12 @@ WORDS = {"note", "parameters", "verdict"}  # columns that read from the left
 
 
 class Prose(NamedTuple):
-    """A paragraph; `kind` is its class in style.css, such as answer or note."""
+    """A paragraph; `kind` is its class in style.css, such as answer or note, `lead` what it is
+    about."""
 
     text: str
     kind: str = ""
+    lead: str = ""
 
 
 class Table(NamedTuple):
@@ -39,11 +43,10 @@ class Table(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """Panels in a grid over one caption; `name` is unique on the page."""
+    """Panels in a grid, each with a name of its own, over what all of them share."""
 
-    name: str
-    caption: str
     panels: Sequence[Panel]
+    caption: str = ""
 
 
 class Source(NamedTuple):
@@ -79,25 +82,28 @@ def render(title: str, subject: str, sections: Sequence[Section]) -> tuple[str, 
     """
     images: dict[str, str] = {}
 
-    def image(block: Drawing, index: int) -> str:
-        name = file_name(f"{block.name}-{index}" if len(block.panels) > 1 else block.name)
-        images[name] = drawing.svg(block.panels[index], name)
+    def image(panel: Panel) -> str:
+        name = file_name(panel.name)
+        images[name] = svg.element(panel, name)
         return images[name]
 
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            subject=subject,
-            sections=sections,
-            image=image,
-            light=drawing.variables(dark=False),
-            dark=drawing.variables(dark=True),
-            words=WORDS,
-        )
+    template = _environment().get_template("page.html")
+    page = template.render(
+        title=title,
+        subject=subject,
+        sections=sections,
+        image=image,
+        light=drawing.variables(dark=False),
+        dark=drawing.variables(dark=True),
+        words=WORDS,
     )
     return page, images
+
+
+def packed(text: str) -> str:
+    """What script.js unpacks where a fold is opened: a picture in a fold takes a sixth of its
+    size."""
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def _environment() -> jinja2.Environment:
@@ -108,7 +114,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(slug=slug, unbroken=unbroken)
+    environment.filters.update(slug=slug, unbroken=unbroken, packed=packed, file_name=file_name)
     for kind in (Prose, Table, Drawing, Source, Fold):
         environment.tests[kind.__name__.lower()] = partial(_is, kind)
     return environment

@@ -1,10 +1,14 @@
 """report.html: one self-contained page, drawn from the workdir's files and nothing else."""
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from surge.report import answer, checkpoint_sections, drawing, markup, sweep_sections
+from surge.report import markup, noise_sections, one_step_sections, svg, sweep_sections
+from surge.report.answer import FEW, answer
 from surge.report.findings import Findings, Move
+from surge.report.markup import Fold, Section
+from surge.report.provenance import provenance
 from surge.report.reading import representative
 from surge.workdir import files, sweeps
 from surge.workdir.files import ResultError
@@ -24,14 +28,16 @@ def write(workdir: Path | str, moves: Sequence[Move] = ()) -> None:
       ResultError: neither fit.json nor measure.nc is there, or a file is damaged.
     """
     workdir = Path(workdir)
-    findings = _read(workdir)._replace(moves=moves)
+    findings = read(workdir)._replace(moves=moves)
     page, images = markup.render(TITLE, workdir.resolve().name, sections_of(findings))
     for name, image in images.items():
-        files.write_bytes(workdir / "figures" / f"{name}.svg", drawing.standalone(image).encode())
+        files.write_bytes(workdir / "figures" / f"{name}.svg", svg.standalone(image).encode())
     files.write_bytes(workdir / "report.html", page.encode())
 
 
-def _read(workdir: Path) -> Findings:
+def read(workdir: Path | str) -> Findings:
+    """All that a workdir holds; raises ResultError as `write` does."""
+    workdir = Path(workdir)
     entries = files.read_fits(workdir)
     path = workdir / "measure.nc"
     measured = files.read_dataset(path, files.MEASURED) if path.exists() else None
@@ -44,20 +50,37 @@ def _read(workdir: Path) -> Findings:
         sweep = sweeps.open_sweep(workdir)
     elif (workdir / "runs.csv").exists():
         sweep = sweeps.open_runs(workdir / "runs.csv")
-    return Findings(entries, sweep, measured)
+    about = files.read_about(workdir)
+    return Findings(entries, sweep, measured, about=about, date=_date(workdir))
 
 
-def sections_of(findings: Findings) -> list[markup.Section]:
+def _date(workdir: Path) -> str:
+    """When the newest result was written."""
+    results = [workdir / "fit.json", workdir / "measure.nc", *workdir.glob("sweep/*.nc")]
+    newest = max(path.stat().st_mtime for path in results if path.exists())
+    return datetime.datetime.fromtimestamp(newest, datetime.UTC).date().isoformat()
+
+
+def sections_of(findings: Findings) -> list[Section]:
     """The page in order: the answer, each optimizer, then what checkpoints say."""
-    parts = [answer.answer(findings)]
-    for name, entry in representative(findings.entries).items():
-        group = [other for other in findings.entries if other["optimizer"] == name]
-        parts.append(sweep_sections.optimizer(findings, name, entry, group))
+    parts = [answer(findings), *_optimizers(findings)]
     parts += [
         section
-        for make in (checkpoint_sections.noise, checkpoint_sections.one_step)
+        for make in (noise_sections.noise, one_step_sections.one_step)
         if (section := make(findings)) is not None
     ]
     if findings.attributes:
-        parts.append(answer.provenance(findings))
+        parts.append(provenance(findings))
     return parts
+
+
+def _optimizers(findings: Findings) -> list[Section]:
+    """A section for each of the first few, the others folded in one."""
+    parts = []
+    for name, entry in representative(findings.entries).items():
+        group = [other for other in findings.entries if other["optimizer"] == name]
+        parts.append(sweep_sections.optimizer(findings, name, entry, group))
+    if len(parts) <= FEW:
+        return parts
+    folds = [Fold(part.title, part.blocks) for part in parts[FEW:]]
+    return [*parts[:FEW], Section(f"The other {len(folds)}", folds)]

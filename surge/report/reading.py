@@ -1,6 +1,7 @@
 """An entry of fit.json as the report reads it, whichever version wrote it."""
 
 import math
+import re
 from typing import Any
 
 from surge.report.formats import DASH, estimate, number
@@ -8,6 +9,28 @@ from surge.theory.comparison import RULED_OUT
 
 Entry = dict[str, Any]  # one fit of fit.json
 Point = dict[str, Any]  # what it says of one batch size
+LAWS = {  # law -> its name in a figure, and in a sentence; another one has its own name
+    "constant": ("constant", "a constant rate"),
+    "sqrt": ("√B", "√B"),
+    "linear": ("linear", "a linear rise"),
+    "power": ("power of B", "a power of B"),
+    "capped_sqrt": ("capped √B", "√B up to a cap"),
+    "capped_linear": ("capped linear", "a linear rise up to a cap"),
+    "capped_power": ("capped power", "a power of B up to a cap"),
+    "sgd": ("SGD law", "the SGD law"),
+    "mccandlish": ("McCandlish", "McCandlish's law"),
+    "surge": ("surge", "the surge"),
+    "one_law": ("one law", "the one law"),
+}
+SYMBOLS = {
+    "max_lr": "ε_max",
+    "b_noise": "B_noise",
+    "b_turn": "B_turn",
+    "b_knee": "B_knee",
+    "kappa": "κ",
+    "alpha": "α",
+    "peak_over_plateau": "peak / plateau",
+}
 
 
 def goal(entry: Entry) -> str:
@@ -67,8 +90,27 @@ def rate(point: Point) -> str:
 
 
 def plain(law: str | None) -> str:
-    """The name of a law as it is written."""
-    return str(law).replace("_", " ")
+    """The name of a law in a figure or a table."""
+    return LAWS[law][0] if law in LAWS else str(law).replace("_", " ")
+
+
+def phrase(law: str | None) -> str:
+    """The name of a law within a sentence."""
+    return LAWS[law][1] if law in LAWS else plain(law)
+
+
+def with_phrases(text: str, entry: Entry) -> str:
+    """A stored reason with the names of laws as a sentence has them."""
+    names = [re.escape(name) for name in entry["laws"]]
+    if not names:
+        return text
+    word = rf"(?:\ba )?\b({'|'.join(names)})\b"
+    return re.sub(word, lambda match: phrase(match[1]), text)
+
+
+def symbol(parameter: str) -> str:
+    """A parameter of a law as the field writes it."""
+    return SYMBOLS.get(parameter, parameter.replace("_", " "))
 
 
 def standing(entry: Entry) -> dict[str, float]:

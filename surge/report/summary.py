@@ -20,9 +20,13 @@ def lines(workdir: Path) -> list[str]:
     out += _aligned([("B", *table.header[1:]), *map(tuple, table.rows)])
     for optimizer, entry in chosen.items():
         out.append(f"{optimizer}, {judged(entry)}: {verdicts.answer(entry)}")
-        out.append(f"  {verdicts.peak_and_law(entry)}")
+        said = (verdicts.kappa(entry), verdicts.peak(entry), verdicts.winner(entry))
+        out += [f"  {sentence}" for sentence in said if sentence]
     if len(entries) > FEW:
         out.append(f"and {len(entries) - FEW} more groups, in the report")
+    together = files.read_about(workdir).get("together")
+    if together:
+        out.append(together)
     if (workdir / "report.html").exists():
         out.append(f"report: {workdir / 'report.html'}")
     return out
@@ -30,7 +34,4 @@ def lines(workdir: Path) -> list[str]:
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.patches import Rectangle
 
 from surge.report import drawing
-from surge.report.drawing import COLOR, WIDE
+from surge.report.drawing import COLOR, WIDE, End
 from surge.report.formats import count, estimate, number
 from surge.report.reading import bound, goal, optima, outside, plain, rate, standing
 from surge.theory.rivals import LAWS
@@ -19,6 +20,14 @@ FEW = 8  # batch sizes that each have a tick
 RATE = "best learning rate"
 SIZE = "batch size B"
 WORST = 0.75  # quantile of the losses at which the colors of a map end
+RULED_OUT = "laws ruled out"
+NOT_RUN = "not run"
+DIVERGED = "diverged"
+BLANK: dict[str, Any] = {"linewidth": 0, "edgecolor": COLOR["rejected"]}
+LOOKS = {
+    NOT_RUN: BLANK | {"facecolor": COLOR["absent"]},
+    DIVERGED: BLANK | {"facecolor": "none", "hatch": "/////"},
+}
 
 
 class LossMap(NamedTuple):
@@ -49,7 +58,7 @@ def optimal_lr(axes: Axes, entry: dict[str, Any]) -> None:
     drawing.label_ends(axes, _laws(axes, entry, curve))
 
 
-def _laws(axes: Axes, entry: dict[str, Any], curve: np.ndarray) -> list[tuple[float, str, str]]:
+def _laws(axes: Axes, entry: dict[str, Any], curve: np.ndarray) -> list[End]:
     """Draws every law that was judged; returns the label for the end of each."""
     weights = standing(entry)
     labels = []
@@ -58,18 +67,24 @@ def _laws(axes: Axes, entry: dict[str, Any], curve: np.ndarray) -> list[tuple[fl
         if law.get("aic") is None or not np.isfinite(rates).any():
             continue
         color = COLOR["law" if name in weights else "rejected"]
-        drawing.line(axes, curve, rates, color=color, lw=0.9)
-        labels.append((float(rates[-1]), plain(name), color))
+        switch = plain(name) if name in weights else RULED_OUT
+        drawing.line(axes, curve, rates, color=color, lw=0.9, gid=drawing.TOGGLED + switch)
+        labels.append(End(float(rates[-1]), plain(name), color, switch))
     if weights:
-        remaining = np.log([law_curve(entry, name, curve) for name in weights])
-        mean = np.exp(np.asarray([*weights.values()]) @ remaining)
-        low, high = np.exp([remaining.min(0), remaining.max(0)])
-        axes.fill_between(curve, low, high, color=COLOR["law"], alpha=0.15, lw=0)
-        label = "laws not ruled out, and their weighted mean"
-        drawing.line(axes, curve, mean, color=COLOR["law"], lw=2.6, label=label)
+        _band(axes, entry, curve, weights)
     if len(labels) > len(weights):
-        axes.plot([], [], color=COLOR["rejected"], lw=0.9, label="laws ruled out")
+        axes.plot([], [], color=COLOR["rejected"], lw=0.9, label=RULED_OUT)
     return labels
+
+
+def _band(axes: Axes, entry: dict[str, Any], curve: np.ndarray, weights: dict[str, float]) -> None:
+    """What the laws that remain span, and their weighted mean."""
+    remaining = np.log([law_curve(entry, name, curve) for name in weights])
+    mean = np.exp(np.asarray([*weights.values()]) @ remaining)
+    low, high = np.exp([remaining.min(0), remaining.max(0)])
+    axes.fill_between(curve, low, high, color=COLOR["law"], alpha=0.15, lw=0)
+    label = "laws not ruled out, and their weighted mean"
+    drawing.line(axes, curve, mean, color=COLOR["law"], lw=2.6, label=label)
 
 
 def law_curve(entry: dict[str, Any], name: str, sizes: np.ndarray) -> np.ndarray:
@@ -120,9 +135,11 @@ def optimal_lr_by_target(axes: Axes, entries: list[dict[str, Any]]) -> None:
         _swept(axes, points, color, f"to {goal(entry)}", size=5)
 
 
-def best_predictor(entry: dict[str, Any]) -> str | None:
-    """The law that predicts batch sizes left out of its fit best: what is drawn where the data name
-    none."""
+def shown_law(entry: dict[str, Any]) -> str | None:
+    """The law over a map: the one that is named, or where none is the one that predicts batch sizes
+    left out of its fit best."""
+    if entry["best_law"]:
+        return entry["best_law"]
     errors = {name: law.get("held_out_rmse_log") for name, law in entry["laws"].items()}
     known = {name: error for name, error in errors.items() if error is not None}
     return min(known, key=known.__getitem__, default=None)
@@ -137,18 +154,20 @@ def loss_map(axes: Axes, cells: LossMap, entry: dict[str, Any]) -> None:
     rates = edges(loss.learning_rate.values)
     drawing.log_axes(axes, SIZE, "learning rate")
     axes.grid(False)
-    _absent(axes, sizes, rates, np.argwhere(np.isnan(loss.values) & ~diverged), "not run", "")
-    _absent(axes, sizes, rates, np.argwhere(diverged), "diverged", "/////")
-    values = np.ma.masked_invalid(loss.values)
-    # Losses far above the rest, of runs about to diverge, would leave one color to all others.
-    low = float(values.min())
-    top = float(np.quantile(values.compressed(), WORST))
-    norm = LogNorm(low, top) if 0 < 10 * low < top else Normalize(low, top)
-    mesh = axes.pcolormesh(
-        sizes, rates, values, cmap="viridis_r", norm=norm, edgecolor="face", lw=0.4
-    )
-    extend = "max" if values.max() > top else "neither"
-    bar = axes.figure.colorbar(mesh, ax=axes, label="training loss", extend=extend)
+    colors = _colors(loss.values)
+    for row, column in np.ndindex(loss.shape):
+        value = loss[row, column]
+        fate = DIVERGED if diverged[row, column] else NOT_RUN
+        cell = _cell(sizes[column : column + 2], rates[row : row + 2])
+        cell.set(**_look(float(value), fate, colors))
+        drawing.hover(cell, _told(value, fate))
+        axes.add_patch(cell)
+    missing = np.isnan(loss.values)
+    for fate, there in ((NOT_RUN, missing & ~diverged), (DIVERGED, diverged)):
+        if there.any():
+            axes.fill_between([], [], label=fate, **LOOKS[fate] | {"linewidth": 0.5})
+    extend = "max" if np.nanmax(loss) > colors.norm.vmax else "neither"
+    bar = axes.figure.colorbar(colors, ax=axes, label="training loss", extend=extend)
     bar.outline.set_visible(False)
     _over_the_map(axes, entry, sizes)
     axes.set_xlim(sizes[0], sizes[-1])
@@ -157,8 +176,35 @@ def loss_map(axes: Axes, cells: LossMap, entry: dict[str, Any]) -> None:
         axes.set_xticks(loss.batch_size.values)
 
 
+def _colors(loss: np.ndarray) -> ScalarMappable:
+    """Colors of losses; those far above the rest, of runs about to diverge, share the last one."""
+    known = loss[np.isfinite(loss)]
+    low = float(known.min())
+    top = float(np.quantile(known, WORST))
+    norm = LogNorm(low, top) if 0 < 10 * low < top else Normalize(low, top)
+    return ScalarMappable(norm, "viridis_r")
+
+
+def _look(loss: float, fate: str, colors: ScalarMappable) -> dict[str, Any]:
+    if not np.isfinite(loss):
+        return LOOKS[fate]
+    color = colors.to_rgba(np.array(loss))
+    return {"facecolor": color, "edgecolor": color, "linewidth": 0.4}
+
+
+def _told(cell: xr.DataArray, fate: str) -> str:
+    """What one cell says where the pointer rests on it."""
+    value = float(cell)
+    said = f"loss {number(value)}" if np.isfinite(value) else fate
+    return f"B = {count(cell.batch_size)}, rate {number(float(cell.learning_rate))}: {said}"
+
+
+def _cell(size: np.ndarray, rate: np.ndarray) -> Rectangle:
+    return Rectangle((size[0], rate[0]), size[1] - size[0], rate[1] - rate[0])
+
+
 def _over_the_map(axes: Axes, entry: dict[str, Any], sizes: np.ndarray) -> None:
-    law = entry["best_law"] or best_predictor(entry)
+    law = shown_law(entry)
     curve = np.geomspace(sizes[0], sizes[-1], CURVE)
     if law:
         style = {"color": "white", "lw": 1.5, "label": f"fitted: {plain(law)}"}
@@ -178,28 +224,6 @@ def _over_the_map(axes: Axes, entry: dict[str, Any], sizes: np.ndarray) -> None:
         label="best rate",
         **drawing.halo(3.5, "black"),
     )
-
-
-def _absent(
-    axes: Axes,
-    sizes: np.ndarray,  # [batch_size + 1] borders
-    rates: np.ndarray,  # [learning_rate + 1] borders
-    where: np.ndarray,  # [cell, 2] row and column
-    label: str,
-    hatch: str,
-) -> None:
-    """Cells without a loss."""
-    if not len(where):
-        return
-    face = "none" if hatch else COLOR["absent"]
-    look = {"facecolor": face, "edgecolor": COLOR["rejected"], "hatch": hatch}
-    cells = [_corners(sizes[column : column + 2], rates[row : row + 2]) for row, column in where]
-    axes.add_collection(PolyCollection(cells, linewidth=0, **look))
-    axes.fill_between([], [], linewidth=0.5, label=label, **look)
-
-
-def _corners(size: np.ndarray, rate: np.ndarray) -> list[tuple[float, float]]:
-    return [(size[0], rate[0]), (size[1], rate[0]), (size[1], rate[1]), (size[0], rate[1])]
 
 
 def edges(centres: np.ndarray) -> np.ndarray:

@@ -7,20 +7,30 @@ import numpy as np
 import xarray as xr
 
 from surge.report import sweep_figures, verdicts
+from surge.report.answer import peak_cell
 from surge.report.drawing import Panel
 from surge.report.findings import Findings
-from surge.report.formats import DASH, count, estimate, interval, listed, number
+from surge.report.formats import DASH, count, estimate, listed, number
 from surge.report.markup import Drawing, Fold, Prose, Section, Table
-from surge.report.reading import goal, judged, optima, plain, rate, standing
+from surge.report.reading import (
+    Entry,
+    Point,
+    goal,
+    judged,
+    optima,
+    phrase,
+    plain,
+    rate,
+    standing,
+    symbol,
+)
 from surge.report.sweep_figures import LossMap
 from surge.workdir import sweeps
 
 LAW_STATES = {True: "stands", False: "ruled out"}
 
 
-def optimizer(
-    findings: Findings, name: str, entry: dict[str, Any], group: list[dict[str, Any]]
-) -> Section:
+def optimizer(findings: Findings, name: str, entry: Entry, group: list[Entry]) -> Section:
     """Everything that the sweep says of one optimizer.
 
     Args:
@@ -31,7 +41,7 @@ def optimizer(
     """
     by_steps = entry["judged_by"] == "steps"
     cells = loss_cells(findings.sweep, name, entry["target_loss"])
-    blocks: list[Any] = [Prose(f"{name}: {verdicts.peak_and_law(entry)}.")]
+    blocks: list[Any] = [Prose(f"{verdicts.peak(entry)} {verdicts.winner(entry)}")]
     if cells is None:
         text = "No map of the loss: no sweep of it is here, or every run diverged."
         blocks.append(Prose(text, "note"))
@@ -39,12 +49,13 @@ def optimizer(
     if by_steps and any(optima(other) for other in group):
         panels += _target_panels(name, group)
     if panels:
-        blocks.append(Drawing(f"{name}-sweep", _sweep_caption(panels, by_steps), panels))
-    blocks += [_optima_table([entry]), _laws_table(entry)]
+        blocks.append(Drawing(panels))
+    blocks += [_optima_table(name, [entry]), _laws_table(name, entry)]
     if by_steps:
-        blocks += [_noise_table(group), Fold("The optimum at each target", [_optima_table(group)])]
+        blocks += [_noise_table(name, group)]
+        blocks += [Fold("The best rate at each target", [_optima_table(name, group)])]
     if cells is not None:
-        blocks.append(Fold("Loss of every cell", [_loss_table(cells)]))
+        blocks.append(Fold("Loss of every cell", [_loss_table(name, cells)]))
     return Section(name, blocks)
 
 
@@ -65,50 +76,57 @@ def loss_cells(sweep: xr.Dataset | None, optimizer: str, target: float | None) -
     )
 
 
-def _map_panel(name: str, cells: LossMap, entry: dict[str, Any]) -> Panel:
-    diverged = int(cells.diverged.sum())
-    total = int(np.isfinite(cells.loss).sum())
+def _map_panel(name: str, cells: LossMap, entry: Entry) -> Panel:
     return Panel(
         "Loss over batch size and learning rate",
         partial(sweep_figures.loss_map, cells=cells, entry=entry),
-        f"Map of the training loss of {name}: {total} cells with a loss, {diverged} diverged, "
-        "the best rate of each batch size ringed.",
+        _map_caption(cells, entry),
+        f"{name}-map",
     )
 
 
-def _target_panels(name: str, group: list[dict[str, Any]]) -> list[Panel]:
+def _map_caption(cells: LossMap, entry: Entry) -> str:
+    """When the losses were taken, and what became of how many cells."""
+    when = "at the end of the runs"
+    if entry["judged_by"] == "steps":
+        when = f"where the first rate of each batch size gets to {goal(entry)}"
+    known = int(np.isfinite(cells.loss).sum())
+    diverged = int((cells.diverged & np.isnan(cells.loss)).sum())
+    absent = cells.loss.size - known - diverged
+    others = {"diverged in every run": diverged, "were not run": absent}
+    told = [f"{number} {what}" for what, number in others.items() if number]
+    law = sweep_figures.shown_law(entry)
+    dashed = f"; dashed: {phrase(law)}" if law else ""
+    return (
+        f"Mean loss over seeds {when}, in {known} cells{'; ' if told else ''}{listed(told)}. "
+        f"Losses of the upper quartile have one color. Rings: the best rates{dashed}."
+    )
+
+
+def _target_panels(name: str, group: list[Entry]) -> list[Panel]:
     goals = listed(goal(entry) for entry in group)
+    fitted = sum(bool(entry["noise_scale"]["b_noise"]) for entry in group)
+    curves = "a hyperbola each" if fitted == len(group) else f"{fitted} of {len(group)} with a fit"
     return [
         Panel(
             "Data against time",
             partial(sweep_figures.data_against_time, entries=group),
-            f"Steps against examples to {goals} for {name}, at the best rate of each batch size.",
+            f"Steps against examples to {goals}, at the best rate of each batch size; {curves}.",
+            f"{name}-data-against-time",
         ),
         Panel(
             "The best rate at each target",
             partial(sweep_figures.optimal_lr_by_target, entries=group),
-            f"Best learning rate of {name} against batch size, to {goals}.",
+            f"Does the best rate move as training goes on? To {goals}, with 95% intervals.",
+            f"{name}-targets",
         ),
     ]
 
 
-def _sweep_caption(panels: list[Panel], by_steps: bool) -> str:
-    when = "where the first rate of its batch size gets to the target" if by_steps else "at the end"
-    told = [
-        f"The map has the mean loss over seeds {when}; its colors end at the upper quartile."
-        if panels[0].title.startswith("Loss")
-        else "",
-        "Curves of steps against examples are fitted hyperbolas, where they are defined."
-        if len(panels) > 1
-        else "",
-    ]
-    return " ".join(filter(None, told))
-
-
-def _optima_table(entries: list[dict[str, Any]]) -> Table:
+def _optima_table(name: str, entries: list[Entry]) -> Table:
     by_steps = entries[0]["judged_by"] == "steps"
 
-    def row(entry: dict[str, Any], point: dict[str, Any]) -> tuple[str, ...]:
+    def row(entry: Entry, point: Point) -> tuple[str, ...]:
         cells = (count(point["batch_size"]), rate(point))
         if by_steps:
             cells += (number(point["steps"]), number(point["examples"]))
@@ -119,13 +137,14 @@ def _optima_table(entries: list[dict[str, Any]]) -> Table:
     header = ["batch size", "best rate with 95% interval"]
     header += ["steps", "examples"] if by_steps else []
     return Table(
-        "The best rate of each batch size" + ("" if several else f", by {judged(entries[0])}"),
+        f"{name}: the best rate of each batch size"
+        + (" at each target" if several else f", by {judged(entries[0])}"),
         [*(["to"] if several else []), *header, "note"],
         [row(entry, point) for entry in entries for point in entry["optimal_lr"]],
     )
 
 
-def _loss_table(cells: LossMap) -> Table:
+def _loss_table(name: str, cells: LossMap) -> Table:
     def cell(rate: float, size: int) -> str:
         place = {"learning_rate": rate, "batch_size": size}
         loss = float(cells.loss.sel(place))
@@ -135,7 +154,7 @@ def _loss_table(cells: LossMap) -> Table:
 
     sizes = cells.loss.batch_size.values.tolist()
     return Table(
-        "Mean loss over seeds; an empty cell was not run",
+        f"{name}: mean loss over seeds; an empty cell was not run",
         ("learning rate", *(f"B = {count(size)}" for size in sizes)),
         [
             (number(rate), *(cell(rate, size) for size in sizes))
@@ -144,20 +163,20 @@ def _loss_table(cells: LossMap) -> Table:
     )
 
 
-def _laws_table(entry: dict[str, Any]) -> Table:
+def _laws_table(name: str, entry: Entry) -> Table:
     weights = standing(entry)
 
-    def row(name: str, law: dict[str, Any]) -> tuple[str, ...]:
+    def row(law_name: str, law: dict[str, Any]) -> tuple[str, ...]:
         held_out = number(law.get("held_out_rmse_log"))
         if law.get("held_out_se") is not None:  # a fit.json of an earlier version has none
             held_out += f" ± {number(law['held_out_se'], 2)}"
-        judgement = "not judged" if law.get("aic") is None else LAW_STATES[name in weights]
-        weight = f"{weights[name]:.2f}" if name in weights else DASH
-        return plain(name), judgement, weight, _parameters(law), number(law["aic"]), held_out
+        judgement = "not judged" if law.get("aic") is None else LAW_STATES[law_name in weights]
+        weight = f"{weights[law_name]:.2f}" if law_name in weights else DASH
+        return plain(law_name), judgement, weight, _parameters(law), number(law["aic"]), held_out
 
     scored = any("score" in law for law in entry["laws"].values())
     return Table(
-        "Laws fitted to the best rates; parameters with 95% intervals; held-out error in log rate",
+        f"{name}: laws fitted to the best rates, with 95% intervals; held-out error in log rate",
         (
             "law",
             "verdict",
@@ -166,7 +185,7 @@ def _laws_table(entry: dict[str, Any]) -> Table:
             "χ² + 2k" if scored else "AICc",
             "held-out error ± its standard error",
         ),
-        [row(name, law) for name, law in entry["laws"].items()],
+        [row(*item) for item in entry["laws"].items()],
     )
 
 
@@ -178,29 +197,23 @@ def _parameters(law: dict[str, Any]) -> str:
     told |= {name: estimate(bounds) for name, bounds in law.get("derived", {}).items()}
     for name, why in law.get("open", {}).items():
         told[name] += f" ({why})"
-    return ", ".join(f"{name} = {value}" for name, value in told.items())
+    return ", ".join(f"{symbol(name)} = {value}" for name, value in told.items())
 
 
-def _noise_table(group: list[dict[str, Any]]) -> Table:
-    def row(entry: dict[str, Any]) -> tuple[str, ...]:
+def _noise_table(name: str, group: list[Entry]) -> Table:
+    def row(entry: Entry) -> tuple[str, ...]:
         noise = entry["noise_scale"]
         return (
             goal(entry),
             estimate([noise["b_noise"], noise["low"], noise["high"]]),
             number(noise["s_min"]),
             number(noise["e_min"]),
-            _peak(entry["b_peak"]),
+            peak_cell(entry),
             noise["why"],
         )
 
     return Table(
-        "Noise scale of S(B), and where the best rate peaks",
+        f"{name}: noise scale of S(B), and where the best rate peaks",
         ("to", "B_noise with 95% interval", "S_min, steps", "E_min, examples", "peak at B", "note"),
         [row(entry) for entry in group],
     )
-
-
-def _peak(peak: dict[str, Any]) -> str:
-    if peak["value"] is None:
-        return f"none seen, {interval(peak['low'], peak['high'])}" if peak["low"] else "none seen"
-    return estimate([peak["value"], peak["low"], peak["high"]])

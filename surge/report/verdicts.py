@@ -1,148 +1,145 @@
 """What the numbers amount to, in sentences that a person would say."""
 
-import functools
 import json
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
+from surge.report.course import HALF_INTERVAL, Course, Optimum, course, inside
 from surge.report.formats import count, estimate, interval, listed, number
-from surge.report.reading import Entry, Point, bound, known, outside, plain
+from surge.report.reading import (
+    Entry,
+    Point,
+    bound,
+    known,
+    outside,
+    phrase,
+    standing,
+    with_phrases,
+)
 
-HALF_INTERVAL = 1.96  # standard errors from the middle of a 95% interval to its end
-FLOOR = 0.02  # of a standard error: none is known better
 SIGNIFICANT = 0.05
 VISIBLE = 1.05  # peak over plateau that a sweep could see
-SAME = math.log(1.1)  # log rates so near to each other are one rate to whoever sets it
 ESTIMATES = {"measured": "measured directions", "independent": "the independent law"}
-
-
-class Optimum(NamedTuple):
-    """An optimum inside the grid: log of its rate, and the standard error of that."""
-
-    batch_size: float
-    log_lr: float
-    error: float
-
-
-class Course(NamedTuple):
-    """How ε_opt moves with B: up from `first` to `top`, level from there to `end`, down to `last`.
-
-    Attributes:
-      first, top, end, last: optima; `top` to `end` cannot be told from the highest.
-      level: weighted mean of these.
-      slope, slope_error: of log ε_opt against log B over all optima.
-    """
-
-    first: Optimum
-    top: Optimum
-    end: Optimum
-    last: Optimum
-    level: Optimum
-    slope: float
-    slope_error: float
-
-
-def course(entry: Entry) -> Course | None:
-    """The course of an entry's optima, None where fewer than two are inside the grid."""
-    optima = _inside(entry)
-    if len(optima) < 2:
-        return None
-    highest = max(range(len(optima)), key=lambda index: optima[index].log_lr)
-    reach = _reach(len(optima))
-    top = highest
-    while top > 0 and _level(optima[top - 1], optima[highest], reach):
-        top -= 1
-    end = highest
-    while end < len(optima) - 1 and _level(optima[end + 1], optima[highest], reach):
-        end += 1
-    # Neighbours that agree may climb together: a plateau has no slope either.
-    while 0 < top < highest and _leans(optima[top : highest + 1]) > 0:
-        top += 1
-    while highest < end < len(optima) - 1 and _leans(optima[highest : end + 1]) < 0:
-        end -= 1
-    slope, error = _slope(optima)
-    level = _mean(optima[top : end + 1])
-    return Course(optima[0], optima[top], optima[end], optima[-1], level, slope, error)
-
-
-def _leans(optima: list[Optimum]) -> int:
-    """1 or -1 where a line through optima rises or falls beyond chance, else 0."""
-    slope, error = _slope(optima)
-    return int(np.sign(slope)) if abs(slope) > HALF_INTERVAL * error else 0
-
-
-def _mean(optima: list[Optimum]) -> Optimum:
-    weights = [max(optimum.error, FLOOR) ** -2 for optimum in optima]
-    value = float(np.average([optimum.log_lr for optimum in optima], weights=weights))
-    return Optimum(math.nan, value, sum(weights) ** -0.5)
 
 
 def answer(entry: Entry) -> str:
     """What a person would say of one optimizer: does its best rate move with the batch size, how
     far, and up to where was that tried?"""
     moves = course(entry)
-    optima = _inside(entry)
+    optima = inside(entry)
     tried = max((point["batch_size"] for point in entry["optimal_lr"]), default=None)
     if not optima:
         return f"no batch size up to {count(tried)} has its best rate inside the rates tried."
     if moves is None:
         [only] = optima
         rate = number(math.exp(only.log_lr))
-        said = (
-            f"the best rate at B = {count(only.batch_size)} is {rate}, which is all that is known"
-        )
-        return f"{said}.{_unknown(entry)}"
-    said = f"the best rate {_movement(moves)}{_odds(entry, moves)}"
+        size = count(only.batch_size)
+        return f"the best rate at B = {size} is {rate}, which is all that is known.{_rest(entry)}"
+    said = f"the best rate {_movement(moves)}"
+    beyond = f"Beyond B = {count(tried)} nothing was tried."
     if moves.last.batch_size == tried:
-        return f"{said}; beyond that nothing was tried.{_unknown(entry)}{_kappa(entry)}"
-    return f"{said}.{_unknown(entry)} Beyond B = {count(tried)} nothing was tried.{_kappa(entry)}"
+        said += "; beyond that nothing was tried"
+        beyond = ""
+    return " ".join(filter(None, (f"{said}.{_odds(entry, moves)}{_rest(entry)}", beyond)))
 
 
-def peak_and_law(entry: Entry) -> str:
-    """One sentence on one fit: where is the peak, and which law wins?"""
-    law = entry["best_law"]
-    winner = f"best law: {plain(law)}"
+def kappa(entry: Entry) -> str:
+    """κ as the sweep has it, by the first law with one that is not ruled out, and whether a surge
+    goes with it; nothing where no such law remains, or the data leave κ open on both sides."""
+    law = kappa_law(entry)
     if law is None:
-        winner = f"no law wins: {_named(entry['best_law_why'], entry)}"
-    peak = entry["b_peak"]
-    why = f" ({peak['why']})" if peak.get("why") else ""
-    needs = f"; {peak['needs']}" if peak.get("needs") else ""
-    return f"{_peak(peak)}{why}{needs}; {winner}"
+        return ""
+    low, high = law["intervals"]["kappa"]
+    if not low and high is None:
+        return ""
+    return f"κ {bounded(law, 'kappa')} from the sweep: {_height(law['derived'])}."
 
 
-def _peak(peak: dict[str, Any]) -> str:
-    low, high = peak["low"], peak["high"]
-    if peak["value"] is not None:
-        return f"B_peak {number(peak['value'])} {interval(low, high)}"
-    if low is None and high is None:
-        return "peak unknown"
-    return f"no peak below B = {count(low)}" if low else "no peak is seen"
+def kappa_law(entry: Entry) -> dict[str, Any] | None:
+    """The first law with a κ and its peak over plateau among those that are not ruled out."""
+    laws = (entry["laws"][name] for name in standing(entry))
+    return next(
+        (
+            law
+            for law in laws
+            if "kappa" in law["params"] and "peak_over_plateau" in law.get("derived", {})
+        ),
+        None,
+    )
 
 
-def _named(text: str, entry: Entry) -> str:
-    """A reason with the names of laws as they are written."""
-    for name in entry["laws"]:
-        text = text.replace(name, plain(name))
-    return text
+def bounded(law: dict[str, Any], parameter: str) -> str:
+    """A parameter with its interval, or the one bound that the data give it."""
+    value = law["params"][parameter]
+    low, high = law["intervals"][parameter]
+    if parameter not in law.get("open", {}):
+        return f"= {estimate([value, low, high])}"
+    if low and high is None:
+        return f"≥ {number(low, 2)}"
+    if high is not None and not low:
+        return f"≤ {number(high, 2)}"
+    return "anywhere"
+
+
+def _height(derived: dict[str, Any]) -> str:
+    """What the height of the peak over the plateau lets expect."""
+    value, low, high = derived["peak_over_plateau"]
+    if high is not None and high < VISIBLE:
+        return "no surge that a sweep could see"
+    told = f"{estimate([value, low, high])} times the rate at large batch sizes"
+    if low is not None and low >= VISIBLE:
+        return f"a surge, its peak {told}"
+    return f"a surge is left open, the peak being {told}"
+
+
+def peak(entry: Entry) -> str:
+    """Where the best rate is highest, or what the data say of it, and what would tell more."""
+    found = entry["b_peak"]
+    low, high = found["low"], found["high"]
+    why = with_phrases(found.get("why") or "", entry)
+    if found["value"] is not None:
+        said = f"The best rate peaks at B = {number(found['value'])} {between(low, high)}"
+    elif low is None and high is None:
+        said = "Where the best rate peaks is not known"
+    elif low:
+        said = f"No peak is seen; if there is one, it lies above B = {count(low)}"
+    else:
+        said = "No peak is seen"
+    reason = f" ({why})" if why else ""
+    needs = with_phrases(found.get("needs") or "", entry)
+    return f"{said}{reason}.{f' {needs[0].upper()}{needs[1:]}.' if needs else ''}"
+
+
+def between(low: float | None, high: float | None) -> str:
+    """An interval of batch sizes, which ends at some that were tried."""
+    return f"[{count(low or 0)}, {'∞' if high is None else count(high)}]"
+
+
+def winner(entry: Entry) -> str:
+    """Which law describes the best rates, or why none can be named."""
+    if entry["best_law"] is None:
+        why = with_phrases(entry["best_law_why"], entry)
+        return f"No law can be named: {why}."
+    others = [phrase(name) for name in standing(entry) if name != entry["best_law"]]
+    said = phrase(entry["best_law"])
+    said = f"{said[0].upper()}{said[1:]} describes the best rates"
+    if not others:
+        return f"{said}; all other laws are ruled out."
+    are = "are" if len(others) > 1 else "is"
+    return f"{said}; {listed(others)} {are} not ruled out, and nearly the same there."
 
 
 def expectation(measured: xr.Dataset | None, optimizer: str) -> str:
     """Whether a checkpoint lets expect a surge over a run, by its κ; nothing where that is not
     stored or undefined. Of several checkpoints the last that knows."""
-    needed = {"kappa", "peak_over_plateau"}
-    if measured is None or not needed <= measured.keys() or optimizer not in measured.optimizer:
+    row = kappa_row(measured, optimizer)
+    if row is None:
         return ""
-    row = measured.sel(optimizer=optimizer, reading="long run")
-    known = np.isfinite(row.kappa.sel(bound="value").values)
-    if not known.any():
-        return ""
-    row = row.isel(checkpoint=int(np.flatnonzero(known)[-1]))
-    where = f"A checkpoint of it at loss {number(float(row.loss))} measures κ"
-    said = f"{where} = {estimate(row.kappa.values)} over a run:"
+    where = f"At a checkpoint (loss {number(float(row.loss))}) κ over a run is measured as"
+    said = f"{where} {estimate(row.kappa.values)}:"
     height = row.peak_over_plateau
     if float(height.sel(bound="high")) < VISIBLE:
         return f"{said} no surge is expected."
@@ -150,6 +147,16 @@ def expectation(measured: xr.Dataset | None, optimizer: str) -> str:
         told = f"{estimate(height.values)} times as high as the rate at large batch sizes"
         return f"{said} a surge is expected, {told}."
     return f"{said} a surge is neither to be expected nor ruled out."
+
+
+def kappa_row(measured: xr.Dataset | None, optimizer: str) -> xr.Dataset | None:
+    """The last checkpoint that knows an optimizer's κ over a run, None where there is none."""
+    needed = {"kappa", "peak_over_plateau"}
+    if measured is None or not needed <= measured.keys() or optimizer not in measured.optimizer:
+        return None
+    row = measured.sel(optimizer=optimizer, reading="long run")
+    known = np.isfinite(row.kappa.sel(bound="value").values)
+    return row.isel(checkpoint=int(np.flatnonzero(known)[-1])) if known.any() else None
 
 
 def one_step(measured: xr.Dataset) -> list[str]:
@@ -169,61 +176,6 @@ def one_step(measured: xr.Dataset) -> list[str]:
         if ratio and "independent_lr" in row:
             sentences += _independence(row, ratio)
     return sentences
-
-
-def _inside(entry: Entry) -> list[Optimum]:
-    """Optima with an interval, by batch size."""
-    points = [point for point in entry["optimal_lr"] if known(point)]
-    return sorted(
-        Optimum(point["batch_size"], math.log(point["lr"]), _error(point)) for point in points
-    )
-
-
-def _error(point: Point) -> float:
-    """Standard error of the log rate, which an earlier fit.json has only as an interval."""
-    if point.get("error"):
-        return point["error"]
-    return math.log(point["high"] / point["low"]) / (2 * HALF_INTERVAL)
-
-
-@functools.cache
-def _reach(total: int) -> float:
-    """Standard errors between two of `total` equal rates, which no pair exceeds in 95% of cases.
-
-    The highest of many is high by chance: Tukey's range test, as Kramer extended it to errors that
-    differ.
-    """
-    return float(stats.studentized_range.ppf(0.95, total, np.inf)) / math.sqrt(2)
-
-
-def _level(one: Optimum, other: Optimum, reach: float) -> bool:
-    """Whether two rates cannot be told apart, or need not."""
-    apart = abs(one.log_lr - other.log_lr)
-    return apart <= max(SAME, reach * math.hypot(one.error, other.error))
-
-
-def _slope(optima: list[Optimum]) -> tuple[float, float]:
-    """Weighted least squares of log ε on log B, and its standard error."""
-    x = np.log([optimum.batch_size for optimum in optima])
-    y = np.array([optimum.log_lr for optimum in optima])
-    weight = 1 / np.maximum([optimum.error for optimum in optima], FLOOR) ** 2
-    centred = x - np.average(x, weights=weight)
-    spread = weight @ centred**2
-    return float((weight * centred) @ y / spread), float(spread**-0.5)
-
-
-def _kappa(entry: Entry) -> str:
-    """κ of the law that is named, where it has one: the curvature that noise feels over that of the
-    signal, which decides whether there is a peak."""
-    law = entry["laws"].get(entry["best_law"], {})
-    kappa = law.get("params", {}).get("kappa")
-    if kappa is None or law.get("open", {}).get("kappa"):
-        return ""
-    said = f" κ = {estimate([kappa, *law['intervals']['kappa']])}"
-    height = law.get("derived", {}).get("peak_over_plateau")
-    if not height:
-        return f"{said}."
-    return f"{said}: the peak is {estimate(height)} times the rate at large batch sizes."
 
 
 def _movement(moves: Course) -> str:
@@ -271,34 +223,37 @@ def _odds(entry: Entry, moves: Course) -> str:
     if odds is None:
         return ""
     if odds < SIGNIFICANT:
-        return f" (such a fall by chance alone: p = {_p(odds)})"
+        return f" Such a fall would come by chance with p = {_p(odds)}."
     level = moves.top is moves.first and moves.end is moves.last
     fell = moves.end is not moves.last or (level and moves.slope < 0)
-    return f" ({'the fall may be chance' if fell else 'no fall is seen'}: p = {_p(odds)})"
+    return f" {'The fall may be chance' if fell else 'No fall is seen'} (p = {_p(odds)})."
 
 
 def _p(odds: float) -> str:
     return f"{odds:.1g}" if odds < 0.1 else f"{odds:.2f}"
 
 
-def _unknown(entry: Entry) -> str:
+def _rest(entry: Entry) -> str:
     """Batch sizes whose optimum the grid did not hold, or not closely enough."""
     kinds = {
-        "its interval is open": lambda point: point["lr"] and not outside(point),
+        "the runs do not bound it on both sides": lambda point: point["lr"] and not outside(point),
         "it lies above the rates that were tried": lambda point: bound(point) > 0,
         "it lies below the rates that were tried": lambda point: bound(point) < 0,
-        "it lies at the edge of the rates that were tried": lambda point: (
-            outside(point) and not bound(point)
-        ),
-        "no rate got there": lambda point: not point["lr"],
+        "it lies at the edge of the rates that were tried": _at_an_edge,
+        "no best rate can be told": lambda point: not point["lr"],
     }
+    unknown = [point for point in entry["optimal_lr"] if not known(point)]
     said = []
     for what, holds in kinds.items():
-        unknown = [point for point in entry["optimal_lr"] if not known(point)]
         sizes = [count(point["batch_size"]) for point in unknown if holds(point)]
         if sizes:
             said.append(f" At B = {listed(sizes)} {what}.")
     return "".join(said)
+
+
+def _at_an_edge(point: Point) -> bool:
+    """An earlier version did not say at which."""
+    return outside(point) and not bound(point)
 
 
 def _distances(row: xr.Dataset) -> list[str]:

@@ -106,8 +106,8 @@ def what_decides(data: Optima, peaked: list[Fit]) -> str:
     fit = peaked[0]
     size = np.sort(data.size)
     error = float(np.median(data.error[data.bound == 0]))
-    name = fit.law.replace("_", " ")
-    found = f"if it is a {name} with its peak at {peak_size(fit):.3g}, a fall is seen with"
+    where = float(f"{peak_size(fit):.3g}")
+    premise = f"if {fit.law} holds, with its peak at B = {where:,g},"
     ways = []
     seen = _fall(fit, size, error)
     if seen > NEEDED / MOST_SEEDS:
@@ -115,9 +115,11 @@ def what_decides(data: Optima, peaked: list[Fit]) -> str:
     for doubling in range(1, FARTHEST + 1):
         farther = size[-1] * 2.0 ** np.arange(1, doubling + 1)
         if _fall(fit, np.concatenate([size, farther]), error) > NEEDED:
-            ways.append(f"batch sizes to {farther[-1]:g}")
+            ways.append(f"batch sizes to {farther[-1]:.0f}")
             break
-    return f"{found} {' or '.join(ways)}" if ways else f"{found} no sweep of this precision"
+    if not ways:
+        return f"{premise} no sweep of this precision would show the fall"
+    return f"{premise} the fall would show with {' or '.join(ways)}"
 
 
 def _fall(fit: Fit, size: np.ndarray, error: float) -> float:

@@ -144,10 +144,11 @@ def _filled(wanted: set[int], runs: Runs, best: Optima, block: int) -> set[int]:
 
 
 def _next(best: Optima, runs: Runs, strides: Sequence[int], inside: range) -> tuple[set[int], int]:
-    """The optima's neighbours at the widest stride at which some are not known, and that stride."""
+    """The optima and their neighbours at the widest stride at which some are not known, and that
+    stride: a vertex between two rates is no rate that was run."""
     wanted: set[int] = set()
     for stride in strides:
-        wanted = {power + step for power, _ in best for step in (-stride, stride)}
+        wanted = {power + step for power, _ in best for step in (-stride, 0, stride)}
         if stride > 2:  # only to hold the optimum between the rates that are known
             wanted -= set(range(min(runs), max(runs)))
         wanted = (wanted & set(inside)) - runs.keys()

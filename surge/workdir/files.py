@@ -172,6 +172,13 @@ def read_fits(workdir: Path | str) -> list[dict[str, Any]]:
     return entries
 
 
+def read_about(workdir: Path | str) -> dict[str, Any]:
+    """What fit.json says beside its entries, nothing where there is no such file."""
+    path = Path(workdir) / "fit.json"
+    content = read_json(path) if path.exists() else {}
+    return {name: value for name, value in content.items() if name not in ("fits", "checksum")}
+
+
 def _is_fit(entry: Any) -> bool:
     return isinstance(entry, dict) and entry.keys() >= FIT
 
