@@ -387,7 +387,8 @@ def draw_face(root: Path) -> None:
     if not path.exists():
         return
     [entry] = [fit for fit in files.read_json(path)["fits"] if fit["optimizer"] == "adam"]
-    panel = Panel("", partial(sweep_figures.optimal_lr, entry=entry))
+    told = "Adam on MNIST-1D: best learning rate against batch size"
+    panel = Panel(told, partial(sweep_figures.optimal_lr, entry=entry))
     picture = svg.standalone(svg.element(panel, "mnist1d-adam"))
     files.write_bytes(root.parent / "mnist1d-adam.svg", picture.encode())
 
