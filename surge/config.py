@@ -20,6 +20,7 @@ from surge import fields
 from surge.fields import LONG, ConfigError
 from surge.optimizers import make_optimizer
 from surge.theory.objective import FallAfter, FinalLoss, Objective, StepsTo
+from surge.training.arm import MOST_EXAMPLES, make_arm
 from surge.training.grid import powers
 
 GROUPS = 8  # what is measured is measured in eight parts, whose spread gives its interval
@@ -32,6 +33,7 @@ class OptimizerGrid:
 
     spec: str  # as make_optimizer reads it: a name of optax with arguments, or module:function
     learning_rates: tuple[float, float]  # lowest and highest
+    batches: str = "constant"  # as make_arm reads it: how B moves from each of batch_sizes
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,25 @@ def _grid_of(label: str, given: Any) -> OptimizerGrid:
             f"dashes, at most {LABEL_BYTES} of them"
         )
     values = fields.mapping(name, given)
-    names = [field.name for field in dataclasses.fields(OptimizerGrid)]
+    declared = dataclasses.fields(OptimizerGrid)
+    names = [field.name for field in declared]
     for unknown in values.keys() - set(names):
         raise ConfigError(fields.no_field(f"{name}.{unknown}", unknown, names))
-    for missing in (field for field in names if field not in values):
-        raise ConfigError(f"config.{name} lacks {missing}: give its {' and '.join(names)}")
+    needed = [field.name for field in declared if field.default is dataclasses.MISSING]
+    for missing in (field for field in needed if field not in values):
+        raise ConfigError(f"config.{name} lacks {missing}: give its {' and '.join(needed)}")
     spec = fields.read_text(f"{name}.spec", values["spec"])
     try:
         make_optimizer(spec)
     except ValueError as error:
         raise ConfigError(f"config.{name}.spec: {error}") from None
-    return OptimizerGrid(spec, fields.bounds(f"{name}.learning_rates", values["learning_rates"]))
+    bounds = fields.bounds(f"{name}.learning_rates", values["learning_rates"])
+    batches = fields.read_text(f"{name}.batches", values.get("batches", "constant"))
+    try:
+        make_arm(batches)
+    except ValueError as error:
+        raise ConfigError(f"config.{name}.batches: {error}") from None
+    return OptimizerGrid(spec, bounds, batches)
 
 
 def _optimizers(name: str, given: Any) -> dict[str, OptimizerGrid]:
@@ -211,6 +221,7 @@ def check(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     _check_names(experiment)
     _check_objective(experiment)
     _check_size(experiment)
+    _check_arms(experiment)
     return experiment
 
 
@@ -281,3 +292,33 @@ def _check_size(experiment: Experiment) -> None:
             f"{experiment.seeds:,} config.seeds, more than config.max_cells "
             f"({experiment.max_cells:,}): make it smaller, or raise config.max_cells"
         )
+
+
+def _check_arms(experiment: Experiment) -> None:
+    """What a run of a moving batch size cannot have."""
+    arms = {label: make_arm(grid.batches) for label, grid in experiment.optimizers.items()}
+    largest = max(experiment.batch_sizes)
+    for label, arm in arms.items():
+        if arm is None:
+            continue
+        name = f"config.optimizers.{label}.batches"
+        scheduled = make_optimizer(experiment.optimizers[label].spec).scheduled
+        if scheduled:
+            raise ConfigError(
+                f"{name} moves the batch size, so that a run's steps are not known when it starts: "
+                f"take {scheduled} out of its spec"
+            )
+        if min(experiment.batch_sizes) < arm.least_batch:
+            raise ConfigError(
+                f"{name} needs the variance of a batch: config.batch_sizes must be at least "
+                f"{arm.least_batch}"
+            )
+        if largest > arm.most:
+            raise ConfigError(
+                f"{name} allows at most {arm.most} examples: give most={largest} or more, or lower "
+                "config.batch_sizes"
+            )
+        if experiment.max_examples > MOST_EXAMPLES:
+            raise ConfigError(
+                f"{name} counts examples in 32 bits: config.max_examples must be below 2**32"
+            )

@@ -12,7 +12,7 @@ import tqdm
 from absl import logging
 from ml_collections import ConfigDict
 
-from surge.config import GROUPS, ConfigError, Experiment, check, default
+from surge.config import GROUPS, ConfigError, Experiment, OptimizerGrid, check, default
 from surge.entries import fit_entry
 from surge.measurement.stage import measure
 from surge.moves import typical_moves
@@ -22,6 +22,7 @@ from surge.tasks.check import check_task
 from surge.theory.objective import FallAfter, Objective
 from surge.training import grid, hardware
 from surge.training.adaptive import few_lanes, run_adaptive
+from surge.training.arm import make_arm
 from surge.training.dense import run_pieces
 from surge.training.lanes import Lanes, of_grid
 from surge.workdir import claim, files, sweeps
@@ -96,6 +97,12 @@ def _task(experiment: Experiment) -> Task:
             "evaluation and an eighth of config.measure.examples must be multiples of that, and "
             f"{uneven} are not"
         )
+    moving = [label for label, one in experiment.optimizers.items() if make_arm(one.batches)]
+    if task.batch_loss is not None and moving:
+        raise ConfigError(
+            f"config.task {name} couples the examples of ghost batches, whose number would move "
+            f"with config.optimizers.{moving[0]}.batches: leave that out"
+        )
     return task
 
 
@@ -126,6 +133,11 @@ def plan(experiment: Experiment) -> list[grid.Piece]:
         max_steps=experiment.max_steps,
         max_examples=experiment.max_examples,
         evals=experiment.evals,
+        batches={
+            label: optimizer.batches
+            for label, optimizer in experiment.optimizers.items()
+            if make_arm(optimizer.batches)
+        },
     )
 
 
@@ -230,12 +242,20 @@ def _fit(experiment: Experiment, workdir: Path) -> None:
             rows = sweeps.rows(dataset, optimizer, objective)
             labels = {"optimizer": optimizer} | _labels(objective)
             remark = sweeps.why_unjudged(dataset, optimizer, objective.target_loss)
+            remark = remark or _moving(experiment.optimizers[optimizer])
             if remark:
                 logging.warning("fit: %s", remark)
                 labels["remark"] = remark
             fits.append(fit_entry(rows, objective.judged_by, **labels))
     files.write_fits(workdir, fits, missing=missing)
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
+
+
+def _moving(optimizer: OptimizerGrid) -> str:
+    """What a law of the first batch size does not say."""
+    if make_arm(optimizer.batches) is None:
+        return ""
+    return f"the batch size moves in these runs ({optimizer.batches}): B is that of the first step"
 
 
 def _labels(objective: Objective) -> dict[str, Any]:

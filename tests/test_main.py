@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
 def test_report_is_self_contained(finished):
     workdir, done = finished
     page = (workdir / "report.html").read_text()
-    shown = page.count("<svg") + page.count("data-packed=\"")  # on the page, and in its folds
+    shown = page.count("<svg") + page.count('data-packed="')  # on the page, and in its folds
     assert shown == len(list((workdir / "figures").glob("*.svg"))) > page.count("<svg") > 3
     assert "http://" not in page and "https://" not in page
     assert "optimal learning rate by batch size" in done.stderr and "report.html" in done.stderr

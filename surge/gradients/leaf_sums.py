@@ -37,32 +37,45 @@ class LeafSums(NamedTuple):
     square_norms: jax.Array
 
 
-def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSums:
-    """Sums over the per-example gradients of a leaf that is in at least one product."""
+def single_gradients(
+    plan: Plan, leaf: int, like: jax.Array, tapped: Tapped
+) -> tuple[Callable[[Any], jax.Array], Any]:
+    """How to form one example's gradient of a leaf that is in at least one product.
+
+    Returns:
+      gradient(part) in the leaf's layout, and parts [n, ...] of which part is one row.
+    """
     places = plan.of(leaf)
     products = [plan.products[index] for index in places]
     pairs = [(tapped.inputs[index], tapped.cotangents[index]) for index in places]
+    parts = (pairs, [tapped.gradients[leaf]] if leaf in plan.read else [])
+
+    def gradient(part: Any) -> jax.Array:
+        pairs, read = part
+        shares = [
+            product.place(_weight_gradient(*pair), like)
+            for product, pair in zip(products, pairs, strict=True)
+        ]
+        return functools.reduce(jnp.add, [*shares, *read])
+
+    return gradient, parts
+
+
+def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSums:
+    """Sums over the per-example gradients of a leaf that is in at least one product."""
     if not plan.plain(leaf):
-        parts = (pairs, [tapped.gradients[leaf]] if leaf in plan.read else [])
-
-        def gradient(part: Any) -> jax.Array:
-            pairs, read = part
-            shares = [
-                product.place(_weight_gradient(*pair), like)
-                for product, pair in zip(products, pairs, strict=True)
-            ]
-            return functools.reduce(jnp.add, [*shares, *read])
-
-        return _streamed(gradient, parts)
-    inputs, cotangents = pairs[0]
+        return _streamed(*single_gradients(plan, leaf, like, tapped))
+    [place] = plan.of(leaf)
+    product = plan.products[place]
+    inputs, cotangents = tapped.inputs[place], tapped.cotangents[place]
 
     def streamed() -> LeafSums:
         return _streamed(lambda pair: _weight_gradient(*pair), (inputs, cotangents))
 
-    sums = _outer(inputs[:, 0], cotangents[:, 0], streamed) if products[0].rows == 1 else streamed()
+    sums = _outer(inputs[:, 0], cotangents[:, 0], streamed) if product.rows == 1 else streamed()
 
     def placed(matrix: jax.Array) -> jax.Array:
-        return products[0].place(matrix.astype(jnp.result_type(float)), like).astype(matrix.dtype)
+        return product.place(matrix.astype(jnp.result_type(float)), like).astype(matrix.dtype)
 
     return LeafSums(
         placed(sums.mean),

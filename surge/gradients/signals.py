@@ -1,23 +1,17 @@
 """What an optimizer may ask of a batch beside its mean gradient, from the same examples."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from surge.gradients.batch import Draw, mean_gradient, weighted
+from surge.gradients.example_sums import example_sums
+from surge.gradients.products import plan
 from surge.optimizers.step import ExampleMoments
 
 LossFn = Callable[[Any, Any], jax.Array]
-
-
-class _Sums(NamedTuple):
-    """Over examples: of gradients, of their squares, and of the norms of groups of them."""
-
-    gradient: Any
-    square: Any
-    norm: Any
 
 
 def example_moments(
@@ -29,70 +23,79 @@ def example_moments(
     batch_size: jax.Array | int,
     microbatch_size: int,
     norm_batch: int = 1,
+    *,
+    inner: bool = False,
 ) -> tuple[Any, ExampleMoments]:
     """The gradient of one batch, and moments of the gradients of its single examples.
 
-    It differentiates every example by itself, for a few times the cost of a mean gradient. The
-    batch is that of `mean_gradient` with the same key; sums are in float32 or better.
+    One backward pass, whose products are summed without single gradients where they can be
+    (`example_sums`); inner products take a forward pass more. The batch is that of `mean_gradient`
+    with the same key; sums are in float32 or better.
 
     Args:
       loss_fn: (params, example) -> scalar.
       draw, params, data, key, batch_size, microbatch_size: as for `mean_gradient`.
       norm_batch: consecutive examples whose mean gradient has one of the norms that are averaged;
         a last group of fewer is one as well.
+      inner: whether the variance of ⟨g_n, G⟩ is asked for.
 
     Returns:
       The mean gradient, a pytree like params, and ExampleMoments.
     """
     # Groups do not straddle micro-batches.
     size = -(-microbatch_size // norm_batch) * norm_batch
+    chunks = (batch_size + size - 1) // size
+    products = plan(loss_fn, params, jax.eval_shape(draw, data, key))
 
-    def part(index: jax.Array | int) -> _Sums:
+    def drawn(index: jax.Array | int) -> tuple[Any, jax.Array]:
+        """Examples of a micro-batch, and which of them are in the batch."""
         position = index * size + jnp.arange(size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, position)
-        examples = jax.vmap(draw, (None, 0))(data, keys)
-        gradients = jax.vmap(jax.grad(loss_fn), (None, 0))(params, examples)
-        return _sums(gradients, position < batch_size, norm_batch)
+        return jax.vmap(draw, (None, 0))(data, keys), position < batch_size
 
-    def add(index: jax.Array, total: _Sums) -> _Sums:
-        return jax.tree.map(jnp.add, total, part(index))
+    def summed(part: Callable[[Any, jax.Array], Any]) -> Any:
+        def add(index: jax.Array, total: Any) -> Any:
+            return jax.tree.map(jnp.add, total, part(*drawn(index)))
 
-    chunks = (batch_size + size - 1) // size
-    total = jax.lax.fori_loop(1, chunks, add, part(0))
+        return jax.lax.fori_loop(1, chunks, add, part(*drawn(0)))
+
+    total = summed(
+        lambda examples, present: example_sums(products, params, examples, present, norm_batch)
+    )
     groups = (batch_size + norm_batch - 1) // norm_batch
 
     def mean(sums: Any, count: jax.Array | int) -> Any:
         return jax.tree.map(lambda leaf, like: (leaf / count).astype(like.dtype), sums, params)
 
+    gradient = mean(total.gradient, batch_size)
+    along = None
+    if inner:
+        squares = summed(lambda *part: _inner_squares(loss_fn, params, gradient, *part))
+        along = squares / (batch_size - 1)
     moments = ExampleMoments(
         square=mean(total.square, batch_size),
         norm=mean(total.norm, groups),
-        inner=None,
+        inner=along,
         count=batch_size,
+        # Its difference from |G|² is the noise, which bfloat16 has no digits for.
+        square_norm=jax.tree.map(lambda leaf: leaf / batch_size, total.square_norm),
     )
-    return mean(total.gradient, batch_size), moments
+    return gradient, moments
 
 
-def _sums(gradients: Any, present: jax.Array, norm_batch: int) -> _Sums:
-    """Over the examples present [n] of stacked gradients [n, ...]."""
-
-    def masked(leaf: jax.Array) -> jax.Array:
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        return jnp.where(present.reshape(-1, *[1] * (leaf.ndim - 1)), wide, 0)
-
-    counts = present.reshape(-1, norm_batch).sum(1)  # [group]
-
-    def norms(leaf: jax.Array) -> jax.Array:
-        """The sum over groups of the norm of a group's mean gradient."""
-        together = leaf.reshape(-1, norm_batch, leaf[0].size).sum(1)
-        return (jnp.sqrt((together**2).sum(1)) / jnp.maximum(counts, 1)).sum()
-
-    kept = jax.tree.map(masked, gradients)
-    return _Sums(
-        gradient=jax.tree.map(lambda leaf: leaf.sum(0), kept),
-        square=jax.tree.map(lambda leaf: (leaf**2).sum(0), kept),
-        norm=jax.tree.map(norms, kept),
-    )
+def _inner_squares(
+    loss_fn: LossFn,
+    params: Any,
+    gradient: Any,
+    examples: Any,
+    present: jax.Array,  # [n]
+) -> jax.Array:
+    """Σ_n (⟨g_n, G⟩ − |G|²)²: |G|² is the mean of the inner products."""
+    losses = lambda params: jax.vmap(loss_fn, (None, 0))(params, examples)  # noqa: E731
+    _, products = jax.jvp(losses, (params,), (gradient,))
+    squares = [(leaf.astype(products.dtype) ** 2).sum() for leaf in jax.tree.leaves(gradient)]
+    away = products - jnp.stack(squares).sum()
+    return (jnp.where(present, away, 0) ** 2).sum()
 
 
 def gradients_elsewhere(

@@ -54,6 +54,13 @@ class Optimizer:
             pieces += [*self._decay(rule, decay), *self._schedule(warmup, total_steps), rate]
         return optax.chain(*pieces)
 
+    @property
+    def scheduled(self) -> str:
+        """Its keyword that counts a run's steps; "" where none does."""
+        common = self.parsed.common
+        counting = (key for key in ("warmup", "schedule") if key in common)
+        return next((key for key in counting if common[key] != "constant"), "")
+
     def weights(self, batch_size: float) -> np.ndarray:
         """How a direction weighs the gradients of the last steps, newest first [k]; sum 1.
 

@@ -75,7 +75,7 @@ def parse(text: str) -> Spec:
       ValueError: not of that form, an unknown name or keyword (the message names near matches), or
         a value out of its range.
     """
-    name, keywords = _split(text)
+    name, keywords = split(text)
     function = _imported(name) if ":" in name else _entry(name)
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop(BATCH_SIZE, None)
@@ -98,8 +98,14 @@ def text_of(name: str, keywords: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in keywords.items())})"
 
 
-def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and keywords."""
+def split(
+    text: str, what: str = "optimizer", example: str = "adam(b1=0)"
+) -> tuple[str, dict[str, Any]]:
+    """Name and keywords of a text; `what` it is of, and an example, are for messages.
+
+    Raises:
+      ValueError: it does not read name(keyword=literal, ...).
+    """
     name, bracket, rest = text.strip().partition("(")
     module, colon, function = name.partition(":")
     dotted = function if colon else name
@@ -117,12 +123,12 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
         keywords = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
     except (SyntaxError, TypeError, ValueError):
         raise ValueError(
-            f"optimizer {text!r} must read name or name(keyword=number, ...), like adam(b1=0)"
+            f"{what} {text!r} must read name or name(keyword=number, ...), like {example}"
         ) from None
     given = [one.arg for one in call.keywords]
     twice = [keyword for keyword in keywords if given.count(keyword) > 1]
     if twice:
-        raise ValueError(f"optimizer {text!r} gives {twice[0]} twice")
+        raise ValueError(f"{what} {text!r} gives {twice[0]} twice")
     return name, keywords
 
 
@@ -131,7 +137,7 @@ def _entry(name: str) -> Callable[..., Any]:
         return ENTRIES[name]
     if name in ALIASES:
         raise ValueError(f"unknown optimizer {name!r}: did you mean {ALIASES[name]}?")
-    raise ValueError(f"unknown optimizer {name!r}: {_near(name, ENTRIES)} ({OWN})")
+    raise ValueError(f"unknown optimizer {name!r}: {near(name, ENTRIES)} ({OWN})")
 
 
 def _imported(name: str) -> Callable[..., Any]:
@@ -158,11 +164,12 @@ def _known(keyword: str, parameters: Iterable[str], name: str) -> None:
     if name == "sgd" and keyword in ("momentum", "nesterov"):
         advice = "write momentum(decay=0.9, nesterov=False)"
     else:
-        advice = POINTERS.get(keyword) or _near(keyword, [*parameters, *COMMON])
+        advice = POINTERS.get(keyword) or near(keyword, [*parameters, *COMMON])
     raise ValueError(f"unknown keyword of {name} {keyword!r}: {advice}")
 
 
-def _near(name: str, choices: Iterable[str]) -> str:
+def near(name: str, choices: Iterable[str]) -> str:
+    """The question that names near matches."""
     near = difflib.get_close_matches(name, list(choices)) or sorted(choices)
     return f"did you mean {' or '.join(near)}?"
 
@@ -171,7 +178,7 @@ def _in_range(keyword: str, value: Any, default: Any = None) -> None:
     if keyword in TEXTS:
         if str(value) not in TEXTS[keyword]:
             raise ValueError(
-                f"unknown {keyword} {str(value)!r}: {_near(str(value), TEXTS[keyword])}"
+                f"unknown {keyword} {str(value)!r}: {near(str(value), TEXTS[keyword])}"
             )
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)

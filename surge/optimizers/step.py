@@ -13,14 +13,16 @@ class ExampleMoments(NamedTuple):
     Attributes:
       square: mean of g_n² over examples, a pytree like params.
       norm: mean of |g_n| of each array of params, a pytree of scalars.
-      inner: variance of ⟨g_n, G⟩ over examples, a scalar; None where nobody asked.
+      inner: variance of ⟨g_n, G⟩ over examples, with B − 1; None where nobody asked.
       count: examples in the batch B, of all devices together.
+      square_norm: mean of |g_n|² of each array of params, a pytree of scalars.
     """
 
     square: Any
     norm: Any
     inner: Any
     count: Any
+    square_norm: Any = None
 
 
 def update(

@@ -110,8 +110,8 @@ class Engine:
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _program(self, piece: Piece) -> tuple[str, int, int]:
-        return piece.spec, self.size(piece), len(_padded(piece.eval_steps))
+    def _program(self, piece: Piece) -> tuple[str, str, int, int]:
+        return piece.spec, piece.batches, self.size(piece), len(_padded(piece.eval_steps))
 
     def _lanes(self, piece: Piece) -> Lanes:
         """Fewer for one program only, so that it does not depend on what ran before."""
@@ -135,10 +135,17 @@ class Engine:
     def _compile(self, piece: Piece, lanes: Lanes, start: State | None) -> Programs:
         rates = np.ones((self.devices, lanes.rates))
         cells = self._cells(piece, rates, piece.seeds[:1] * lanes.seeds)
-        name = piece.spec, len(_padded(piece.eval_steps)), lanes, jax.tree.structure(start)
+        arm = piece.spec, piece.batches
+        name = *arm, len(_padded(piece.eval_steps)), lanes, jax.tree.structure(start)
         if name not in self._begins:
             self._begins[name] = compile_begin(
-                self.task, piece.spec, cells, self._shared, self._replicated(start), lanes=lanes
+                self.task,
+                piece.spec,
+                cells,
+                self._shared,
+                self._replicated(start),
+                lanes=lanes,
+                batches=piece.batches,
             )
         begin = self._begins[name]
         advance = compile_advance(
@@ -150,6 +157,7 @@ class Engine:
             self._replicated((np.int32(0), np.int32(0))),
             microbatch_size=self.size(piece),
             lanes=lanes,
+            batches=piece.batches,
         )
         programs = Programs(begin, advance)
         needed = programs.bytes()
@@ -173,11 +181,14 @@ class Engine:
         """Of one block, on the devices."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, jnp.asarray(seeds))
         by_device = NamedSharding(self._mesh, PartitionSpec("device"))
+        moving = piece.max_examples
         return Cell(
             jax.device_put(rates.astype(np.float32), by_device),
             self._replicated(keys),
             self._replicated(np.int32(piece.batch_size)),
             self._replicated(np.asarray(_padded(piece.eval_steps), np.int32)),
+            # None is no array, and a program without it is what it was.
+            self._replicated(None if moving is None else np.uint32(moving)),
         )
 
     def _run(self, piece: Piece, start: State | None, begun: int, until: int) -> PieceResult:

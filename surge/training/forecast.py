@@ -50,7 +50,7 @@ def _gradients(engine: Engine, piece: Piece, limit: int) -> float:
     """Gradients of one example that a piece costs up to an eval; a loss alone is a third of one."""
     size = engine.size(piece)
     steps = piece.eval_steps[min(limit, len(piece.eval_steps)) - 1] - piece.start_step
-    trained = steps * -(-piece.batch_size // size) * size
+    trained = piece.max_examples or steps * -(-piece.batch_size // size) * size
     evaluated = (limit + 1) * count_rows(engine.task.evaluation) / 3
     return piece.cells * (trained + evaluated)
 

@@ -5,6 +5,7 @@ It is in pieces that can be finished one by one.
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 class Piece(NamedTuple):
     """All runs of one optimizer at one batch size.
 
-    From start_step to the last of eval_steps (both absolute).
+    From start_step to the last of eval_steps (both absolute), or over max_examples where `batches`
+    say that the batch size moves: batch_size is then the first.
     """
 
     optimizer: str
@@ -23,6 +25,8 @@ class Piece(NamedTuple):
     seeds: tuple[int, ...]
     eval_steps: tuple[int, ...]
     start_step: int = 0
+    batches: str = "constant"
+    max_examples: int | None = None
 
     @property
     def cells(self) -> int:
@@ -31,7 +35,8 @@ class Piece(NamedTuple):
     @property
     def examples(self) -> int:
         """Training examples if no run ends early."""
-        return self.cells * (self.eval_steps[-1] - self.start_step) * self.batch_size
+        trained = self.max_examples or (self.eval_steps[-1] - self.start_step) * self.batch_size
+        return self.cells * trained
 
 
 class PieceResult(NamedTuple):
@@ -75,6 +80,7 @@ def plan(
     max_examples: int,
     evals: int,
     start_step: int = 0,
+    batches: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Piece]:
     """The pieces of a grid, largest batch size first within an optimizer.
 
@@ -91,6 +97,7 @@ def plan(
       max_examples: longest run in examples, from start_step on.
       evals: how often a run's loss is taken, at geometrically spaced steps after start_step.
       start_step: step of the State that all runs branch from.
+      batches: label -> spec of an arm whose batch size moves from batch_sizes on.
 
     Raises:
       ValueError: no power of learning_rate_ratio lies between the bounds, or max_examples is below
@@ -112,7 +119,8 @@ def plan(
                     "raise it"
                 )
             ends = tuple(start_step + step for step in geometric_steps(steps, evals))
-            pieces.append(
-                Piece(label, spec, batch_size, rates, tuple(range(seeds)), ends, start_step)
-            )
+            piece = Piece(label, spec, batch_size, rates, tuple(range(seeds)), ends, start_step)
+            if label in batches:
+                piece = piece._replace(batches=batches[label], max_examples=max_examples)
+            pieces.append(piece)
     return pieces

@@ -8,13 +8,14 @@ from jax.stages import Compiled
 
 from surge.optimizers import make_optimizer
 from surge.tasks import Task
+from surge.training.arm import make_arm
 from surge.training.hardware import backend
 from surge.training.lanes import Lanes
 from surge.training.rewriting import rewritten
 from surge.training.run import Cell, Run, Shared, State, make_advance, make_begin
 
 # Each device has learning rates of its own; all else of a block is the same on every one.
-CELLS = Cell(learning_rate=0, key=None, batch_size=None, eval_steps=None)
+CELLS = Cell(learning_rate=0, key=None, batch_size=None, eval_steps=None, max_examples=None)
 
 
 class Programs(NamedTuple):
@@ -46,6 +47,7 @@ def compile_begin(
     start: State | None,
     *,
     lanes: Lanes,
+    batches: str,
 ) -> Compiled:
     """`Programs.begin` for arguments like these.
 
@@ -56,14 +58,15 @@ def compile_begin(
       shared: what all runs have in common, as it lies on the devices.
       start: what runs branch from; None is initialisation.
       lanes: the block.
+      batches: spec of the arm.
     """
-    mapped = begin_on_devices(task, spec, lanes)
+    mapped = begin_on_devices(task, spec, lanes, batches)
     return mapped.lower(cells, shared, start).compile(compiler_options=_options(lanes))
 
 
-def begin_on_devices(task: Task, spec: str, lanes: Lanes) -> Any:
+def begin_on_devices(task: Task, spec: str, lanes: Lanes, batches: str = "constant") -> Any:
     """`Programs.begin` before it is compiled."""
-    begin = make_begin(task, make_optimizer(spec))
+    begin = make_begin(task, make_optimizer(spec), make_arm(batches))
 
     def one(_: None, cell: Cell, shared: Shared, start: State | None) -> Run:
         return begin(cell, shared, start)
@@ -86,27 +89,37 @@ def compile_advance(
     *,
     microbatch_size: int,
     lanes: Lanes,
+    batches: str,
 ) -> Compiled:
     """`Programs.advance` for arguments like these.
 
     Args:
-      task, spec, cells, shared, lanes: those of begin, the program that the runs come from.
+      task, spec, cells, shared, lanes, batches: those of begin, which the runs come from.
       begin: see there.
       steps: since, until.
       microbatch_size: examples per gradient.
     """
-    mapped = advance_on_devices(task, spec, microbatch_size=microbatch_size, lanes=lanes)
+    size = microbatch_size
+    mapped = advance_on_devices(task, spec, microbatch_size=size, lanes=lanes, batches=batches)
     runs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), begin.out_info)
     return mapped.lower(runs, cells, shared, *steps).compile(compiler_options=_options(lanes))
 
 
-def advance_on_devices(task: Task, spec: str, *, microbatch_size: int, lanes: Lanes) -> Any:
+def advance_on_devices(
+    task: Task,
+    spec: str,
+    *,
+    microbatch_size: int,
+    lanes: Lanes,
+    batches: str = "constant",
+) -> Any:
     """`Programs.advance` before it is compiled."""
     advance = make_advance(
         task,
         make_optimizer(spec),
         microbatch_size=microbatch_size,
         axis_name=("learning_rate", "seed") if lanes.side_by_side else (),
+        arm=make_arm(batches),
     )
     block = _block(advance, lanes)
     block = rewritten(block) if backend().rewrites and not lanes.alone else block

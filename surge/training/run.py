@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from surge.tasks import Task
+from surge.training.arm import Arm, Controlled
 from surge.training.step import Cell, Optimizer, make_step
 
 # A loss this many times the starting loss counts as diverged, and so does one that is not finite.
@@ -28,7 +29,8 @@ class Shared(NamedTuple):
 
 
 class State(NamedTuple):
-    """A point of a run to go on from: parameters, optimizer state, steps done."""
+    """A point of a run to go on from: parameters, optimizer state (of an arm: `Controlled`), steps
+    done."""
 
     params: Any
     opt_state: Any
@@ -63,12 +65,13 @@ def evaluate(task: Task, params: Any, evaluation: Any) -> jax.Array:
     return jax.vmap(task.loss, (None, 0))(params, evaluation).mean()
 
 
-def make_begin(task: Task, optimizer: Optimizer) -> Callable[..., Run]:
+def make_begin(task: Task, optimizer: Optimizer, arm: Arm | None = None) -> Callable[..., Run]:
     """How a training run begins, as a pure function.
 
     Args:
       task: what is trained.
       optimizer: (learning_rate, batch_size, total_steps) -> optax transformation.
+      arm: that moves its batch size; None for none.
 
     Returns:
       begin(cell, shared, start=None) -> Run. start is a State that the run branches from, with the
@@ -80,6 +83,9 @@ def make_begin(task: Task, optimizer: Optimizer) -> Callable[..., Run]:
             params = task.init(jax.random.split(cell.key)[0])
             transform = optimizer(cell.learning_rate, cell.batch_size, cell.eval_steps[-1])
             start = State(params, transform.init(params), jnp.zeros((), jnp.int32))
+        if arm is not None and not isinstance(start.opt_state, Controlled):
+            controlled = Controlled(start.opt_state, arm.begin(cell.batch_size))
+            start = start._replace(opt_state=controlled)
         evals = cell.eval_steps.shape
         loss = evaluate(task, start.params, shared.evaluation)
         return Run(
@@ -100,6 +106,7 @@ def make_advance(
     *,
     microbatch_size: int,
     axis_name: Sequence[str] = (),
+    arm: Arm | None = None,
 ) -> Callable[..., Run]:
     """How a training run gets further, as a pure function.
 
@@ -108,6 +115,7 @@ def make_advance(
       microbatch_size: static number of examples per gradient; one program serves every batch size.
       axis_name: axes that the run will be mapped over by vmap. A run then goes on until every lane
         on these axes has ended, which keeps step counters and data draws common to all lanes.
+      arm: that it began with. Its run ends when its examples are used up.
 
     Returns:
       advance(run, cell, shared, since, until) -> Run, from step `since`, where the run has got to,
@@ -117,7 +125,8 @@ def make_advance(
     """
 
     def advance(run: Run, cell: Cell, shared: Shared, since: jax.Array, until: jax.Array) -> Run:
-        step = make_step(task, optimizer, cell, shared.data, microbatch_size=microbatch_size)
+        size = microbatch_size
+        step = make_step(task, optimizer, cell, shared.data, microbatch_size=size, arm=arm)
         batch_size = jnp.asarray(cell.batch_size).astype(jnp.uint32)
 
         def go_on(carry: tuple[jax.Array, Run]) -> jax.Array:
@@ -133,7 +142,10 @@ def make_advance(
             end = jnp.minimum(cell.eval_steps[index], until)
             params, opt_state = jax.lax.fori_loop(now, end, step, run.state[:2])
             after = State(params, opt_state, end)
-            trained = (end - now).astype(jnp.uint32) * batch_size
+            if arm is None:
+                trained = (end - now).astype(jnp.uint32) * batch_size
+            else:
+                trained = opt_state.control.examples - run.state.opt_state.control.examples
             # A lane that has ended goes along with the others, and keeps what it ended with.
             run = run._replace(
                 state=jax.tree.map(lambda a, b: jnp.where(run.ended, a, b), run.state, after),
@@ -145,9 +157,12 @@ def make_advance(
         def record(run: Run, index: jax.Array) -> Run:
             loss = evaluate(task, run.state.params, shared.evaluation)
             broke = ~(loss <= DIVERGED * jnp.abs(run.start_loss))
+            ended = run.ended | broke | (loss <= shared.stop_loss)
+            if arm is not None:
+                ended |= run.state.opt_state.control.spent
             return run._replace(
                 loss=run.loss.at[index].set(jnp.where(run.ended, jnp.nan, loss)),
-                ended=run.ended | broke | (loss <= shared.stop_loss),
+                ended=ended,
                 diverged=run.diverged | broke,
             )
 

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from surge import optimizers
 from surge.gradients.batch import mean_gradient, weighted
 from surge.gradients.signals import example_moments, gradients_elsewhere
 from surge.tasks import Task
+from surge.training.arm import Arm, Controlled
 
 # One of surge.optimizers, or a plain function that makes an optax transformation.
 Optimizer = Callable[[Any, Any, Any], optax.GradientTransformation]
@@ -24,12 +26,14 @@ class Cell(NamedTuple):
       batch_size: examples B a step.
       eval_steps: [evals], absolute and increasing, where the loss is recorded; the last ends the
         run, and is the horizon of its schedule.
+      max_examples: of a run whose batch size moves, which ends at the evaluation after them.
     """
 
     learning_rate: Any
     key: Any
     batch_size: Any
     eval_steps: Any
+    max_examples: Any = None
 
 
 def batch_gradient(
@@ -59,6 +63,7 @@ def batch_gradient(
 
 def _with_signals(
     optimizer: Any,
+    arm: Arm | None,
     task: Task,
     params: Any,
     data: Any,
@@ -66,19 +71,22 @@ def _with_signals(
     batch_size: jax.Array | int,
     microbatch_size: int,
 ) -> tuple[Any, dict[str, Any]]:
-    """The gradient of one batch, and what an optimizer asks for beside it.
+    """The gradient of one batch, and what an optimizer and an arm ask for beside it.
 
     Raises:
       ValueError: it asks of single examples where the task has only a loss of batches, or for what
         a step does not have.
     """
     batch = data, key, batch_size, microbatch_size
-    if not isinstance(optimizer, optimizers.Optimizer) or not optimizer.needs:
+    ours = isinstance(optimizer, optimizers.Optimizer)
+    needs = set(optimizer.needs if ours else ())
+    asked = set(arm.needs if arm else ())
+    if not needs | asked:
         return batch_gradient(task, params, *batch), {}
-    needs = set(optimizer.needs)
     if task.batch_loss is not None:
+        spec = arm.spec if arm and asked else optimizer.spec
         raise ValueError(
-            f"{optimizer.spec} needs the loss of single examples, and the examples of this task"
+            f"{spec} needs the loss of single examples, and the examples of this task"
             " are coupled (batch_loss)"
         )
     if unknown := needs - {"moments", "gradient_fn"}:
@@ -86,10 +94,11 @@ def _with_signals(
     signals: dict[str, Any] = {}
     if "gradient_fn" in needs:
         signals["gradient_fn"] = gradients_elsewhere(task.loss, task.draw, *batch)
-    if "moments" not in needs:
+    if "moments" not in needs and not asked:
         return batch_gradient(task, params, *batch), signals
     point = task.loss, task.draw, params
-    gradient, moments = example_moments(*point, *batch, optimizer.norm_batch)
+    norm_batch = optimizer.norm_batch if ours else 1
+    gradient, moments = example_moments(*point, *batch, norm_batch, inner="inner" in asked)
     return gradient, signals | {"moments": moments}
 
 
@@ -100,17 +109,20 @@ def make_step(
     data: Any,
     *,
     microbatch_size: int,
+    arm: Arm | None = None,
 ) -> Callable[[jax.Array, tuple[Any, Any]], tuple[Any, Any]]:
     """The step of one run.
 
     Args:
-      task, optimizer, microbatch_size: as for `surge.training.run.make_advance`.
+      task, optimizer, microbatch_size, arm: as for `surge.training.run.make_advance`.
       cell: of the run.
       data: that batches are drawn from.
 
     Returns:
       step(index, (params, opt_state)) -> (params, opt_state), on batch number `index` of the run.
     """
+    if arm is not None:
+        return _make_moving_step(task, optimizer, arm, cell, data, microbatch_size)
     # Outside of the step, so that a loop over steps makes them once.
     transform = optimizer(cell.learning_rate, cell.batch_size, cell.eval_steps[-1])
     data_key = jax.random.split(cell.key)[1]
@@ -119,8 +131,37 @@ def make_step(
         params, opt_state = carry
         key = jax.random.fold_in(data_key, index)
         batch = data, key, cell.batch_size, microbatch_size
-        gradient, signals = _with_signals(optimizer, task, params, *batch)
+        gradient, signals = _with_signals(optimizer, None, task, params, *batch)
         updates, opt_state = optimizers.update(transform, gradient, opt_state, params, **signals)
         return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
+def _make_moving_step(
+    task: Task,
+    optimizer: Optimizer,
+    arm: Arm,
+    cell: Cell,
+    data: Any,
+    microbatch_size: int,
+) -> Callable[[jax.Array, tuple[Any, Any]], tuple[Any, Any]]:
+    """A step of the batch size and rate that the last one chose."""
+    data_key = jax.random.split(cell.key)[1]
+
+    def step(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, (opt_state, control) = carry
+        key = jax.random.fold_in(data_key, index)
+        batch = data, key, control.batch_size, microbatch_size
+        rate = cell.learning_rate * control.rate
+        transform = optimizer(rate, control.batch_size, cell.eval_steps[-1])
+        gradient, signals = _with_signals(optimizer, arm, task, params, *batch)
+        moments = signals.get("moments")
+        updates, opt_state = optimizers.update(transform, gradient, opt_state, params, **signals)
+        moved = optax.apply_updates(params, updates)
+        chosen = arm.update(control, gradient, moments, cell.max_examples)
+        # A run without examples left waits for its evaluation as it is.
+        after = moved, Controlled(opt_state, chosen)
+        return jax.tree.map(lambda old, new: jnp.where(control.spent, old, new), carry, after)
 
     return step
