@@ -1,9 +1,14 @@
 """Noise scales: their parts are unbiased, and their intervals cover the truth."""
 
+import math
+
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
 from surge.theory import noise
+from surge.theory.noise_scale import fit_noise_scale
 
 SIZE, TRUTH = 2000, 469.0  # parameters; tr Σ/|μ|²
 
@@ -130,3 +135,71 @@ def test_histogram_shares_sum_to_one_and_match_the_quantiles():
     median = noise.validity_quantiles(mean, std, 100, np.array([0.5]))[0, 0]
     assert shares[edges[1:] <= median].sum() <= 0.5 <= shares[edges[:-1] <= median].sum()
     assert np.isnan(noise.validity_histogram(mean, 0 * std, edges)).all()
+
+
+# Degenerate gradients
+
+
+def identical(rows):
+    """No noise at all."""
+    return np.repeat(rows[:1], len(rows), 0)
+
+
+def nearly_identical(rows):
+    return identical(rows) * (1 + np.float32(1e-7) * np.sign(rows))
+
+
+def opposite(rows):
+    """No signal at all."""
+    return np.concatenate([rows, -rows])
+
+
+def one_outlier(rows):
+    return np.concatenate([0 * rows, rows[:1]])
+
+
+def one_parameter(rows):
+    return rows[:, :1]
+
+
+KINDS = (np.copy, identical, nearly_identical, opposite, one_outlier, one_parameter, np.zeros_like)
+
+
+def is_ordered(value, low, high, why=""):
+    """An interval around the value, or a reason for having none."""
+    if math.isnan(value):
+        return bool(why)
+    return 0 <= low <= value <= high
+
+
+@hypothesis.given(
+    st.sampled_from(KINDS),
+    st.integers(3, 9),
+    st.integers(1, 4),
+    st.sampled_from([1e-18, 1e-3, 1.0, 1e12]),
+    st.integers(0, 2**16),
+)
+@hypothesis.settings(deadline=None, max_examples=300, derandomize=True)
+def test_every_noise_scale_lies_in_its_interval(kind, n, size, scale, seed):
+    rng = np.random.default_rng(seed)
+    rows = kind((scale * rng.normal(1, 2, (n, size))).astype(np.float32))
+    n = len(rows)
+    mean = rows.mean(0)
+    squares = (rows**2).sum(1)
+    whole = noise.b_simple(squares, rows @ mean, float((mean.astype(float) ** 2).sum()))
+    assert is_ordered(*whole[:3], whole.why), whole
+    if kind is identical and scale > 1e-9:
+        assert whole.low == 0 and whole.high < 1e-3
+
+    std = rows.std(0, ddof=1).astype(float)
+    sign = noise.sign_noise_scale(rows[0::2].mean(0), rows[1::2].mean(0), std, n)
+    assert is_ordered(*sign[:3], sign.why), sign
+    batches = noise.two_batch(squares, squares[::-1] / 4, 1, 8)
+    assert is_ordered(*batches[:3], batches.why), batches
+
+    ends = noise.validity_quantiles(mean, std, n, np.array([0.0, 0.5, 1.0]))
+    assert np.isnan(ends).all() or (ends[:, 1] <= ends[:, 0]).all()
+    assert np.isnan(ends).all() or (ends[:, 0] <= ends[:, 2]).all()
+    steps = 1 + np.floor(np.abs(rows[:, 0]) / scale)
+    fit = fit_noise_scale(2.0 ** np.arange(n), steps)
+    assert is_ordered(fit.b_noise, fit.low, fit.high, fit.why), fit

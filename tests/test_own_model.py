@@ -148,6 +148,13 @@ def test_the_broken_example_is_named_and_every_reason_says_not_finite():
     np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(norms)), [37])
 
 
+def test_examples_that_are_all_alike_have_no_noise():
+    alike = np.repeat(ROWS[:1], 24, 0), np.repeat(TARGETS[:1], 24)
+    found = surge.measure(squared, WEIGHTS, [alike])
+    assert found.b_simple.low == 0 <= found.b_simple.value <= found.b_simple.high < 1e-3
+    assert 0 <= found.sign.low <= found.sign.value <= found.sign.high < 1e-3
+
+
 @jax.custom_vjp
 def gap(x, y):
     return (x - y) ** 2

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-6  # of the mean square norm: gradients alike to this share differ by float32 alone
 NOT_FINITE = "a gradient or a loss is not finite"
 ALL_ZERO = "every gradient is zero: the loss does not depend on the parameters here"
 
@@ -74,6 +75,7 @@ def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm:
     trace, signal = parts(squares, total, n)
     without = parts(squares - 2 * n * alignments + square_norms, total - square_norms, n - 1)
     covariance = np.cov(np.stack(without), ddof=0) * (n - 1)
+    covariance[0, 0] += (ROUNDING * total / n) ** 2
     return ratio(float(trace), float(signal), covariance, n)
 
 
@@ -82,7 +84,8 @@ def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) 
 
     Returns:
       Estimate; nan with a reason for a denominator that is not positive; the upper end is inf where
-      the denominator is not significantly positive.
+      the denominator is not significantly positive. Neither the value nor an end is below 0, which
+      no noise scale is: a numerator that noise or rounding made negative reads as 0.
     """
     if not denominator > 0:
         return undefined(
@@ -97,11 +100,16 @@ def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) 
     b = numerator * denominator - quantile**2 * v12
     c = numerator**2 - quantile**2 * v11
     root = math.sqrt(max(b**2 - a * c, 0.0))
-    value = numerator / denominator
+    value = max(numerator / denominator, 0.0)
     if a <= 0:
         low = c / (b + root) if b + root > 0 else 0.0
-        return Estimate(value, max(low, 0.0), math.inf, n, numerator, denominator, "")
-    return Estimate(value, max((b - root) / a, 0.0), (b + root) / a, n, numerator, denominator, "")
+        high = math.inf
+    else:
+        low = (b - root) / a
+        high = (b + root) / a
+    # Fieller's set holds the ratio; its ends may miss it by rounding.
+    low = min(max(low, 0.0), value)
+    return Estimate(value, low, max(high, value), n, numerator, denominator)
 
 
 def two_batch(small: np.ndarray, big: np.ndarray, small_size: int, big_size: int) -> Estimate:
@@ -120,6 +128,8 @@ def two_batch(small: np.ndarray, big: np.ndarray, small_size: int, big_size: int
     """
     if big_size <= small_size or min(len(small), len(big)) < 2:
         raise ValueError("two_batch needs big_size > small_size and at least two batches of each")
+    small = np.asarray(small, float)
+    big = np.asarray(big, float)
     small_mean = np.mean(small)
     big_mean = np.mean(big)
     weights = np.array(
