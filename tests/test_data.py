@@ -118,5 +118,11 @@ def test_packed_text_that_is_damaged_is_packed_again(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("abc")
     assert bytes(text.text_tokens(str(tmp_path / "a.txt"))) == b"abc\0"
     (path,) = (tmp_path / "cache").iterdir()
-    path.write_bytes(path.read_bytes()[:-2])
-    assert bytes(text.text_tokens(str(tmp_path / "a.txt"))) == b"abc\0"
+    content = path.read_bytes()
+    flipped = [bytearray(content) for _ in range(3)]
+    for damaged, place in zip(flipped, (20, content.index(b"abc"), -1), strict=True):
+        damaged[place] ^= 1
+    for damaged in (b"", content[:-2], content[:20], *map(bytes, flipped)):
+        path.write_bytes(damaged)
+        assert bytes(text.text_tokens(str(tmp_path / "a.txt"))) == b"abc\0"
+        assert path.read_bytes() == content

@@ -1,5 +1,6 @@
 """Arrays that tasks draw from, read from files on this machine or generated and cached."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 
 MNIST1D_ARRAYS = ("x", "y", "x_test", "y_test")
 MNIST1D_MOST = 1_000_000  # they are made one by one
+DIGEST_BYTES = 32  # of a SHA-256, which a sealed file ends in
 
 
 def cache_directory() -> Path:
@@ -23,12 +25,34 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     try:
-        with open(handle, "wb") as file:
+        with open(handle, "w+b") as file:
             write(file)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink()
         raise
+
+
+def write_sealed(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file that ends in the digest of what stands before it, whole or not at all."""
+
+    def write_with_digest(file: IO[bytes]) -> None:
+        write(file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()  # pyrefly: ignore
+        file.write(digest)
+
+    write_whole(path, write_with_digest)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there and is what `write_sealed` wrote, to the last bit."""
+    try:
+        content = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError):  # it is not there, or empty
+        return False
+    digest = hashlib.sha256(content[:-DIGEST_BYTES].data).digest()
+    return digest == content[-DIGEST_BYTES:].tobytes()
 
 
 def load_rows(source: str, split: str, how: str) -> Any:

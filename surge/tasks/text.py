@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from surge.tasks.data import cache_directory, load_rows, write_whole
+from surge.tasks.data import cache_directory, is_sealed, load_rows, write_sealed
 
 STDLIB = "stdlib"  # the Python standard library's own source: the text that is always there
 HOW = (
@@ -127,7 +127,7 @@ def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "tr
     """All tokens of a text [n], memory-mapped.
 
     The file is packed once and kept in the cache. It is packed again when a local file that it is
-    made from, or the tokenizer's, has changed.
+    made from, or the tokenizer's, has changed, or where its digest says that it is damaged.
 
     Args:
       source: a text file; a directory of them; a file or directory of rows with a text column (or
@@ -155,8 +155,6 @@ def text_tokens(source: str = STDLIB, tokenizer: str = "bytes", split: str = "tr
         if not _pack(file, _documents(source, files, split), rules):
             raise ValueError(f"the text of {source} is empty")
 
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # it is not there, or not whole
-        write_whole(path, write)
+    if not is_sealed(path):
+        write_sealed(path, write)
     return np.load(path, mmap_mode="r")
