@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 
 from surge import fields
 from surge.fields import LONG, ConfigError
+from surge.gradients.directions import GROUPS
 from surge.optimizers import make_optimizer
 from surge.theory.objective import FallAfter, FinalLoss, Objective, StepsTo
 from surge.training.arm import MOST_EXAMPLES, make_arm
 from surge.training.grid import powers
 
-GROUPS = 8  # what is measured is measured in eight parts, whose spread gives its interval
 LABEL_BYTES = 100  # a label is part of file names, which are at most 255 bytes long
 
 

@@ -12,8 +12,8 @@ from surge.theory.fit import Fit
 from surge.theory.noise_scale import fit_noise_scale
 from surge.theory.optimum import HALF_INTERVAL, Optimum
 from surge.theory.peak import find_peak
+from surge.workdir.files import finite_or_none
 
-LEAST_OWN = 0.5  # of an error is a batch size's own: the share that is common is an estimate too
 UNKNOWN_ERROR = math.log(2) / 2  # of log ε where too few runs tell it: a factor √2
 TUNED_ERROR = math.log(2) / math.sqrt(12)  # of one that was tuned on a grid of ratio 2
 
@@ -64,7 +64,7 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
         "b_peak": peak._asdict() | {"why": _joined(peak.why, note)},
         "p_fall": peak.p_fall,
     }
-    return _plain(entry)
+    return finite_or_none(entry)
 
 
 def _is_tuned(rows: Mapping[str, np.ndarray]) -> bool:
@@ -115,7 +115,7 @@ def _error(optimum: Optimum) -> float:
         return error or UNKNOWN_ERROR
     if not math.isfinite(optimum.relative_error):
         return UNKNOWN_ERROR
-    return max(optimum.relative_error, LEAST_OWN * np.nan_to_num(optimum.error))
+    return optimum.relative_error
 
 
 def _joined(*reasons: str) -> str:
@@ -181,13 +181,3 @@ def _law(fit: Fit, comparison: Comparison, common: float) -> dict[str, Any]:
         "held_out_rmse_log": comparison.held_out[fit.law],
         "held_out_se": comparison.held_out_se[fit.law],
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

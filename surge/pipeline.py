@@ -12,8 +12,9 @@ import tqdm
 from absl import logging
 from ml_collections import ConfigDict
 
-from surge.config import GROUPS, ConfigError, Experiment, OptimizerGrid, check, default
+from surge.config import ConfigError, Experiment, OptimizerGrid, check, default
 from surge.entries import fit_entry
+from surge.gradients.directions import GROUPS
 from surge.measurement.stage import measure
 from surge.moves import typical_moves
 from surge.report import page, summary

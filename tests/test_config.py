@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inputs.configs import BAD, SPEC, changed, plain
 
-from surge.config import GROUPS, ConfigError, Experiment, check, default
-from surge.gradients import directions
+from surge.config import ConfigError, Experiment, check, default
 from surge.theory.objective import FallAfter, FinalLoss, StepsTo
 
 MEBIBYTE = 2**20
@@ -114,10 +113,6 @@ def test_objectives():
     assert check(falls).fit.objectives == (FallAfter(1.0, 10), FallAfter(1.0, 100))
     with pytest.raises(ConfigError, match=r"must be below config\.max_steps"):
         check(changed(fit__objective="fall", fit__horizons=(10_000,)))
-
-
-def test_parts_that_are_measured_are_as_many_as_the_config_says():
-    assert directions.GROUPS == GROUPS
 
 
 anything = st.recursive(

@@ -244,6 +244,5 @@ def test_a_batch_size_without_a_basin_is_in_no_fit():
     assert list(entries_module._informative(optima)) == [8.0]
     assert list(entries_module._informative({4.0: optima[4.0]})) == [4.0]
     assert entries_module._error(optima[8.0]) == 0.05
-    assert entries_module._error(optima[8.0]._replace(relative_error=0.0)) == 0.05
     assert entries_module._error(optima[4.0]) == entries_module.UNKNOWN_ERROR
     assert entries_module._error(optima[8.0]._replace(bound=-1, error=1.2)) == 1.2

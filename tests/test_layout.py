@@ -16,7 +16,7 @@ ALLOWED = {  # a part may import itself and these
     "training": {"optimizers", "tasks", "gradients", "theory"},
     "fields": set(),
     "config": {"fields", "optimizers", "theory", "training"},
-    "entries": {"theory"},
+    "entries": {"theory", "workdir"},
     "workdir": {"theory"},
     "measurement": {"config", "gradients", "optimizers", "tasks", "theory", "training", "workdir"},
     "report": {"workdir", "theory"},

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 def finite_or_none(value: Any) -> Any:
     """JSON has no nan and no infinity: they become null, in nested lists and dicts too."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): finite_or_none(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite_or_none(item) for item in value]
