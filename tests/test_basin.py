@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from surge.theory import alignment, clustered, replicates, shape
+from surge.theory import alignment, basin, clustered, replicates, shape
 from surge.theory.basin import fit_basins, optimal_lr
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "audit_basins.py"
@@ -165,7 +165,32 @@ def test_what_batch_sizes_share_is_told_apart():
     assert basins.shared and 0 < basins.common < 0.15
     for optimum in basins.optima.values():
         assert optimum.error**2 == pytest.approx(optimum.relative_error**2 + basins.common**2)
+        assert optimum.relative_error > 0.5 * optimum.error
     assert abs(basins.skew - 1.5) < 3 * basins.skew_error
+
+
+def test_half_of_an_error_is_always_a_batch_sizes_own(monkeypatch):
+    monkeypatch.setattr(basin, "_shape", lambda *_: (1.5, 0.1, 10.0))
+    columns, _ = sweep(basin=audit_basins.in_rate)
+    for optimum in fit_basins(**columns).optima.values():
+        assert optimum.relative_error == 0.5 * optimum.error
+
+
+@pytest.mark.parametrize("noise_freedom", [4.0, 400.0])
+def test_a_variance_that_is_in_part_known_has_more_freedom(noise_freedom):
+    columns, _ = sweep(seed=4)
+    runs = basin._sweep(**columns)
+    (group,), noise, _, _ = basin._fitted(runs, np.unique(columns["batch_size"]).tolist())
+    spread = alignment.covariance(group.fit, noise)
+    optima = basin._optima(runs, group, spread, np.full(6, noise_freedom), 0.0)
+
+    nothing_estimated = alignment.covariance(group.fit, 0 * noise)
+    for place, optimum in enumerate(optima.values()):
+        share = 1 - nothing_estimated[place, place] / spread[place, place]
+        freedom = noise_freedom / share**2
+        reach = math.log(optimum.high / optimum.lr) / optimum.error
+        assert 0.3 < share < 0.95
+        assert reach == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-6)
 
 
 def test_unlike_shapes_are_fitted_alone_and_it_is_said():

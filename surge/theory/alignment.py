@@ -120,6 +120,12 @@ def own_variance(alignment: Alignment, noise: np.ndarray) -> np.ndarray:
     return np.array(variance)
 
 
+def shape_variance(alignment: Alignment) -> np.ndarray:
+    """Part of each centre's variance [sizes] that no run tells: basins differ over problems."""
+    whole = alignment.inverse @ alignment.prior @ alignment.inverse
+    return np.diag(whole)[: len(alignment.moving)]
+
+
 def one_skew(alignment: Alignment, noise: np.ndarray, freedom: float) -> float:
     """p-value of one skew for all batch sizes: a score test against a skew for each."""
     sizes = len(noise)

@@ -14,7 +14,14 @@ import numpy as np
 from scipy import stats
 
 from surge.theory import clustered, replicates
-from surge.theory.alignment import Alignment, align, covariance, one_skew, own_variance
+from surge.theory.alignment import (
+    Alignment,
+    align,
+    covariance,
+    one_skew,
+    own_variance,
+    shape_variance,
+)
 from surge.theory.optimum import Optimum, count_basins
 from surge.theory.shape import unit_basin
 
@@ -22,6 +29,7 @@ SHAPE_LEVEL = 0.01  # each batch size is alone where one shape is refused at thi
 FEWEST_RATES = 3  # of one batch size, for a fit
 ROUNDING = 1e-9  # relative difference of values that are the same
 RISE = 1.5  # standard errors of a mean by which values must rise from an optimum inside the grid
+LEAST_OWN = 0.5  # of an error is a batch size's own: the share that is common is an estimate too
 SETTLED = 1e-2  # in log ε: an optimum that still moves by more is none
 COVERAGE = 0.95
 ENDS = {1: "highest", -1: "lowest"}
@@ -224,10 +232,15 @@ def _optima(
     freedom: np.ndarray,  # [sizes]
     common: float,
 ) -> dict[float, Optimum]:
+    variance = np.diag(spread)[: len(group.sizes)]
+    # Only noise is estimated, with so much freedom; the variance by the shape is taken as known,
+    # and the sum of both is nearer to normal (Satterthwaite 1946).
+    noisy = np.maximum(variance - shape_variance(group.fit), ROUNDING * variance)
+    freedom = np.maximum(freedom, 1) * (variance / noisy) ** 2
     optima = {}
     for index, size in enumerate(group.sizes):
-        error = math.sqrt(spread[index, index])
-        half = error * float(stats.t.ppf((1 + COVERAGE) / 2, max(freedom[index], 1)))
+        error = math.sqrt(variance[index])
+        half = error * float(stats.t.ppf((1 + COVERAGE) / 2, freedom[index]))
         optima[size] = _optimum(sweep, group, index, (error, half, common))
     return optima
 
@@ -266,7 +279,7 @@ def _optimum(
     if basins > 1:
         why = why or f"{basins} separate basins: the deepest is reported"
     n = int(fit.runs[index])
-    relative = math.sqrt(max(error**2 - common**2, 0.0))
+    relative = max(math.sqrt(max(error**2 - common**2, 0.0)), LEAST_OWN * error)
     return Optimum(lr, low, high, float(error), bound, basins, value, n, why, relative)
 
 

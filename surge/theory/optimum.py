@@ -28,8 +28,9 @@ class Optimum(NamedTuple):
       value: the objective at the optimum (log steps, or loss).
       n: runs that the fit rests on.
       why: reason for what is undefined or doubtful, else "".
-      relative_error: the part of the error that other batch sizes do not share, which is what a law
-        of B is fitted with; equal to `error` where the shape of the basin is not shared.
+      relative_error: the part of the error that other batch sizes do not share, at least half of
+        it, which is what a law of B is fitted with; equal to `error` where the shape of the basin
+        is not shared.
     """
 
     lr: float
