@@ -15,7 +15,7 @@ ALLOWED = {  # a part may import itself and these
     "tasks": set(),
     "training": {"optimizers", "tasks", "gradients", "theory"},
     "fields": set(),
-    "config": {"fields", "optimizers", "theory", "training"},
+    "config": {"fields", "gradients", "optimizers", "theory", "training"},
     "entries": {"theory", "workdir"},
     "workdir": {"theory"},
     "measurement": {"config", "gradients", "optimizers", "tasks", "theory", "training", "workdir"},
