@@ -310,6 +310,7 @@ def test_hub_names_may_have_a_configuration_and_scripts_are_refused(monkeypatch)
         load_rows("owner/script", "train", "do this")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of matplotlib and its dependencies
 def test_the_config_runs_from_text_to_report(tmp_path):
     module = runpy.run_path(str(Path(__file__).parent.parent / "configs" / "gpt2.py"))

@@ -107,20 +107,20 @@ def test_killed_twice_and_resumed_is_bit_identical(finished, tmp_path):
     xr.testing.assert_identical(sweeps.open_sweep(tmp_path), sweeps.open_sweep(finished[0]))
 
 
-def test_second_process_on_a_workdir_is_refused(finished, tmp_path):
+def test_second_process_on_a_workdir_is_refused(tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}", "--stages=sweep")
     first = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
     while not (tmp_path / "config.json").exists():
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)  # at work for as long as the second needs
     second = surge(*arguments)
-    first.send_signal(signal.SIGCONT)
+    first.kill()
+    first.wait()
     assert second.returncode != 0 and f"in use by process {first.pid}" in second.stderr
     assert "Traceback" not in second.stderr
-    assert first.wait() == 0
-    xr.testing.assert_identical(sweeps.open_sweep(tmp_path), sweeps.open_sweep(finished[0]))
 
 
+@pytest.mark.slow
 def test_adaptive_grid_finds_the_dense_optima_and_resumes(finished, tmp_path):
     arguments = (*SMALL, f"--workdir={tmp_path}", "--config.grid=adaptive")
     done = surge(*arguments, "--stages=sweep,fit")

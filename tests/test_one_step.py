@@ -81,7 +81,7 @@ def coverage(spec, correlation, repetitions, sizes):
     return np.mean(covered, 0)
 
 
-@pytest.mark.parametrize("spec", ["sign_sgd", "sgd", "momentum", "adam"])
+@pytest.mark.parametrize("spec", ["sign_sgd", "sgd"])
 def test_measured_law_covers_the_exact_optimum(spec):
     assert coverage(spec, 0.3, 10, (1, 100, 1_000)).mean() >= 0.9 - 3 * np.sqrt(0.09 / 30)
 

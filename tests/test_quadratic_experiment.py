@@ -22,7 +22,7 @@ def load(name, variant):
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](variant)
 
 
-@pytest.mark.parametrize("variant", ["", "diagonal"])
+@pytest.mark.parametrize("variant", ["", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_swept_optimum_agrees_with_the_exact_sign_law(variant, tmp_path, caplog):
     config = load("quadratic", variant)
     with caplog.at_level(logging.INFO):

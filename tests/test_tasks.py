@@ -145,6 +145,7 @@ def get_config(name):
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]
 
 
+@pytest.mark.slow
 def test_experts_balanced_over_a_batch_are_measured_in_ghost_batches(prose, tmp_path):
     config = get_config("moe")("quick")
     config.task_args.update(
