@@ -91,7 +91,7 @@ def main(_: list[str]) -> None:
         what = json.loads(_ONE.value)
         print(steps_a_second(**what) if "cells" in what else whole_sweep(**what))
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = hardware.cores()
     with tempfile.TemporaryDirectory() as cache:
         mnist1d()  # generates the data, which is not what is timed
         print(f"{'cells':>8}{'1 device':>14}{f'{cores} devices':>14}{'ratio':>8}   cell-steps/s")

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from surge.cli import parsed
 from surge.tasks import Task, gpt
 from surge.training import grid, hardware
 from surge.training.engine import Engine
@@ -71,4 +72,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parsed)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from judge_predictions import known
 
+from surge.cli import HELP
 from surge.theory.rules import RULES, Known
 
 ROOT = Path(__file__).parent.parent
@@ -136,6 +137,9 @@ def literal(value: Any, indent: str = "") -> str:
 
 
 def main() -> None:
+    if set(HELP) & set(sys.argv):
+        print(__doc__)
+        return
     if "--check" in sys.argv:
         sys.exit(TABLE.read_text() != text())
     TABLE.write_text(text())

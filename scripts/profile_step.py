@@ -18,6 +18,7 @@ import numpy as np
 from absl import app, flags
 from peers import TITLES, jax_task
 
+from surge.cli import parsed
 from surge.training import grid, hardware
 from surge.training.engine import Engine
 from surge.training.lanes import of_grid
@@ -78,4 +79,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parsed)

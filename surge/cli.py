@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "give one, like --config=configs/mnist1d.py or --config=surge:mnist1d"
 MISTAKE, INTERRUPTED, CLOSED_PIPE, TERMINATED = 2, 130, 141, 143  # exit codes, as shells have them
+PACKAGE = str(Path(__file__).parent)
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
@@ -35,14 +37,13 @@ def fail(sentence: object, code: int = MISTAKE) -> NoReturn:
 def run(program: Callable[[Sequence[str]], None]) -> None:
     """Runs a program on the command line; Ctrl-C and a reader that has gone end it quietly."""
     signal.signal(signal.SIGINT, _interrupted)
-    from absl import flags, logging
+    from absl import flags
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal has no √
     flags.FLAGS.mark_as_parsed()  # or logging says that nobody parsed them
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
+    log_ours()
     try:
         program(sys.argv)
         sys.stdout.flush()
@@ -51,6 +52,20 @@ def run(program: Callable[[Sequence[str]], None]) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())  # what Python flushes as it ends has a place to go
         sys.exit(CLOSED_PIPE)
+
+
+def log_ours() -> None:
+    """Shows our own lines of the log, and warnings of others."""
+    from absl import logging
+
+    logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(_is_ours)
+    logging.set_verbosity(logging.INFO)
+
+
+def _is_ours(record: LogRecord) -> bool:
+    # JAX tells at INFO of accelerators that are not there.
+    return record.levelno >= WARNING or record.pathname.startswith(PACKAGE)
 
 
 def _interrupted(*_: object) -> NoReturn:

@@ -8,14 +8,14 @@ python -m surge.main --config=configs/mnist1d.py [--workdir=DIR] [--stages=measu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from logging import WARNING, Formatter, LogRecord
+from logging import Formatter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from absl import flags
 
-from surge.cli import HELP, config_fault, fail, parse, run, shipped
+from surge.cli import HELP, config_fault, fail, log_ours, parse, run, shipped
 
 STAGES = ("measure", "sweep", "fit", "report")
 
@@ -81,7 +81,7 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
 def main(argv: Sequence[str]) -> None:
     """The program, `argv` being its name and its arguments."""
     values = parse_flags(argv)
-    _log_ours()
+    _log_times()
     from ml_collections import config_flags
 
     name = config_flags.get_config_filename(values["config"])
@@ -101,18 +101,12 @@ def main(argv: Sequence[str]) -> None:
         fail(f"{error.strerror or error} ({where}): what was finished before is kept")
 
 
-def _log_ours() -> None:
-    """Our own lines, and warnings of others, each with its time."""
+def _log_times() -> None:
+    """Shows our lines of the log with their time, in a notebook too."""
     from absl import logging
 
-    package = str(Path(__file__).parent)
-
-    def ours(record: LogRecord) -> bool:
-        return record.levelno >= WARNING or record.pathname.startswith(package)
-
-    handler = logging.get_absl_handler()
-    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(ours)
+    log_ours()
+    logging.get_absl_handler().setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from absl import flags
 from surge import cli
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 
 def python(program, **options):
@@ -127,3 +128,23 @@ def test_a_script_that_is_told_to_end_ends_its_child():
     assert process.returncode == cli.TERMINATED
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
+
+
+def test_of_other_packages_warnings_alone_are_shown():
+    program = (
+        "import logging; from surge import cli\n"
+        "other = logging.getLogger('jax')\n"
+        "cli.run(lambda argv: [other.info('no TPU here'), other.warning('out of memory')])"
+    )
+    process = python(program)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert "out of memory" in said and "no TPU here" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_every_script_tells_its_flags(path):
+    command = [sys.executable, str(path), "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

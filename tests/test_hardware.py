@@ -1,5 +1,7 @@
 """What the devices want: size classes, memory, and programs kept between processes."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -30,6 +32,20 @@ def test_size_classes_and_form_follow_what_an_example_costs():
     rates = len(PIECES[0].learning_rates)
     assert of_grid(TASK, PIECES) == ("vmap", -(-rates // jax.local_device_count()), 3)
     assert of_grid(vector, PIECES) == ("map", 1, 3)
+
+
+def test_devices_stay_as_they_are_where_jax_has_computed(monkeypatch):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    before = jax.devices()
+    monkeypatch.setattr(hardware, "cores", lambda: len(before) + 1)
+    hardware.one_device_per_core()
+    assert jax.devices() == before
+
+
+def test_cores_are_counted_on_systems_that_know_no_affinity(monkeypatch):
+    assert 1 <= hardware.cores() <= (os.cpu_count() or 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert hardware.cores() == os.cpu_count()
 
 
 @pytest.mark.parametrize(

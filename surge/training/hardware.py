@@ -1,5 +1,6 @@
 """What the devices want: how many, how much memory, micro-batches of which sizes."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,10 +72,20 @@ def enable_compilation_cache() -> None:
 def one_device_per_core() -> None:
     """Splits the host into a device for each core; call before JAX first computes.
 
-    Other backends are unmoved, and so is a count that the user has set.
+    Other backends are unmoved, and so are a count that the user has set and a process, like that
+    of a notebook, in which JAX has computed already.
     """
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", cores())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def parameters(task: Task) -> int:
