@@ -8,6 +8,7 @@ from typing import Any
 _HOMES = {
     "Measurement": "surge.api",
     "measure": "surge.api",
+    "noise": "surge.noise",
     "suggest": "surge.suggest",
 }
 
@@ -21,7 +22,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'surge' has no attribute {name!r}")
     module = importlib.import_module(_HOMES[name])
     # The module surge.suggest is callable: it is the function too.
-    return module if name == "suggest" else getattr(module, name)
+    return module if _HOMES[name] == f"surge.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

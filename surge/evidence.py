@@ -13,6 +13,7 @@ from surge.report.reading import representative
 from surge.tables.pooling import Pool, pool_of
 from surge.tables.reading import numbers, read
 from surge.tables.tidy import entries, tidy
+from surge.theory.noise import Estimate
 from surge.theory.objective import FinalLoss, StepsTo
 from surge.theory.rules import Known, kind_of
 from surge.workdir.files import MEASURED, ResultError, read_dataset, read_fits, read_json
@@ -64,8 +65,8 @@ class Evidence(NamedTuple):
 
     Attributes:
       swept: of a sweep, None without.
-      known: of a checkpoint, or of the optimizer alone.
-      measured: which checkpoint, "" without.
+      known: of a checkpoint or a log of noise, or of the optimizer alone.
+      measured: which checkpoint or log of noise, "" without.
       remarks: what a user should know of either.
       pool: other sweeps that may be of the same shape, None without.
     """
@@ -80,6 +81,30 @@ class Evidence(NamedTuple):
 def of_nothing(optimizer: str) -> Evidence:
     """What is known where nothing was swept or measured: the kind of optimizer."""
     return Evidence(None, Known(kind_of(optimizer)), "", [])
+
+
+def with_noise(evidence: Evidence, b_simple: Estimate, said: str) -> Evidence:
+    """The evidence with a noise scale that a training logged.
+
+    A checkpoint in it says more than a log and stays; the log's noise scale is then a remark, and
+    so is one that is undefined.
+
+    Args:
+      evidence: without the log.
+      b_simple: tr Σ/|μ|².
+      said: what it was measured on.
+    """
+    if b_simple.why:
+        remark = f"{said}: the noise scale is undefined, {b_simple.why}"
+    elif evidence.measured:
+        scale = f"{b_simple.value:.3g} [{b_simple.low:.2g}, {b_simple.high:.2g}]"
+        remark = f"{said}: B_simple {scale}, where the checkpoint's counts"
+    else:
+        known = evidence.known._replace(
+            b_simple=b_simple.value, b_simple_low=b_simple.low, b_simple_high=b_simple.high
+        )
+        return evidence._replace(known=known, measured=said)
+    return evidence._replace(remarks=[*evidence.remarks, remark])
 
 
 def of_table(path: Path, optimizer: str, label: str | None = None, **named: Any) -> Evidence:

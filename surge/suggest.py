@@ -1,11 +1,12 @@
 """The learning rate at another batch size, with its interval and what it rests on.
 
 python -m surge.suggest --from_batch_size=256 --from_lr=3e-4 --to_batch_size=2048 --optimizer=adamw
-[--workdir=DIR | --table=FILE] [--json]
+[--workdir=DIR | --table=FILE] [--noise=LOG --small=32 --big=512] [--json]
 
 From Python: surge.suggest(from_batch_size=256, from_lr=3e-4, to_batch_size=2048). Evidence is a
-workdir of surge.main or surge.fit_table (its sweep, its checkpoint, or both) or a table of runs;
-without it the rules alone answer, with the errors they made where they were judged.
+workdir of surge.main or surge.fit_table (its sweep, its checkpoint, or both) or a table of runs,
+and a log of |G|² at two batch sizes (a table, or event files of TensorBoard), which tells the noise
+scale; without it the rules alone answer, with the errors they made where they were judged.
 """
 
 import json
@@ -22,9 +23,11 @@ from surge import cli
 from surge import evidence as evidences
 from surge.evidence import Bound
 from surge.hyperparameters import rule_ends
+from surge.noise import Reading, logged
 from surge.optimizers.spec import parse
 from surge.report.formats import interval, number
 from surge.suggestion import SHOWN, Suggestion, suggestion
+from surge.theory.noise import Estimate
 from surge.workdir.files import ResultError, finite_or_none
 
 NUMBERS = {
@@ -32,12 +35,17 @@ NUMBERS = {
     "from_lr": (None, "The rate that was right there."),
     "to_batch_size": (None, "The new batch size."),
     "horizon_ratio": (1.0, "New / old length of the run in examples."),
+    "small": (None, "Examples in the small batch of --noise."),
+    "big": (None, "Examples in the big batch of --noise."),
 }
 TEXTS = {
     "optimizer": ("adamw", "Name or spec, like 'adamw(b2=0.95)'."),
     "workdir": (None, "Of surge.main or surge.fit_table: the evidence."),
     "label": (None, "Which optimizer or group, like width=256, where it is not --optimizer's."),
     "table": (None, "Of runs, as surge.fit_table takes it: the evidence."),
+    "noise": (None, "Log of |G|² of small and big batches: a table, or event files."),
+    "small_column": (None, "Of |G|² of the small batch in --noise, where its name lacks the word."),
+    "big_column": (None, "Of |G|² of the big batch there."),
 }
 COLUMNS = {  # of a table, where their names do not say it
     "batch_size": "Column of the batch size in the table.",
@@ -73,6 +81,11 @@ def suggest(
     maximize: bool = False,
     horizon_ratio: float = 1.0,
     columns: Mapping[str, str | None] | None = None,
+    noise: Path | str | Estimate | Reading | None = None,
+    small: float | None = None,
+    big: float | None = None,
+    small_column: str | None = None,
+    big_column: str | None = None,
 ) -> Suggestion:
     """The learning rate at a new batch size from one that is right at another.
 
@@ -88,11 +101,14 @@ def suggest(
       horizon_ratio: new / old length of the run in examples, which weight decay follows.
       columns: batch_size, learning_rate, loss, steps, tokens or seed -> column of the table; what
         is not given is guessed.
+      noise: the reading of a surge.Tracker, an estimate of surge.noise.from_norms, or a log as
+        surge.noise.logged takes it, with the four that follow.
+      small, big, small_column, big_column: of that log.
 
     Raises:
       ValueError: a number that is missing or not above 0, both workdir and table, or an optimizer
         that is not known.
-      ResultError: a workdir or a table that cannot be used as asked.
+      ResultError: a workdir, a table or a log that cannot be used as asked.
     """
     if workdir is not None and table is not None:
         raise ValueError("give workdir or table, not both")
@@ -103,6 +119,9 @@ def suggest(
         evidence = evidences.of_table(Path(table), optimizer, label, **named)
     else:
         evidence = evidences.of_nothing(optimizer)
+    if noise is not None:
+        log = logged(noise, small, big, small_column, big_column)
+        evidence = evidences.with_noise(evidence, log.b_simple, log.said)
     return suggestion(
         evidence,
         from_batch_size=from_batch_size,

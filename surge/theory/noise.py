@@ -79,8 +79,20 @@ def b_simple(square_norms: np.ndarray, alignments: np.ndarray, mean_square_norm:
     return ratio(float(trace), float(signal), covariance, n)
 
 
-def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) -> Estimate:
+def ratio(
+    numerator: float,
+    denominator: float,
+    covariance: np.ndarray,
+    n: int,
+    freedom: float | None = None,
+) -> Estimate:
     """numerator/denominator with Fieller's interval from their covariance [2, 2].
+
+    Args:
+      numerator, denominator: whose ratio it is.
+      covariance: of both [2, 2].
+      n: examples behind them.
+      freedom: degrees of freedom of the covariance; None: n - 1.
 
     Returns:
       Estimate; nan with a reason for a denominator that is not positive; the upper end is inf where
@@ -94,7 +106,7 @@ def ratio(numerator: float, denominator: float, covariance: np.ndarray, n: int) 
             denominator,
             f"the denominator reads {denominator:.3g}: take more examples",
         )
-    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
+    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1 if freedom is None else freedom))
     v11, v12, v22 = covariance[0, 0], covariance[0, 1], covariance[1, 1]
     a = denominator**2 - quantile**2 * v22
     b = numerator * denominator - quantile**2 * v12

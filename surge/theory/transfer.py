@@ -27,6 +27,7 @@ STEP = 0.005  # of the grid of ψ
 OUTSIDE = 4.0  # of the grid beyond the linear rule, in ψ
 PRIOR_ERROR = 0.1  # of a rule, in log ε for each e-fold of batch size, before it was judged
 PRIOR_TASKS = 2.0  # tasks that this guess counts for
+ANY = 1e12  # examples: a noise scale beyond which, and below whose inverse, no rule changes
 NO_OVERLAP = 1e-6  # of two distributions, below which one of them must be wrong
 
 
@@ -172,10 +173,11 @@ def _normalised(spreads: Mapping[str, Spread], tasks: Mapping[str, int]) -> dict
 def _noise_of_b_simple(
     rule: Callable[[float, float, Known], float], batch_size: float, base: float, known: Known
 ) -> float:
-    """Standard error of a rule's answer from that of B_simple."""
+    """Standard error of a rule's answer from that of B_simple, which may be open at an end."""
     ends = (known.b_simple_low, known.b_simple_high)
-    if not all(0 < end < math.inf for end in ends):
+    if any(math.isnan(end) for end in ends):
         return 0.0
+    ends = tuple(min(max(end, 1 / ANY), ANY) for end in ends)
     low, high = (rule(batch_size, base, known._replace(b_simple=end)) for end in ends)
     width = abs(high - low)
     return width / (2 * HALF_INTERVAL) if math.isfinite(width) else 0.0
