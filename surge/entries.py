@@ -31,6 +31,7 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
     Returns:
       Plain JSON types; None where undefined, with a `why` beside it.
     """
+    curves = {}
     if _is_tuned(rows):
         optima = _as_tuned(rows)
         common = 0.0
@@ -39,6 +40,7 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
         basins = fit_basins(*(rows[name] for name in columns))
         optima = basins.optima
         common = basins.common
+        curves = basins.curves
     known = _informative(optima)
     inside = {size: optimum for size, optimum in optima.items() if _is_inside(optimum)}
     size = np.array(list(known), float)
@@ -50,12 +52,13 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
     left_out = [_whole(size) for size in optima if size not in inside]
     note = ""
     if left_out:
-        note = f"batch sizes {', '.join(map(str, left_out))} have no optimum inside the grid"
+        note = f"no optimum inside the grid at B = {', '.join(map(str, left_out))}"
     steps_known = judged_by == "steps"
     points = [_optimum(size, optimum, steps_known) for size, optimum in optima.items()]
     entry = dict(labels) | {
         "judged_by": judged_by,
         "optimal_lr": points,
+        "basins": [_basin(rows, size, curves.get(size)) for size in optima],
         "noise_scale": _noise_scale(inside, judged_by, note),
         "laws": {name: _law(fit, comparison, common) for name, fit in comparison.fits.items()},
         "remaining": list(comparison.remaining),
@@ -142,6 +145,33 @@ def _optimum(size: float, optimum: Optimum, steps_known: bool) -> dict[str, Any]
         "n": optimum.n,
         "why": optimum.why,
     }
+
+
+def _basin(
+    rows: Mapping[str, np.ndarray], size: float, curve: tuple[np.ndarray, np.ndarray] | None
+) -> dict[str, Any]:
+    """What was seen at each rate of one batch size, and the basin that was fitted to it."""
+    own = rows["batch_size"] == size
+    rates, cell = np.unique(rows["learning_rate"][own], return_inverse=True)
+    value = rows["value"][own]
+    known = np.isfinite(value)
+    runs = np.bincount(cell)
+    finished = np.bincount(cell, known)
+    total = np.bincount(cell, np.where(known, value, 0.0))
+    with np.errstate(invalid="ignore"):  # a rate at which every run failed has no mean
+        mean = total / finished
+    return {
+        "batch_size": _whole(size),
+        "learning_rate": rates.tolist(),
+        "value": _short(mean),
+        "failed": (runs - finished).astype(int).tolist(),
+        "curve": None if curve is None else [_short(part) for part in curve],
+    }
+
+
+def _short(values: np.ndarray) -> list[float]:
+    """Six digits of each, which is more than a picture shows."""
+    return [float(f"{value:.6g}") for value in values]
 
 
 def _noise_scale(optima: Mapping[float, Optimum], judged_by: str, note: str) -> dict[str, Any]:

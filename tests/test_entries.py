@@ -180,6 +180,27 @@ def test_order_and_units_do_not_matter():
     assert ratio == pytest.approx([4] * len(ratio), rel=1e-6)
 
 
+def test_what_was_seen_at_each_rate_is_told_with_its_basin():
+    rows = sweep(PLANTED["surge"], 0.1, np.random.default_rng(5))
+    lost = (rows["batch_size"] == SIZES[1]) & (rows["seed"] == 0)
+    rows["value"] = np.where(lost, np.inf, rows["value"])
+    entry = fit_entry(rows, "steps")
+    assert [part["batch_size"] for part in entry["basins"]] == SIZES.tolist()
+    for part, point in zip(entry["basins"], entry["optimal_lr"], strict=True):
+        for rate, value, failed in zip(
+            part["learning_rate"], part["value"], part["failed"], strict=True
+        ):
+            cell = (rows["batch_size"] == part["batch_size"]) & (rows["learning_rate"] == rate)
+            finite = rows["value"][cell & np.isfinite(rows["value"])]
+            assert failed == cell.sum() - len(finite)
+            assert (value is None) == (len(finite) == 0)
+            assert value is None or value == pytest.approx(finite.mean(), rel=1e-5)
+        rates, values = part["curve"]
+        lowest = rates[int(np.argmin(values))]
+        assert lowest / point["lr"] == pytest.approx(1, rel=rates[1] / rates[0] - 1)
+        assert math.exp(min(values)) == pytest.approx(point["steps"], rel=0.02)
+
+
 def test_few_points_are_not_compared():
     few = compare_laws(SIZES[:3], PLANTED["sqrt"](SIZES[:3]))
     assert few.best is None and "too few" in few.why
@@ -220,7 +241,7 @@ def test_optima_on_the_edge_are_bounds():
     assert bounds[4] == bounds[8] == -1  # the optimum is at most the lowest rate that was tried
     assert entry["noise_scale"]["n"] == len(SIZES) - 2
     for key in ("noise_scale", "b_peak"):
-        assert "batch sizes 4, 8 have no optimum inside the grid" in entry[key]["why"]
+        assert "no optimum inside the grid at B = 4, 8" in entry[key]["why"]
 
 
 def test_an_entry_says_what_the_comparison_does():

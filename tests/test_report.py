@@ -14,7 +14,9 @@ import xarray as xr
 from stored import SIZES, measurement, store_fits, store_sweep
 
 from surge.report import page, summary
+from surge.report.answer import FEW
 from surge.report.findings import Findings
+from surge.report.markup import file_name
 from surge.theory import rivals
 from surge.workdir import files, sweeps
 
@@ -203,6 +205,21 @@ def test_many_groups_are_folded(swept):
     found = markup(swept).partition("<nav")[0]
     assert "group=4" not in found.partition("<details>")[0] and "group=4" in found
     assert "and 2 more groups, in the report" in summary.lines(swept)
+
+
+def test_of_very_many_groups_the_later_ones_are_lean(swept):
+    """Their best rates and basins are drawn, the map and the laws that are ruled out are not."""
+    entry = files.read_fits(swept)[0]
+    names = [f"group={index}" for index in range(13)]
+    files.write_json(swept / "fit.json", {"fits": [entry | {"optimizer": name} for name in names]})
+    page.write(swept)
+    told = markup(swept)
+    for index, name in enumerate(names):
+        assert f'id="{file_name(f"best-rate-{name}")}"' in told
+        assert f'id="{file_name(f"{name}-basins")}"' in told
+        laws = told.partition(f"{name}: laws fitted")[2].partition("</table>")[0]
+        assert ("ruled out" in laws) == (index < FEW)
+    assert "The other 9" in told and told.count("group=12") < told.count("group=0")
 
 
 def test_what_is_missing_and_how_a_table_was_read_come_first(swept):

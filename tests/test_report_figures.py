@@ -69,6 +69,7 @@ def every_panel(fitted, row):
     return {
         "rates": partial(sweep_figures.optimal_lr, entry=entries[0]),
         "targets": partial(sweep_figures.optimal_lr_by_target, entries=entries),
+        "basins": partial(sweep_figures.basins, entry=entries[0]),
         "map": partial(sweep_figures.loss_map, cells=cells, entry=entries[1]),
         "time": partial(sweep_figures.data_against_time, entries=entries),
         "noise": partial(checkpoint_figures.noise_along_training, entries=entries, **measured),
@@ -186,6 +187,19 @@ def test_a_point_says_its_value_where_the_pointer_rests(fitted):
     assert len(titles) == len(SIZES) and re.fullmatch(r"B = 4: 0\.04\d+ \[.*\]", titles[0])
 
 
+def test_basins_pass_through_their_optima(fitted):
+    """A ring for each batch size, at its best rate and on the lowest point of its curve."""
+    entry = fitted[1][0]
+    [axes] = figure(partial(sweep_figures.basins, entry=entry)).axes
+    rings = [line for line in axes.lines if line.get_markersize() == 9]
+    curves = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert len(rings) == len(curves) == len(SIZES)
+    for ring, curve, point in zip(rings, curves, entry["optimal_lr"], strict=True):
+        assert ring.get_xdata() == pytest.approx([point["lr"]])
+        assert ring.get_ydata() == pytest.approx([np.min(curve.get_ydata())], rel=0.01)
+        assert ring.get_ydata() == pytest.approx([point["steps"]], rel=0.01)
+
+
 def test_an_optimum_beyond_the_grid_is_an_arrow(fitted):
     entry = fitted[1][0]
     points = [
@@ -268,6 +282,7 @@ def test_nothing_to_draw_means_no_legend(tmp_path):
     for draw in (
         partial(sweep_figures.optimal_lr, entry=entries[0]),
         partial(sweep_figures.optimal_lr_by_target, entries=[]),
+        partial(sweep_figures.basins, entry=entries[0]),
         partial(sweep_figures.data_against_time, entries=[]),
         partial(checkpoint_figures.noise_along_training, measured=empty, entries=[]),
         partial(checkpoint_figures.layer_noise, measured=empty),

@@ -21,7 +21,6 @@ COEFFICIENTS = ("mu_l1", "trace", "off_diagonal", "snr", "b_noise", "max_lr")  #
 ENDLESS = 10  # times the value: where an interval without an upper end is cut
 ONE_STEP = "one-step optimal learning rate"
 SIZE = "batch size B"
-CURVE = 60  # points of a curve
 CURVE_OF_OLD = ("max_lr", "b_scale", "r")  # where the names of parameters are not stored
 POINTS = {"marker": "o", "ms": 4}
 
@@ -109,7 +108,7 @@ def closed_forms(
       true: ε_opt [b] as it is, if known.
     """
     drawing.log_axes(axes, SIZE, ONE_STEP)
-    curve = np.geomspace(min(batch_sizes), max(batch_sizes), CURVE)
+    curve = np.geomspace(min(batch_sizes), max(batch_sizes), drawing.CURVE)
     color = COLOR["independent"]
     if true is not None:
         label = ESTIMATES["oracle"]
@@ -136,7 +135,7 @@ def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
         if f"{name}_lr" in checkpoint:
             style = {"lw": 7, "alpha": 0.3} if name == "oracle" else POINTS
             _band(axes, sizes, checkpoint[f"{name}_lr"], COLOR[name], ESTIMATES[name], **style)
-    curve = np.geomspace(sizes.min(), sizes.max(), CURVE)
+    curve = np.geomspace(sizes.min(), sizes.max(), drawing.CURVE)
     color = COLOR["measured"]
     law = _law_through(checkpoint)
     if law is not None:

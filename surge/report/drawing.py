@@ -41,6 +41,7 @@ ROW = 0.21  # of one row of a legend
 MARGIN = {"left": 0.86, "right": 0.3, "top": 0.12, "bottom": 0.55}  # inches around the axes
 LABELS = 1.25  # inches to the right of the axes, for labels at the ends of lines
 NEAREST = 0.062  # share of the axes' height between two such labels
+CURVE = 129  # points of a curve: from 128 on those that lie on a straight line are left out
 WIDE = 30  # letters of a label, from which on a legend has one column
 LETTER = 0.088  # inches of a digit at a tick
 ROOM = 0.14  # inches between two ticks' numbers
@@ -50,6 +51,7 @@ STYLE = {
     "font.sans-serif": ["DejaVu Sans"],
     "svg.fonttype": "none",
     "svg.hashsalt": "surge",
+    "path.simplify_threshold": 0.25,
     "hatch.linewidth": 0.8,
     "text.color": COLOR["ink"],
     "axes.labelcolor": COLOR["ink"],

@@ -161,7 +161,7 @@ def _kappa_table(measured: xr.Dataset) -> Table:
 def _coefficients_table(where: str, row: xr.Dataset) -> Table:
     values = [float(row[name]) for name in (*COEFFICIENTS, "r")]
     cells = ["∞: no surge" if np.isinf(value) else number(value) for value in values]
-    return Table(f"Closed forms: {where}", ("", *FORMS), [("at this checkpoint", *cells)])
+    return Table(f"Closed forms: {where}", ("where", *FORMS), [("at this checkpoint", *cells)])
 
 
 def _branch_table(where: str, row: xr.Dataset) -> Table:

@@ -7,13 +7,18 @@ from pathlib import Path
 from surge.report import markup, noise_sections, one_step_sections, svg, sweep_sections
 from surge.report.answer import FEW, answer
 from surge.report.findings import Findings, Move
-from surge.report.markup import Fold, Section
+from surge.report.markup import Fold, Prose, Section
 from surge.report.provenance import provenance
 from surge.report.reading import representative
 from surge.workdir import files, sweeps
 from surge.workdir.files import ResultError
 
 TITLE = "Learning rate against batch size"
+MANY = 12  # optimizers or groups, beyond which only the first few have all pictures
+WITHOUT_MAPS = (
+    "Of so many, these are without the map of the loss, the table of every cell and the laws that "
+    "are ruled out; a report of one alone has them."
+)
 
 
 def write(workdir: Path | str, moves: Sequence[Move] = ()) -> None:
@@ -76,11 +81,14 @@ def sections_of(findings: Findings) -> list[Section]:
 
 def _optimizers(findings: Findings) -> list[Section]:
     """A section for each of the first few, the others folded in one."""
+    chosen = representative(findings.entries)
     parts = []
-    for name, entry in representative(findings.entries).items():
+    for index, (name, entry) in enumerate(chosen.items()):
         group = [other for other in findings.entries if other["optimizer"] == name]
-        parts.append(sweep_sections.optimizer(findings, name, entry, group))
+        lean = len(chosen) > MANY and index >= FEW
+        parts.append(sweep_sections.optimizer(findings, name, entry, group, lean=lean))
     if len(parts) <= FEW:
         return parts
     folds = [Fold(part.title, part.blocks) for part in parts[FEW:]]
-    return [*parts[:FEW], Section(f"The other {len(folds)}", folds)]
+    note = [Prose(WITHOUT_MAPS, "note")] if len(parts) > MANY else []
+    return [*parts[:FEW], Section(f"The other {len(folds)}", [*note, *folds])]

@@ -43,6 +43,8 @@ def judged(entry: Entry) -> str:
     """What the runs of a fit were judged by."""
     if entry["judged_by"] == "steps":
         return f"steps to {goal(entry)}"
+    if entry.get("horizon"):
+        return f"the loss {entry['horizon']:,} steps later"
     return "the loss at the end of a run"
 
 

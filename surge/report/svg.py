@@ -1,5 +1,6 @@
 """A panel as SVG with live text, whose colors are the page's variables."""
 
+import hashlib
 import io
 import re
 from html import escape
@@ -15,7 +16,7 @@ def element(panel: Panel, name: str) -> str:
 
     Args:
       panel: what to draw.
-      name: unique on the page, since identifiers within the element begin with it.
+      name: unique on the page, since identifiers within the element come from it.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(drawing.STYLE):
@@ -24,8 +25,10 @@ def element(panel: Panel, name: str) -> str:
     view = re.search(r'viewBox="[^"]*"', markup)
     body = markup[markup.index(">", markup.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", body)
-    used = set(re.findall(r"(?:url\(|href=\")#([^\")]*)", body))
-    body = re.sub(r"<[^>]*>", lambda tag: _slim(tag[0], name, used), body)
+    used = dict.fromkeys(re.findall(r"(?:url\(|href=\")#([^\")]*)", body))
+    start = hashlib.sha1(name.encode()).hexdigest()[:6]
+    short = {long: f"i{start}-{index}" for index, long in enumerate(used)}
+    body = re.sub(r"<[^>]*>", lambda tag: _slim(tag[0], short), body)
     size = view[0] if view else ""
     label = f'role="img" aria-label="{escape(panel.title)}"'
     head = f'<svg {size} {label} font-family="system-ui, sans-serif"'
@@ -41,7 +44,7 @@ def standalone(markup: str) -> str:
     return f"{head}><style>{themes}</style>{body}\n"
 
 
-def _slim(tag: str, name: str, used: set[str]) -> str:
+def _slim(tag: str, short: dict[str, str]) -> str:
     """A tag with coordinates to a tenth of a point, the page's font and colors, and, of its
     identifiers, those that are referred to, made unique on the page."""
     named = re.search(r' id="([^"]*)"', tag)
@@ -49,15 +52,15 @@ def _slim(tag: str, name: str, used: set[str]) -> str:
         return f'<g class="point"><title>{named[1].removeprefix(HOVER)}</title>'
     if named and named[1].startswith(TOGGLED):
         return f'<g data-switch="{named[1].removeprefix(TOGGLED)}">'
-    tag = re.sub(r"\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}", tag)
+    tag = re.sub(r"(?<!opacity: )\d+\.\d{2,}", lambda digits: f"{float(digits[0]):.1f}", tag)
     tag = re.sub(r" transform=\"rotate\(-0 [^\"]*\"", "", tag)
     tag = re.sub(r"; stroke-line(cap|join): \w+", "", tag)
     tag = re.sub(r" font-family: [^;\"]*;?", "", tag)
     tag = tag.replace("xlink:href", "href")
     if named:
-        kept = f' id="{name}-{named[1]}"' if named[1] in used else ""
+        kept = f' id="{short[named[1]]}"' if named[1] in short else ""
         tag = tag.replace(named[0], kept)
-    tag = re.sub(r'(url\(|href=")#', rf"\g<1>#{name}-", tag)
+    tag = re.sub(r'(url\(|href=")#([^")]*)', lambda link: f"{link[1]}#{short[link[2]]}", tag)
     for role, color in COLOR.items():
         tag = tag.replace(color, f"var(--{role})")
     return tag

@@ -15,7 +15,6 @@ from surge.report.formats import count, estimate, number
 from surge.report.reading import bound, goal, optima, outside, plain, rate, standing
 from surge.theory.rivals import LAWS
 
-CURVE = 60  # points of a curve
 FEW = 8  # batch sizes that each have a tick
 RATE = "best learning rate"
 SIZE = "batch size B"
@@ -53,7 +52,7 @@ def optimal_lr(axes: Axes, entry: dict[str, Any]) -> None:
     sizes = [point["batch_size"] for point in points]
     ends = [point[name] or point["lr"] for point in points for name in ("low", "lr", "high")]
     axes.set_ylim(min(ends) / 1.6, max(ends) * 1.6)
-    curve = np.geomspace(min(sizes) / 1.4, max(sizes) * 1.4, CURVE)
+    curve = np.geomspace(min(sizes) / 1.4, max(sizes) * 1.4, drawing.CURVE)
     axes.set_xlim(curve[0], curve[-1])
     drawing.label_ends(axes, _laws(axes, entry, curve))
 
@@ -82,7 +81,8 @@ def _band(axes: Axes, entry: dict[str, Any], curve: np.ndarray, weights: dict[st
     remaining = np.log([law_curve(entry, name, curve) for name in weights])
     mean = np.exp(np.asarray([*weights.values()]) @ remaining)
     low, high = np.exp([remaining.min(0), remaining.max(0)])
-    axes.fill_between(curve, low, high, color=COLOR["law"], alpha=0.15, lw=0)
+    few = slice(None, None, 4)
+    axes.fill_between(curve[few], low[few], high[few], color=COLOR["law"], alpha=0.15, lw=0)
     label = "laws not ruled out, and their weighted mean"
     drawing.line(axes, curve, mean, color=COLOR["law"], lw=2.6, label=label)
 
@@ -200,12 +200,13 @@ def _told(cell: xr.DataArray, fate: str) -> str:
 
 
 def _cell(size: np.ndarray, rate: np.ndarray) -> Rectangle:
-    return Rectangle((size[0], rate[0]), size[1] - size[0], rate[1] - rate[0])
+    sides = (size[1] - size[0], rate[1] - rate[0])
+    return Rectangle((size[0], rate[0]), *sides, clip_on=False)
 
 
 def _over_the_map(axes: Axes, entry: dict[str, Any], sizes: np.ndarray) -> None:
     law = shown_law(entry)
-    curve = np.geomspace(sizes[0], sizes[-1], CURVE)
+    curve = np.geomspace(sizes[0], sizes[-1], drawing.CURVE)
     if law:
         style = {"color": "white", "lw": 1.5, "label": f"fitted: {plain(law)}"}
         drawing.line(
@@ -235,6 +236,65 @@ def edges(centres: np.ndarray) -> np.ndarray:
     return np.exp(np.append(logs - before / 2, logs[-1] + gaps[-1] / 2))
 
 
+def basins(axes: Axes, entry: dict[str, Any]) -> None:
+    """What was seen at each rate, mean over seeds, with the basin fitted to each batch size; its
+    lowest point is marked."""
+    seen = entry["basins"]
+    in_steps = entry["judged_by"] == "steps"
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel(f"steps to {goal(entry)}" if in_steps else "loss")
+    if in_steps:
+        axes.set_yscale("log")
+    labelled = {*range(0, len(seen), -(-len(seen) // FEW)), len(seen) - 1}
+    optima_of = {point["batch_size"]: point for point in entry["optimal_lr"]}
+    everything = [_shown(part["value"], in_steps) for part in seen]
+    for index, (part, values) in enumerate(zip(seen, everything, strict=True)):
+        color = drawing.ordered(index, len(seen))
+        label = f"B = {count(part['batch_size'])}" if index in labelled else None
+        rates = part["learning_rate"]
+        if np.isfinite(values).any():
+            axes.plot(rates, values, "o", ms=3.5, color=color, alpha=0.8, label=label)
+        if part["curve"]:
+            _basin(axes, part, optima_of[part["batch_size"]], in_steps, color)
+    _cut(axes, [values[np.isfinite(values)] for values in everything], in_steps)
+
+
+def _basin(
+    axes: Axes, part: dict[str, Any], point: dict[str, Any], in_steps: bool, color: str
+) -> None:
+    """One fitted curve, and its lowest point where that is inside."""
+    rates = np.array(part["curve"][0])
+    values = _shown(part["curve"][1], in_steps)
+    axes.plot(rates, values, color=color, lw=1.2)
+    if point["lr"] and not outside(point):
+        lowest = np.interp(np.log(point["lr"]), np.log(rates), values)
+        ring = axes.plot(point["lr"], lowest, "o", ms=9, mfc="none", mec=color, mew=1.5)
+        drawing.hover(ring[0], f"B = {count(point['batch_size'])}: {rate(point)}")
+
+
+def _shown(values: Any, in_steps: bool) -> np.ndarray:
+    """What runs were judged by as it is read: steps, not their logarithm."""
+    values = np.array(values, float)
+    return np.exp(values) if in_steps else values
+
+
+def _cut(axes: Axes, everything: list[np.ndarray], in_steps: bool) -> None:
+    """Without the highest values of each batch size, of runs about to diverge, which would flatten
+    all others."""
+    known = [values for values in everything if len(values)]
+    if not known:
+        return
+    low = min(values.min() for values in known)
+    top = max(np.quantile(values, WORST) for values in known)
+    if low == top:
+        return
+    if in_steps:
+        axes.set_ylim(low * (low / top) ** 0.1, top * (top / low) ** 0.1)
+    else:
+        axes.set_ylim(low - 0.1 * (top - low), top + 0.2 * (top - low))
+
+
 def data_against_time(axes: Axes, entries: list[dict[str, Any]]) -> None:
     """Steps S against examples E at the best learning rate of each B, with the fitted hyperbola."""
     axes.set_xscale("log")
@@ -256,7 +316,7 @@ def data_against_time(axes: Axes, entries: list[dict[str, Any]]) -> None:
         )
         if known and noise["b_noise"] and noise["s_min"] and noise["e_min"]:
             sizes = [point["batch_size"] for point in known]
-            curve = np.geomspace(min(sizes) / 4, max(sizes) * 4, CURVE)
+            curve = np.geomspace(min(sizes) / 4, max(sizes) * 4, drawing.CURVE)
             examples = noise["e_min"] * (1 + curve / noise["b_noise"])
             steps = noise["s_min"] * (1 + noise["b_noise"] / curve)
             axes.plot(examples, steps, color=color, lw=1)

@@ -30,7 +30,9 @@ from surge.workdir import sweeps
 LAW_STATES = {True: "stands", False: "ruled out"}
 
 
-def optimizer(findings: Findings, name: str, entry: Entry, group: list[Entry]) -> Section:
+def optimizer(
+    findings: Findings, name: str, entry: Entry, group: list[Entry], *, lean: bool = False
+) -> Section:
     """Everything that the sweep says of one optimizer.
 
     Args:
@@ -38,19 +40,23 @@ def optimizer(findings: Findings, name: str, entry: Entry, group: list[Entry]) -
       name: of the optimizer.
       entry: its fit that the page leads with.
       group: its fits at all targets.
+      lean: one of many, without the map and the laws that are ruled out.
     """
     by_steps = entry["judged_by"] == "steps"
-    cells = loss_cells(findings.sweep, name, entry["target_loss"])
     blocks: list[Any] = [Prose(f"{verdicts.peak(entry)} {verdicts.winner(entry)}")]
-    if cells is None:
+    cells = None if lean else loss_cells(findings.sweep, name, entry["target_loss"])
+    if cells is None and not lean:
         text = "No map of the loss: no sweep of it is here, or every run diverged."
         blocks.append(Prose(text, "note"))
-    panels = [] if cells is None else [_map_panel(name, cells, entry)]
+    panels = [_basins_panel(name, entry)] if _any_known(entry) else []
+    if cells is not None:
+        panels.append(_map_panel(name, cells, entry))
     if by_steps and any(optima(other) for other in group):
         panels += _target_panels(name, group)
     if panels:
         blocks.append(Drawing(panels))
-    blocks += [_optima_table(name, [entry]), _laws_table(name, entry)]
+    laws = {law: entry["laws"][law] for law in standing(entry)} if lean else entry["laws"]
+    blocks += [_optima_table(name, [entry]), _laws_table(name, entry, laws)]
     if by_steps:
         blocks += [_noise_table(name, group)]
         blocks += [Fold("The best rate at each target", [_optima_table(name, group)])]
@@ -82,6 +88,26 @@ def _map_panel(name: str, cells: LossMap, entry: Entry) -> Panel:
         partial(sweep_figures.loss_map, cells=cells, entry=entry),
         _map_caption(cells, entry),
         f"{name}-map",
+    )
+
+
+def _any_known(entry: Entry) -> bool:
+    """Whether any run counts; an earlier version did not store what was seen."""
+    return any(value is not None for part in entry.get("basins", ()) for value in part["value"])
+
+
+def _basins_panel(name: str, entry: Entry) -> Panel:
+    seen = entry["basins"]
+    fitted = sum(part["curve"] is not None for part in seen)
+    failed = sum(map(sum, (part["failed"] for part in seen)))
+    what = judged(entry)
+    told = f"; {count(failed)} runs that failed are left out" if failed else ""
+    return Panel(
+        f"{what[0].upper()}{what[1:]} against learning rate",
+        partial(sweep_figures.basins, entry=entry),
+        f"Means over seeds at each rate, and the basins fitted to {fitted} of {len(seen)} batch "
+        f"sizes, from the smallest to the largest; rings: the best rates{told}.",
+        f"{name}-basins",
     )
 
 
@@ -163,7 +189,7 @@ def _loss_table(name: str, cells: LossMap) -> Table:
     )
 
 
-def _laws_table(name: str, entry: Entry) -> Table:
+def _laws_table(name: str, entry: Entry, laws: dict[str, Any]) -> Table:
     weights = standing(entry)
 
     def row(law_name: str, law: dict[str, Any]) -> tuple[str, ...]:
@@ -174,7 +200,7 @@ def _laws_table(name: str, entry: Entry) -> Table:
         weight = f"{weights[law_name]:.2f}" if law_name in weights else DASH
         return plain(law_name), judgement, weight, _parameters(law), number(law["aic"]), held_out
 
-    scored = any("score" in law for law in entry["laws"].values())
+    scored = any("score" in law for law in laws.values())
     return Table(
         f"{name}: laws fitted to the best rates, with 95% intervals; held-out error in log rate",
         (
@@ -185,7 +211,7 @@ def _laws_table(name: str, entry: Entry) -> Table:
             "χ² + 2k" if scored else "AICc",
             "held-out error ± its standard error",
         ),
-        [row(*item) for item in entry["laws"].items()],
+        [row(*item) for item in laws.items()],
     )
 
 

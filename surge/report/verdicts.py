@@ -38,7 +38,7 @@ def answer(entry: Entry) -> str:
         rate = number(math.exp(only.log_lr))
         size = count(only.batch_size)
         return f"the best rate at B = {size} is {rate}, which is all that is known.{_rest(entry)}"
-    said = f"the best rate {_movement(moves)}"
+    said = f"the best rate {_movement(moves, entry['b_peak'])}"
     beyond = f"Beyond B = {count(tried)} nothing was tried."
     if moves.last.batch_size == tried:
         said += "; beyond that nothing was tried"
@@ -178,13 +178,16 @@ def one_step(measured: xr.Dataset) -> list[str]:
     return sentences
 
 
-def _movement(moves: Course) -> str:
+def _movement(moves: Course, peak: dict[str, Any]) -> str:
     """rises 7-fold from B = 4 to 1,024 and stays there to 4,096."""
     first, top, end, last = (
         count(optimum.batch_size) for optimum in (moves.first, moves.top, moves.end, moves.last)
     )
     rises = moves.top is not moves.first
     falls = moves.end is not moves.last
+    if not rises and not falls and peak["value"] is not None:
+        where = f"B = {number(peak['value'])} {between(peak['low'], peak['high'])}"
+        return f"rises and falls again from B = {first} to {last}, with its peak at {where}"
     if not rises and not falls:
         return _drifts(moves)
     parts = []

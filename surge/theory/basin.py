@@ -34,6 +34,7 @@ SETTLED = 1e-2  # in log ε: an optimum that still moves by more is none
 COVERAGE = 0.95
 ENDS = {1: "highest", -1: "lowest"}
 UNKNOWN = math.nan, math.nan, math.nan
+CURVE = 25  # points of a basin that is told
 
 
 class Basins(NamedTuple):
@@ -49,6 +50,7 @@ class Basins(NamedTuple):
         nothing is shared.
       shared: one shape is fitted to all batch sizes.
       why: reason where it is not, else "".
+      curves: batch size -> (rates, values) of its basin, between the rates that count.
     """
 
     optima: dict[float, Optimum]
@@ -57,6 +59,7 @@ class Basins(NamedTuple):
     common: float
     shared: bool
     why: str
+    curves: dict[float, tuple[np.ndarray, np.ndarray]]
 
 
 class _Group(NamedTuple):
@@ -104,18 +107,20 @@ def fit_basins(
     known = [size for size in sizes if _tells(sweep, size)]
     optima = {size: _few(sweep, size) for size in sizes if size not in known}
     if not known:
-        return Basins(optima, math.nan, math.nan, 0.0, False, "")
+        return Basins(optima, math.nan, math.nan, 0.0, False, "", {})
     groups, noise, freedom, why = _fitted(sweep, known)
     skew = skew_error = math.nan
     common = 0.0
+    curves = {}
     for group in groups:
         own = np.isin(known, group.sizes)
         spread = covariance(group.fit, noise[own])
         if not why:
             skew, skew_error, common = _shape(group, spread, noise[own])
         optima |= _optima(sweep, group, spread, freedom[own], common)
+        curves |= _curves(sweep, group)
     shared = len(known) > 1 and not why
-    return Basins(dict(sorted(optima.items())), skew, skew_error, common, shared, why)
+    return Basins(dict(sorted(optima.items())), skew, skew_error, common, shared, why, curves)
 
 
 def optimal_lr(
@@ -223,6 +228,19 @@ def _shape(group: _Group, spread: np.ndarray, noise: np.ndarray) -> tuple[float,
     rest = (np.diag(spread)[:sizes] - own_variance(group.fit, noise))[settled]
     apart = np.median(centres[~np.eye(len(centres), dtype=bool)])
     return skew, skew_error, math.sqrt(np.clip(apart, 0, max(rest.min(), 0)))
+
+
+def _curves(sweep: _Sweep, group: _Group) -> dict[float, tuple[np.ndarray, np.ndarray]]:
+    """The basin of each batch size as it was fitted."""
+    basin = group.fit.basin
+    curves = {}
+    for index, size in enumerate(group.sizes):
+        rates = _rates(sweep, size)
+        log_lr = np.linspace(rates[0], rates[-1], CURVE)
+        rise = unit_basin(log_lr - basin.centre[index], basin.shape)[0]
+        value = group.fit.height[index] + math.exp(basin.bend[index]) * rise
+        curves[size] = np.exp(log_lr), value
+    return curves
 
 
 def _optima(
