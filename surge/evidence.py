@@ -16,6 +16,7 @@ from surge.tables.tidy import entries, tidy
 from surge.theory.noise import Estimate
 from surge.theory.objective import FinalLoss, StepsTo
 from surge.theory.rules import Known, kind_of
+from surge.theory.transfer import Belief
 from surge.workdir.files import MEASURED, ResultError, read_dataset, read_fits, read_json
 from surge.workdir.sweeps import open_sweep, rows
 
@@ -60,6 +61,28 @@ class Swept(NamedTuple):
     rests_on: str
 
 
+class Cost(NamedTuple):
+    """Of the runs of a probe: examples that they were trained on, and the share of a dense
+    sweep's."""
+
+    examples: float
+    share: float
+
+
+class Probed(NamedTuple):
+    """Runs at the new batch size.
+
+    Attributes:
+      belief: what they say of ψ; None where none was run.
+      rests_on: one sentence.
+      cost: of them.
+    """
+
+    belief: Belief | None
+    rests_on: str
+    cost: Cost
+
+
 class Evidence(NamedTuple):
     """What is known of a task.
 
@@ -69,6 +92,7 @@ class Evidence(NamedTuple):
       measured: which checkpoint or log of noise, "" without.
       remarks: what a user should know of either.
       pool: other sweeps that may be of the same shape, None without.
+      probed: runs at the batch size that is asked about, None without.
     """
 
     swept: Swept | None
@@ -76,6 +100,7 @@ class Evidence(NamedTuple):
     measured: str
     remarks: list[str]
     pool: Pool | None = None
+    probed: Probed | None = None
 
 
 def of_nothing(optimizer: str) -> Evidence:

@@ -1,12 +1,14 @@
 """The learning rate at another batch size, with its interval and what it rests on.
 
 python -m surge.suggest --from_batch_size=256 --from_lr=3e-4 --to_batch_size=2048 --optimizer=adamw
-[--workdir=DIR | --table=FILE] [--noise=LOG --small=32 --big=512] [--json]
+[--workdir=DIR | --table=FILE] [--noise=LOG --small=32 --big=512]
+[--probe=my_task:task --target_loss=1.2 --run_examples=1e6] [--json]
 
 From Python: surge.suggest(from_batch_size=256, from_lr=3e-4, to_batch_size=2048). Evidence is a
 workdir of surge.main or surge.fit_table (its sweep, its checkpoint, or both) or a table of runs,
 and a log of |G|² at two batch sizes (a table, or event files of TensorBoard), which tells the noise
-scale; without it the rules alone answer, with the errors they made where they were judged.
+scale; without it the rules alone answer, with the errors they made where they were judged. A probe
+runs a few cells of your own task where the rate is open by more than a factor √2 to each side.
 """
 
 import json
@@ -21,12 +23,16 @@ from absl import flags
 
 from surge import cli
 from surge import evidence as evidences
-from surge.evidence import Bound
+from surge.evidence import Bound, Evidence
 from surge.hyperparameters import rule_ends
 from surge.noise import Reading, logged
 from surge.optimizers.spec import parse
+from surge.probe import FILE, Asked
+from surge.probe import probe as run
 from surge.report.formats import interval, number
-from surge.suggestion import SHOWN, Suggestion, suggestion
+from surge.suggestion import SHOWN, WIDE, Suggestion, given, suggestion, told
+from surge.tables import reading as tables
+from surge.tasks import Task
 from surge.theory.noise import Estimate
 from surge.workdir.files import ResultError, finite_or_none
 
@@ -37,6 +43,8 @@ NUMBERS = {
     "horizon_ratio": (1.0, "New / old length of the run in examples."),
     "small": (None, "Examples in the small batch of --noise."),
     "big": (None, "Examples in the big batch of --noise."),
+    "target_loss": (None, "Loss that the runs of a probe are to reach."),
+    "run_examples": (None, "Examples that a run of yours is trained on to its end."),
 }
 TEXTS = {
     "optimizer": ("adamw", "Name or spec, like 'adamw(b2=0.95)'."),
@@ -46,6 +54,9 @@ TEXTS = {
     "noise": (None, "Log of |G|² of small and big batches: a table, or event files."),
     "small_column": (None, "Of |G|² of the small batch in --noise, where its name lacks the word."),
     "big_column": (None, "Of |G|² of the big batch there."),
+    "probe": (None, "Task as module:function: run a few cells of it where the rate is open."),
+    "probe_file": (FILE, "Keeps the runs of a probe: the same command goes on from them."),
+    "budget": ("5%", "Of a probe, as a share of the examples of a dense sweep."),
 }
 COLUMNS = {  # of a table, where their names do not say it
     "batch_size": "Column of the batch size in the table.",
@@ -57,13 +68,14 @@ COLUMNS = {  # of a table, where their names do not say it
 }
 SWITCHES = {
     "maximize": "A high value of the table is good.",
+    "branch": "Let a probe start at the checkpoint of --workdir, and not at initialisation.",
     "json": "Print the answer as JSON.",
 }
 LISTS = {
     "group": "Column of the table whose values are fitted apart, such as a width.",
     "where": "COL=VALUE: take only those rows of the table.",
 }
-PASSED = (*NUMBERS, *TEXTS, *LISTS, "maximize")  # to `suggest` as they are
+PASSED = (*NUMBERS, *TEXTS, *LISTS, "maximize", "branch")  # to `suggest` as they are
 MARKS = {"sqrt": "√B", "linear": "linear", "constant": "constant"}
 
 
@@ -86,6 +98,12 @@ def suggest(
     big: float | None = None,
     small_column: str | None = None,
     big_column: str | None = None,
+    probe: str | Task | None = None,
+    target_loss: float | None = None,
+    run_examples: float | None = None,
+    budget: float = 0.05,
+    probe_file: Path | str = "probe.json",
+    branch: bool = False,
 ) -> Suggestion:
     """The learning rate at a new batch size from one that is right at another.
 
@@ -104,11 +122,18 @@ def suggest(
       noise: the reading of a surge.Tracker, an estimate of surge.noise.from_norms, or a log as
         surge.noise.logged takes it, with the four that follow.
       small, big, small_column, big_column: of that log.
+      probe: a task, or its module:function, that may be run where the interval is wider than ±√2:
+        to target_loss, until it is not or the budget is spent.
+      target_loss: that the runs of a probe are to reach.
+      run_examples: that a run is trained on to its end.
+      budget: of a probe, as a share of a dense sweep of such runs.
+      probe_file: keeps the runs of a probe; the same call goes on from it.
+      branch: whether a probe starts at the workdir's checkpoint, and not at initialisation.
 
     Raises:
-      ValueError: a number that is missing or not above 0, both workdir and table, or an optimizer
-        that is not known.
-      ResultError: a workdir, a table or a log that cannot be used as asked.
+      ValueError: a number that is missing or not above 0, both workdir and table, an optimizer that
+        is not known, or a task that cannot be trained.
+      ResultError: a workdir, a table, a log or a probe_file that cannot be used as asked.
     """
     if workdir is not None and table is not None:
         raise ValueError("give workdir or table, not both")
@@ -122,6 +147,13 @@ def suggest(
     if noise is not None:
         log = logged(noise, small, big, small_column, big_column)
         evidence = evidences.with_noise(evidence, log.b_simple, log.said)
+    if probe is not None:
+        if branch and workdir is None:
+            raise ValueError("branch starts at a checkpoint of a workdir: give workdir")
+        source = Path(workdir) if workdir is not None and branch else None
+        asked = Asked(probe, target_loss, run_examples, budget, Path(probe_file), source)
+        base, lr, size = given(from_batch_size, from_lr, to_batch_size, horizon_ratio)
+        evidence = _probed(evidence, asked, optimizer, base, lr, size)
     return suggestion(
         evidence,
         from_batch_size=from_batch_size,
@@ -130,6 +162,17 @@ def suggest(
         optimizer=optimizer,
         horizon_ratio=horizon_ratio,
     )
+
+
+def _probed(
+    evidence: Evidence, asked: Asked, optimizer: str, base: float, lr: float, size: float
+) -> Evidence:
+    """The evidence with a few runs of the task, where it leaves the rate open."""
+    before = told(evidence, size, base).transfer
+    if before.high / before.low <= WIDE:
+        remark = "no probe: the interval is within a factor √2 to each side without one"
+        return evidence._replace(remarks=[*evidence.remarks, remark])
+    return evidence._replace(probed=run(asked, optimizer, size, lr, before))
 
 
 def lines(said: Suggestion) -> list[str]:
@@ -222,13 +265,26 @@ def main(argv: Sequence[str]) -> None:
     argv = cli.parse(values, argv, __doc__)
     if len(argv) > 1:
         cli.fail(f"{argv[1]} is not a flag: a table is given as --table={argv[1]}")
-    given = values.flag_values_dict()
+    flag = values.flag_values_dict()
     try:
-        columns = {name: given[name] for name in COLUMNS}
-        said = suggest(**{name: given[name] for name in PASSED}, columns=columns)
+        flag["budget"] = _share_of(flag["budget"])
+        columns = {name: flag[name] for name in COLUMNS}
+        said = suggest(**{name: flag[name] for name in PASSED}, columns=columns)
     except (ResultError, ValueError, OSError) as error:
         cli.fail(error)
-    print(json.dumps(plain(said), indent=1) if given["json"] else "\n".join(lines(said)))
+    print(json.dumps(plain(said), indent=1) if flag["json"] else "\n".join(lines(said)))
+
+
+def _share_of(text: str) -> float:
+    """A share as it is written on a command line: 5% or 0.05.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    share = tables.number(text)
+    if math.isnan(share):
+        raise ValueError(f"--budget must be a share of a dense sweep, like 5%, got {text!r}")
+    return share
 
 
 def plain(said: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from surge.evidence import Bound, Evidence, Swept
+from surge.evidence import Bound, Cost, Evidence, Swept
 from surge.hyperparameters import co_scaled, paste
 from surge.optimizers.spec import parse
 from surge.theory import transfer
@@ -55,6 +55,7 @@ class Suggestion(NamedTuple):
       trials: rates to try, the most informative; empty where the interval is narrow.
       warnings: where the evidence ends.
       paste: one line.
+      probe: runs that were made for it; None without.
     """
 
     lr: float
@@ -75,6 +76,17 @@ class Suggestion(NamedTuple):
     trials: list[float]
     warnings: list[str]
     paste: str
+    probe: Cost | None = None
+
+
+class Told(NamedTuple):
+    """What evidence says of the ratio, and whether laws and rules had a part; a sentence on what
+    other groups lent."""
+
+    transfer: Transfer
+    laws: bool
+    rules: bool
+    pooled: str
 
 
 def suggestion(
@@ -98,15 +110,12 @@ def suggestion(
     Raises:
       ValueError: one of the numbers is missing or not above 0, or an unknown optimizer.
     """
-    base, lr, size = _given(from_batch_size, from_lr, to_batch_size, horizon_ratio)
+    base, lr, size = given(from_batch_size, from_lr, to_batch_size, horizon_ratio)
     spec = parse(optimizer)
     swept = evidence.swept
-    grid = transfer.psi_grid(size, base)
-    laws, pooled = _laws(evidence, size, base)
     measured = math.isfinite(evidence.known.b_simple)
-    # A sweep of the task itself says more than rules that other tasks judged.
-    rules = transfer.from_rules(size, base, evidence.known) if measured or not laws else []
-    said = transfer.average(grid, laws, rules)
+    heard = told(evidence, size, base)
+    said = heard.transfer
     alone = {
         name: (weight, lr * middle, lr * low, lr * high)
         for name, (weight, middle, low, high) in said.parts.items()
@@ -120,7 +129,7 @@ def suggestion(
         from_lr=lr,
         to_batch_size=size,
         optimizer=optimizer,
-        rests_on=_rests_on(evidence, pooled, laws != [], rules != []),
+        rests_on=_rests_on(evidence, heard),
         parts=alone,
         alternatives={name: _alternative(name, said, lr, size, base, swept) for name in SHOWN},
         unit="loss" if swept and swept.judged_by != "steps" else "steps",
@@ -130,16 +139,33 @@ def suggestion(
         trials=_trials(said, lr),
         warnings=[*_warnings(swept, evidence.known, base, lr, size), *evidence.remarks],
         paste=paste(spec, said.ratio * lr, size, base, said.ratio, horizon_ratio),
+        probe=evidence.probed.cost if evidence.probed else None,
     )
 
 
-def _given(
+def told(evidence: Evidence, size: float, base: float) -> Told:
+    """The ratio ε(B)/ε(B0) on all evidence, and which kinds of it there are."""
+    measured = math.isfinite(evidence.known.b_simple)
+    laws, pooled = _laws(evidence, size, base)
+    # A sweep of the task itself says more than rules that other tasks judged.
+    rules = transfer.from_rules(size, base, evidence.known) if measured or not laws else []
+    belief = evidence.probed.belief if evidence.probed else None
+    probe = [belief] if belief else []
+    said = transfer.average(transfer.psi_grid(size, base), probe, laws, rules)
+    return Told(said, laws != [], rules != [], pooled)
+
+
+def given(
     from_batch_size: float | None,
     from_lr: float | None,
     to_batch_size: float | None,
     horizon_ratio: float,
 ) -> tuple[float, float, float]:
-    """B0, ε0 and B."""
+    """B0, ε0 and B.
+
+    Raises:
+      ValueError: one of the numbers is missing or not above 0.
+    """
     if from_batch_size is None:
         raise ValueError(
             "a learning rate says nothing without the batch size it was tuned at: give "
@@ -178,34 +204,37 @@ def _own_laws(swept: Swept | None, size: float, base: float) -> list[transfer.Be
 
 def _untold(said: Transfer, swept: Swept | None, measured: bool) -> str:
     """Why the rate cannot be told, and what would tell it; "" where it can."""
+    settles = "three rates tried at the new batch size settle it (--probe chooses and runs them)"
     if not said.high / said.low > UNTOLD:
         return ""
     factor = f"cannot tell: the interval spans a factor of {said.high / said.low:.2g}"
     if swept is None and not measured:
         return (
             f"{factor}; the noise scale of one checkpoint narrows it (--stages=measure, then "
-            "--workdir), and three rates tried at the new batch size settle it"
+            f"--workdir), and {settles}"
         )
-    return f"{factor}; three rates tried at the new batch size settle it"
+    return f"{factor}; {settles}"
 
 
-def _rests_on(evidence: Evidence, pooled: str, laws: bool, rules: bool) -> list[str]:
+def _rests_on(evidence: Evidence, heard: Told) -> list[str]:
     said = []
-    if laws and evidence.swept is not None:
+    if evidence.probed is not None:
+        said.append(evidence.probed.rests_on)
+    if heard.laws and evidence.swept is not None:
         said.append(evidence.swept.rests_on)
-    if pooled:
-        said.append(pooled)
-    if rules and evidence.measured:
+    if heard.pooled:
+        said.append(heard.pooled)
+    if heard.rules and evidence.measured:
         noise = evidence.known
         said.append(
             f"{evidence.measured}, B_simple {noise.b_simple:.3g} "
             f"[{noise.b_simple_low:.2g}, {noise.b_simple_high:.2g}]"
         )
-    if rules:
+    if heard.rules:
         kind = evidence.known.kind
         tasks = JUDGED["sqrt"].get(kind, {})
         where = f"for {kind} on {', '.join(tasks)}" if kind else "for other optimizers"
-        alone = "" if laws or evidence.measured else "no sweep and no checkpoint: "
+        alone = "" if said else "no sweep and no checkpoint: "
         said.append(f"{alone}rules, with the errors they made {where}")
     return said
 

@@ -54,7 +54,7 @@ def covered(repetitions, scatter):
 
 def test_the_ratio_of_a_group_is_found_beyond_its_own_sizes():
     inside, width = covered(10, 0.3)
-    assert inside >= 9 and width < 3  # its own three sizes alone leave a factor of 4.8
+    assert inside >= 9 and width < 3.5  # its own three sizes alone leave a factor of 4.8
 
 
 @pytest.mark.slow

@@ -25,8 +25,9 @@ from surge.theory.transfer import STEP, Belief, psi_grid
 FIRST = 161  # points along the first shape parameter
 SECOND = 25  # along the second
 POWERS = np.linspace(-2.0, 2.0, 17)  # γ of a covariate
-SCATTERS = np.array([0.02, 0.1, 0.2, 0.4, 0.8, 1.6])  # τ, in e-folds of a batch size
-TYPICAL = 1.4  # of τ, before the groups are seen: a factor 4
+# τ in e-folds of a batch size, each as likely as another. From 0.02 on an interval would hold 89 of
+# 100 planted ratios where groups scatter by 0.3; from 0.1 on it holds 93.
+SCATTERS = (0.1, 0.2, 0.4, 0.8, 1.6)
 EXPONENT_UNIT = 0.2  # of an exponent, as far as an e-fold of a batch size
 
 
@@ -126,18 +127,17 @@ def _predicted(
     spacing = axis[1] - axis[0] if len(axis) > 1 else 1.0
     places = np.arange(len(axis))
     powers = [*itertools.product(POWERS, repeat=relative.shape[1] if moves else 0)]
-    prior = np.exp(-((SCATTERS / TYPICAL) ** 2) / 2)
-    prior = prior / prior.sum() / len(powers)
+    prior = np.full(shape, 1 / (len(SCATTERS) * len(powers) * math.prod(shape)))
 
     predicted = np.zeros(shape)
-    for scatter, weight in zip(SCATTERS, prior, strict=True):
+    for scatter in SCATTERS:
         kernel = _kernel(axis, scatter * unit)
         blurred = [kernel @ likelihood for likelihood in likelihoods]
         for power in powers:
             moved = relative[:, : len(power)] @ np.array(power)
             shifts = np.rint(moved / spacing).astype(int)
             middles = (places + shifts[:, None]).clip(0, len(axis) - 1)
-            joint = np.full(shape, weight / math.prod(shape))
+            joint = prior
             for group, middle in zip(blurred, middles[1:], strict=True):
                 joint = joint * group[middle]
             predicted += kernel[middles[0]].T @ joint

@@ -225,7 +225,7 @@ def average(grid: np.ndarray, *evidence: Sequence[Belief], why: str = "") -> Tra
         mass = mass * _mixed(beliefs)
     if mass.sum() < NO_OVERLAP:
         mass = _mixed(said[0])
-        why = why or "a sweep and a checkpoint contradict each other: the sweep is followed"
+        why = why or "runs of the task contradict what is known beside them: the runs are followed"
     mass = mass / mass.sum()
     parts = {
         belief.name: (belief.weight, *_quantiles(grid, belief.mass))

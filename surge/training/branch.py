@@ -64,7 +64,7 @@ class BranchOracle:
           horizons: steps K.
         """
         optimizer = make_optimizer(spec)
-        hold = _steps_to_settle(optimizer, params, batch_size)
+        hold = steps_to_settle(optimizer, params, batch_size)
         cost = {
             horizon: len(POWERS) * (hold + horizon) * batch_size for horizon in sorted(horizons)
         }
@@ -89,7 +89,7 @@ class BranchOracle:
         return Branch(optima, piece.examples)
 
 
-def _steps_to_settle(optimizer: Optimizer, params: Any, batch_size: int) -> int:
+def steps_to_settle(optimizer: Optimizer, params: Any, batch_size: int) -> int:
     """Steps at rate 0 after which the optimizer's state has forgotten that it began empty."""
     if not jax.tree.leaves(optimizer(1.0, batch_size, None).init(params)):
         return 0
