@@ -3,6 +3,7 @@
 python -m surge main --config=surge:mnist1d     measure, sweep, fit and report one experiment
 python -m surge suggest --from_batch_size=...   the learning rate at another batch size
 python -m surge fit_table runs.csv --loss=...   fit a sweep that you already have
+python -m surge show runs/mnist1d --compare=... one result beside another; --export for other tools
 
 Each tells its flags with --help. `surge` is short for `python -m surge`.
 """
@@ -12,7 +13,7 @@ import sys
 
 from surge import cli
 
-PROGRAMS = ("main", "suggest", "fit_table")
+PROGRAMS = ("main", "suggest", "fit_table", "show")
 
 
 def main() -> None:

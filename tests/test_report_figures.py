@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stored import SIZES, best, measurement, store_fits, store_sweep
 
 from surge.report import checkpoint_figures, drawing, svg, sweep_figures, sweep_sections
-from surge.report.drawing import COLOR, Panel
+from surge.report.drawing import COLOR, COLUMN, WIDTH, Panel
 from surge.report.reading import plain
 from surge.theory.comparison import RULED_OUT
 from surge.workdir import sweeps
@@ -21,8 +21,8 @@ from surge.workdir import sweeps
 ONCE = {"params": {"max_lr": 0.1}, "intervals": {"max_lr": [0.05, 0.2]}}
 
 
-def figure(draw):
-    return drawing.draw(Panel("", draw))
+def figure(draw, width=WIDTH):
+    return drawing.draw(Panel("", draw), width)
 
 
 def legend(drawn):
@@ -70,6 +70,7 @@ def every_panel(fitted, row):
         "rates": partial(sweep_figures.optimal_lr, entry=entries[0]),
         "targets": partial(sweep_figures.optimal_lr_by_target, entries=entries),
         "basins": partial(sweep_figures.basins, entry=entries[0]),
+        "compared": partial(sweep_figures.compared, entries=dict(zip("ab", entries, strict=True))),
         "map": partial(sweep_figures.loss_map, cells=cells, entry=entries[1]),
         "time": partial(sweep_figures.data_against_time, entries=entries),
         "noise": partial(checkpoint_figures.noise_along_training, entries=entries, **measured),
@@ -81,9 +82,10 @@ def every_panel(fitted, row):
     }
 
 
-def test_no_label_lies_on_another_or_outside(fitted, row):
+@pytest.mark.parametrize("width", [WIDTH, COLUMN])
+def test_no_label_lies_on_another_or_outside(fitted, row, width):
     for name, draw in every_panel(fitted, row).items():
-        drawn = figure(draw)
+        drawn = figure(draw, width)
         boxes = texts(drawn)
         page = drawn.bbox
         for text, box in boxes.items():

@@ -218,7 +218,10 @@ def law_with_kappa(interval, height, opened=None) -> dict[str, Any]:
             law_with_kappa([45.0, None], [1.0, 1.0, 1.0], "the search ended"),
             "κ ≥ 45 from the sweep: no surge that a sweep could see.",
         ),
-        (law_with_kappa([0, 0.14], [2.6, 1.6, None], "the search ended"), "κ ≤ 0.14 from the"),
+        (
+            law_with_kappa([0, 0.14], [2.6, 1.6, None], "the search ended"),
+            "κ ≤ 0.14 from the sweep: a surge, its peak at least 1.6 times the rate",
+        ),
     ],
 )
 def test_kappa_is_said_of_a_law_that_remains(law, said):

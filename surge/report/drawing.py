@@ -22,6 +22,7 @@ THEME = {  # what a color means -> on white, on black; each stands once, for it 
     "independent": ("#c2410c", "#fb923d"),
     "measured": ("#0a7f5e", "#3fb98b"),
     "oracle": ("#7c3aed", "#b795f7"),
+    "other": ("#c6172f", "#ff7b84"),  # the second of two results
     "absent": ("#c8ced5", "#484f59"),  # a cell that was not run
     "scale0": ("#0b7284", "#22b8d0"),  # kinds of noise scales
     "scale1": ("#a61e4e", "#f06596"),

@@ -34,10 +34,16 @@ def write(workdir: Path | str, moves: Sequence[Move] = ()) -> None:
     """
     workdir = Path(workdir)
     findings = read(workdir)._replace(moves=moves)
-    page, images = markup.render(TITLE, workdir.resolve().name, sections_of(findings))
-    for name, image in images.items():
-        files.write_bytes(workdir / "figures" / f"{name}.svg", svg.standalone(image).encode())
-    files.write_bytes(workdir / "report.html", page.encode())
+    write_sections(workdir, "report.html", sections_of(findings))
+
+
+def write_sections(workdir: Path, name: str, sections: Sequence[Section]) -> None:
+    """Writes a page of these sections, and its pictures beside it."""
+    page, images = markup.render(TITLE, workdir.resolve().name, sections)
+    for image_name, image in images.items():
+        picture = svg.standalone(image).encode()
+        files.write_bytes(workdir / "figures" / f"{image_name}.svg", picture)
+    files.write_bytes(workdir / name, page.encode())
 
 
 def read(workdir: Path | str) -> Findings:

@@ -1,5 +1,6 @@
 """What a sweep found: each function draws one panel from stored results and computes nothing."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ FEW = 8  # batch sizes that each have a tick
 RATE = "best learning rate"
 SIZE = "batch size B"
 WORST = 0.75  # quantile of the losses at which the colors of a map end
+PAIR = ("ink", "other")  # colors of two results that are compared
+APART = (0.96, 1.04)  # of batch sizes
 RULED_OUT = "laws ruled out"
 NOT_RUN = "not run"
 DIVERGED = "diverged"
@@ -133,6 +136,21 @@ def optimal_lr_by_target(axes: Axes, entries: list[dict[str, Any]]) -> None:
             lw=1,
         )
         _swept(axes, points, color, f"to {goal(entry)}", size=5)
+
+
+def compared(axes: Axes, entries: Mapping[str, dict[str, Any]]) -> None:
+    """ε_opt(B) of two results in one panel, a little apart so that intervals can be seen."""
+    drawing.log_axes(axes, SIZE, RATE)
+    for (name, entry), look, shift in zip(entries.items(), PAIR, APART, strict=True):
+        points = [point | {"batch_size": point["batch_size"] * shift} for point in optima(entry)]
+        drawing.line(
+            axes,
+            [point["batch_size"] for point in points],
+            [point["lr"] for point in points],
+            color=COLOR[look],
+            lw=0.8,
+        )
+        _swept(axes, points, COLOR[look], name, size=5)
 
 
 def shown_law(entry: dict[str, Any]) -> str | None:

@@ -89,8 +89,12 @@ def _height(derived: dict[str, Any]) -> str:
     value, low, high = derived["peak_over_plateau"]
     if high is not None and high < VISIBLE:
         return "no surge that a sweep could see"
+    surge = low is not None and low >= VISIBLE
+    if high is None:  # the value is then that of the end of a search
+        least = f"a surge, its peak at least {number(low, 2)} times the rate at large batch sizes"
+        return least if surge else "a surge is left open"
     told = f"{estimate([value, low, high])} times the rate at large batch sizes"
-    if low is not None and low >= VISIBLE:
+    if surge:
         return f"a surge, its peak {told}"
     return f"a surge is left open, the peak being {told}"
 
@@ -282,7 +286,8 @@ def _independence(row: xr.Dataset, ratio: float) -> list[str]:
     """The sentence on the batch sizes at which the independent law is off by much, and not by
     chance."""
     law, truth = row.independent_lr, row.oracle_lr
-    much = np.abs(np.log(law / truth)).sel(bound="value") > np.log(ratio)
+    with np.errstate(divide="ignore"):  # an end of an interval may be 0
+        much = np.abs(np.log(law / truth)).sel(bound="value") > np.log(ratio)
     above = law.sel(bound="low") > truth.sel(bound="high")
     below = law.sel(bound="high") < truth.sel(bound="low")
     off = (much & (above | below)).any("checkpoint")
