@@ -8,11 +8,12 @@ from typing import Any
 _HOMES = {
     "Measurement": "surge.api",
     "measure": "surge.api",
+    "results": "surge.report.page",
     "noise": "surge.noise",
     "suggest": "surge.suggest",
 }
 
-__all__ = ["Measurement", "measure", "suggest"]
+__all__ = ["Measurement", "measure", "results", "suggest"]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,7 @@ class Measurement(NamedTuple):
       oracle: label -> the true one-step optimum that the laws approximate: where they differ, this
         is right.
       kappa: label -> whether each optimizer's optimum is to be expected to rise and fall again.
+      batch_sizes: B [b] of the laws.
     """
 
     moments: GradientMoments
@@ -53,6 +54,12 @@ class Measurement(NamedTuple):
     measured: Mapping[str, one_step.OneStepLR] = MappingProxyType({})
     oracle: Mapping[str, one_step.OneStepLR] = MappingProxyType({})
     kappa: Mapping[str, Kappa] = MappingProxyType({})
+    batch_sizes: Sequence[int] = ()
+
+    def _repr_html_(self) -> str:
+        from surge.notebook import of_measurement  # which imports figures
+
+        return of_measurement(self)
 
 
 def measure(
@@ -122,6 +129,7 @@ def measure(
         count=directions,
     ).samples
     return measurement._replace(
+        batch_sizes=tuple(batch_sizes),
         closed_form=sign_summary(hessian, noise.groups),
         independent=independent_law(hessian, noise.groups, batch_sizes),
         measured={label: one_step.measured_law(steps) for label, steps in samples.items()},

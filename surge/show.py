@@ -44,7 +44,7 @@ def show(workdir: Path, compare: Path | None, kinds: Sequence[str]) -> list[Path
             raise ResultError(f"{folder} is no workdir: give the folder of a finished run")
     written = []
     with claim.lock_workdir(workdir):
-        findings = page.read(workdir)
+        findings = page.results(workdir)
         if compare is not None:
             results = _named(workdir, compare)
             name = f"compare-{compare.resolve().name}.html"
@@ -66,7 +66,7 @@ def _named(*workdirs: Path) -> dict[str, Findings]:
         names = [str(workdir) for workdir in workdirs]
     if names[0] == names[1]:
         raise ResultError(f"{names[0]} is compared with itself: give another --compare")
-    return {name: page.read(workdir) for name, workdir in zip(names, workdirs, strict=True)}
+    return {name: page.results(workdir) for name, workdir in zip(names, workdirs, strict=True)}
 
 
 def main(argv: Sequence[str]) -> None:

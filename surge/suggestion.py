@@ -78,6 +78,11 @@ class Suggestion(NamedTuple):
     paste: str
     probe: Cost | None = None
 
+    def _repr_html_(self) -> str:
+        from surge.notebook import of_suggestion  # which imports figures
+
+        return of_suggestion(self)
+
 
 class Told(NamedTuple):
     """What evidence says of the ratio, and whether laws and rules had a part; a sentence on what

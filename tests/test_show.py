@@ -97,7 +97,7 @@ def test_unlike_results_say_so(workdir, other, tmp_path):
 
 
 def test_numbers_are_those_of_the_fits(workdir, tmp_path):
-    findings = page.read(workdir)
+    findings = page.results(workdir)
     export.write(tmp_path, findings, (), ["csv", "parquet"])
     for name, whole in export.frames(findings).items():
         for table in (
@@ -117,7 +117,7 @@ def test_numbers_are_those_of_the_fits(workdir, tmp_path):
 
 
 def test_runs_are_those_of_the_sweep(workdir):
-    findings = page.read(workdir)
+    findings = page.results(workdir)
     runs = export.frames(findings)["runs"]
     sweep = findings.sweep
     assert sweep is not None
@@ -137,7 +137,7 @@ def test_tables_for_latex_are_ascii_with_as_many_columns():
 
 
 def test_no_letter_of_a_page_is_lost_in_latex(workdir, tmp_path):
-    findings = page.read(workdir)
+    findings = page.results(workdir)
     export.write(tmp_path, findings, page.sections_of(findings), ["latex"])
     tables = [path.read_text() for path in tmp_path.glob("*.tex")]
     assert len(tables) > 5
@@ -146,7 +146,7 @@ def test_no_letter_of_a_page_is_lost_in_latex(workdir, tmp_path):
 
 
 def test_figures_are_as_wide_as_a_column(workdir, tmp_path):
-    findings = page.read(workdir)
+    findings = page.results(workdir)
     [adam, *_] = page.sections_of(findings)
     export.write(tmp_path, findings, [adam], ["pdf"])
     [picture] = tmp_path.glob("*.pdf")
@@ -182,4 +182,4 @@ def test_parquet_without_its_library_is_one_sentence(workdir, tmp_path, monkeypa
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", missing)
     with pytest.raises(ResultError, match="needs pyarrow"):
-        export.write(tmp_path, page.read(workdir), (), ["parquet"])
+        export.write(tmp_path, page.results(workdir), (), ["parquet"])

@@ -52,3 +52,10 @@ class Findings(NamedTuple):
         """Where the numbers come from: config, versions, devices."""
         datasets = (dataset for dataset in (self.sweep, self.measured) if dataset is not None)
         return next((dataset.attrs for dataset in datasets), {})
+
+    def _repr_html_(self) -> str:
+        """The answer of the page, where a notebook shows it."""
+        from surge.report.answer import answer  # which is made of findings
+        from surge.report.markup import fragment
+
+        return fragment(answer(self).blocks)

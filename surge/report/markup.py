@@ -81,23 +81,34 @@ def render(title: str, subject: str, sections: Sequence[Section]) -> tuple[str, 
       HTML, and SVG by a panel's name.
     """
     images: dict[str, str] = {}
+    page = _filled("page.html", images, title=title, subject=subject, sections=sections)
+    return page, images
+
+
+def fragment(blocks: Sequence[Any]) -> str:
+    """Blocks for within another page, such as a notebook, whose colors they take."""
+    return _filled("fragment.html", {}, blocks=blocks)
+
+
+def _filled(template: str, images: dict[str, str], **content: Any) -> str:
+    """A template with its content; the pictures in it are put into `images` too."""
 
     def image(panel: Panel) -> str:
         name = file_name(panel.name)
         images[name] = svg.element(panel, name)
         return images[name]
 
-    template = _environment().get_template("page.html")
-    page = template.render(
-        title=title,
-        subject=subject,
-        sections=sections,
-        image=image,
-        light=drawing.variables(dark=False),
-        dark=drawing.variables(dark=True),
-        words=WORDS,
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            image=image,
+            light=drawing.variables(dark=False),
+            dark=drawing.variables(dark=True),
+            words=WORDS,
+            **content,
+        )
     )
-    return page, images
 
 
 def packed(text: str) -> str:

@@ -33,7 +33,7 @@ def write(workdir: Path | str, moves: Sequence[Move] = ()) -> None:
       ResultError: neither fit.json nor measure.nc is there, or a file is damaged.
     """
     workdir = Path(workdir)
-    findings = read(workdir)._replace(moves=moves)
+    findings = results(workdir)._replace(moves=moves)
     write_sections(workdir, "report.html", sections_of(findings))
 
 
@@ -46,8 +46,8 @@ def write_sections(workdir: Path, name: str, sections: Sequence[Section]) -> Non
     files.write_bytes(workdir / name, page.encode())
 
 
-def read(workdir: Path | str) -> Findings:
-    """All that a workdir holds; raises ResultError as `write` does."""
+def results(workdir: Path | str) -> Findings:
+    """All that a workdir holds, which a notebook shows; raises ResultError as `write` does."""
     workdir = Path(workdir)
     entries = files.read_fits(workdir)
     path = workdir / "measure.nc"
