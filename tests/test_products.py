@@ -64,6 +64,23 @@ def left(params, example):
     return (folded @ example).sum() ** 2 + jnp.sin(both).sum() + (params["unused"] * 0).sum()
 
 
+def looped(params, example):
+    """A weight that all turns of a scan share, one with a slice for each, in another layout, and a
+    scan in it, backwards and recomputed, whose turns each have a slice or share the outer one's."""
+
+    def inner(state, weight):
+        return jnp.tanh(params["turns"][0, 0, 0] * state @ weight @ params["shared"].T), state[:2]
+
+    def outer(state, row):
+        weights, own = row
+        state, seen = jax.lax.scan(jax.checkpoint(inner), state, weights, reverse=True)
+        return own.T @ jnp.tanh(own @ state), seen @ params["free"]
+
+    rows = params["turns"], params["own"].reshape(2, 4, 6)
+    state, seen = jax.lax.scan(outer, example, rows)
+    return (state**2).sum() + jnp.sin(seen).sum()
+
+
 def module_problem(model, shape, n=37, scale=1.0):
     key = jax.random.key(0)
     batch = scale * jax.random.normal(jax.random.fold_in(key, 1), (n, *shape))
@@ -75,15 +92,22 @@ def module_problem(model, shape, n=37, scale=1.0):
     )
 
 
+SHAPES = {
+    "left": {"left": (5, 3), "folded": (6, 4), "both": (5, 2, 3), "unused": (2,)},
+    "looped": {"turns": (2, 3, 6, 6), "shared": (6, 6), "own": (8, 6), "free": (2, 3)},
+}
+
+
 def problem(name, n=37):
     keys = jax.random.split(jax.random.key(0), 5)
-    if name == "left":
-        shapes = {"left": (5, 3), "folded": (6, 4), "both": (5, 2, 3), "unused": (2,)}
+    if name in SHAPES:
+        shapes = SHAPES[name]
         params = {
             each: jax.random.normal(key, shape)
             for (each, shape), key in zip(shapes.items(), keys[:4], strict=True)
         }
-        return left, params, jax.random.normal(keys[4], (n, 6))
+        loss = {"left": left, "looped": looped}[name]
+        return loss, params, jax.random.normal(keys[4], (n, 6))
     if name == "gpt":
         model = gpt.GPT(gpt.SIZES["tiny"])
         rows = jax.random.randint(keys[0], (n, 9), 0, 256).astype(jnp.uint8)
@@ -124,7 +148,7 @@ def assert_equals_stacked(moments, gradients, rtol=2e-5):
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp", "cnn", "resnet", "gpt", "tied", "attends", "scanned", "left"]
+    "name", ["mlp", "cnn", "resnet", "gpt", "tied", "attends", "scanned", "left", "looped"]
 )
 def test_equals_stacked_gradients_on_one_device_and_two(name):
     loss, params, batch = problem(name, n=16)
@@ -177,8 +201,25 @@ def test_weights_are_found_where_they_meet_activations():
         f"attention/{each}/kernel" for each in ("query", "key", "value", "out")
     }
     assert kernels(read) == {"embed/embedding", "conv/kernel"}
-    assert kernels(found_in("scanned")[1]) == {"stack/kernel", "again/kernel"}
+    assert kernels(found_in("scanned")[0]) == {"stack/kernel", "again/kernel"}
     assert found_in("left") == ({"left", "folded", "both"}, {"unused"})
+    assert found_in("looped") == ({"shared", "own", "free"}, {"turns"})
+
+
+def test_turns_that_share_a_weight_are_rows_of_one_product():
+    loss, params, batch = problem("looped")
+    found = plan(loss, params, batch[0])
+    names = sorted(params)
+    counts = {
+        (names[product.view.leaf], product.turns, product.slices, product.meetings)
+        for product in found.products
+    }
+    assert counts == {
+        ("turns", (2, 3), (2, 3), 1),
+        ("shared", (2, 3), (), 6),
+        ("own", (2,), (2,), 1),
+        ("free", (2,), (), 6),
+    }
 
 
 @pytest.mark.parametrize("signs", ["signed", "positive", "sparse both"])

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from surge.gradients.leaf_sums import BLOCK, single_gradients
-from surge.gradients.products import Plan, Product, Tapped, tapped_gradients
+from surge.gradients.products import Plan, Product
+from surge.gradients.taps import Tapped, tapped_gradients
 
 
 class ExampleSums(NamedTuple):
@@ -51,11 +52,11 @@ def example_sums(
     counts = jnp.maximum(present.reshape(-1, norm_batch).sum(1), 1)  # [group]
     sums = []
     for index, leaf in enumerate(leaves):
-        if plan.plain(index):
-            [place] = plan.of(index)
-            pair = tapped.inputs[place], tapped.cotangents[place]
-            sums.append(_of_product(plan.products[place], leaf, *pair, counts))
-        elif plan.of(index):
+        places = plan.of(index)
+        if plan.plain(index) and not plan.products[places[0]].slices:
+            pair = tapped.inputs[places[0]], tapped.cotangents[places[0]]
+            sums.append(_of_product(plan.products[places[0]], leaf, *pair, counts))
+        elif places:
             sums.append(_formed(*single_gradients(plan, index, leaf, tapped), counts))
         else:
             sums.append(_held(tapped.gradients[index], counts))

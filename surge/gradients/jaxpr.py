@@ -6,6 +6,7 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 INLINED = ("jit", "pjit", "closed_call")  # calls whose inside may be read as if it stood outside
+RECOMPUTED = ("remat2", "checkpoint")  # what jax.checkpoint makes, by version
 
 Visit = Callable[[JaxprEqn, list[Any]], Sequence[Any]]
 
@@ -51,6 +52,8 @@ def inner_programs(equation: JaxprEqn) -> Iterator[ClosedJaxpr]:
     for parameter in equation.params.values():
         if isinstance(parameter, ClosedJaxpr):
             yield parameter
+        elif isinstance(parameter, Jaxpr) and not parameter.constvars:  # of what is recomputed
+            yield ClosedJaxpr(parameter, ())
 
 
 def with_inner(equation: JaxprEqn, change: Callable[[ClosedJaxpr], ClosedJaxpr]) -> JaxprEqn:

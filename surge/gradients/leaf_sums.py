@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from surge.gradients.products import Plan, Tapped
+from surge.gradients.products import Plan, Product
+from surge.gradients.taps import Tapped
 
 # Gradients of single examples formed at once: separate products, which XLA's CPU backend hands to a
 # library.
@@ -53,7 +54,7 @@ def single_gradients(
     def gradient(part: Any) -> jax.Array:
         pairs, read = part
         shares = [
-            product.place(_weight_gradient(*pair), like)
+            product.place(_sliced_gradient(product, *pair), like)
             for product, pair in zip(products, pairs, strict=True)
         ]
         return functools.reduce(jnp.add, [*shares, *read])
@@ -68,11 +69,7 @@ def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSum
     [place] = plan.of(leaf)
     product = plan.products[place]
     inputs, cotangents = tapped.inputs[place], tapped.cotangents[place]
-
-    def streamed() -> LeafSums:
-        return _streamed(lambda pair: _weight_gradient(*pair), (inputs, cotangents))
-
-    sums = _outer(inputs[:, 0], cotangents[:, 0], streamed) if product.rows == 1 else streamed()
+    sums = _by_slice(inputs, cotangents) if product.slices else _plain(inputs, cotangents)
 
     def placed(matrix: jax.Array) -> jax.Array:
         return product.place(matrix.astype(jnp.result_type(float)), like).astype(matrix.dtype)
@@ -84,6 +81,33 @@ def leaf_sums(plan: Plan, leaf: int, like: jax.Array, tapped: Tapped) -> LeafSum
         placed(sums.zeros),
         sums.square_norms,
     )
+
+
+def _by_slice(inputs: jax.Array, cotangents: jax.Array) -> LeafSums:
+    """Sums [slice, I, O] from factors [n, slice, meetings, ...].
+
+    A slice at a time: one gradient of all slices would not stay in cache.
+    """
+    ahead = inputs.swapaxes(0, 1), cotangents.swapaxes(0, 1)
+    sums = jax.lax.map(lambda pair: _plain(*pair), ahead)
+    return sums._replace(square_norms=sums.square_norms.sum(0))
+
+
+def _plain(inputs: jax.Array, cotangents: jax.Array) -> LeafSums:
+    """Sums [I, O] from factors [n, meetings, I] and [n, meetings, O] of the one product."""
+
+    def streamed() -> LeafSums:
+        return _streamed(lambda pair: _weight_gradient(*pair), (inputs, cotangents))
+
+    if inputs.shape[1] == 1:
+        return _outer(inputs[:, 0], cotangents[:, 0], streamed)
+    return streamed()
+
+
+def _sliced_gradient(product: Product, x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """A weight's gradient for one example, of every slice where it is sliced."""
+    gradient = jax.vmap(_weight_gradient) if product.slices else _weight_gradient
+    return gradient(x, cotangent)
 
 
 def _weight_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:

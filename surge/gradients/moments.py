@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from absl import logging
 
 from surge.gradients.leaf_sums import BLOCK, LeafSums, leaf_sums
-from surge.gradients.products import Plan, plan, tapped_gradients
+from surge.gradients.products import Plan, plan
+from surge.gradients.taps import tapped_gradients
 
 # Of activations and gradients of examples held at once, where no size is asked for.
 MICROBATCH_BYTES = 128 * 2**20
@@ -63,10 +64,12 @@ def per_example_moments(
     """Moments of the gradients of single examples.
 
     Memory is that of a few copies of params and one micro-batch of per-example gradients, whatever
-    n. A gradient that is not finite makes the moments nan and is found by its squared norm. Weights
-    that the loss multiplies activations by need no batch of gradients (see `products`); any other
-    parameter has one, and so has a weight in a scan, a remat or a native convolution. The log says
-    how many parameters are of which kind.
+    n. A gradient that is not finite makes the moments nan and is found by its squared norm.
+
+    Weights that the loss multiplies activations by need no batch of gradients (see `products`),
+    also where a layer is recomputed or run by a scan. Any other parameter has one, and so has a
+    weight in a native convolution, a branch or a while loop. The log says how many parameters are
+    of which kind.
 
     Args:
       loss_fn: (params, example) -> scalar loss of one example.

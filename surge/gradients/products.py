@@ -1,10 +1,9 @@
-"""Moments of weight gradients without a batch of weight gradients.
+"""Where a loss multiplies activations by weights, found in its traced program.
 
-Where a program multiplies an activation x by a weight and gets y = x·w, the weight's gradient for
-one example is the product xᵀδ with the cotangent δ of y. One backward pass by the y of all such
-places yields every x and δ of a batch; each weight's per-example gradients are then formed a few at
-a time, while they are in cache, and summed. Places are found in the traced program, so any model
-has them: dense layers, projections, convolutions as patches, tied weights.
+Where a program gets y = x·w from an activation x and a weight w, the weight's gradient for one
+example is the product xᵀδ with the cotangent δ of y. Any model has such places: dense layers,
+projections, convolutions as patches, tied weights, layers that are recomputed or run by a scan over
+their stacked weights. `surge.gradients.taps` yields every x and δ.
 """
 
 import math
@@ -16,23 +15,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from surge.gradients.jaxpr import INLINED, evaluate, inner_programs, walk
+from surge.gradients.jaxpr import INLINED, RECOMPUTED, inner_programs, walk
 
 # What may happen to a weight on its way to a product.
 LAYOUTS = ("reshape", "transpose", "squeeze", "convert_element_type")
 
 
 class View(NamedTuple):
-    """A value that is leaf `leaf` in another layout."""
+    """A value that is leaf `leaf` in another layout.
+
+    Attributes:
+      leaf: which.
+      layout: of the leaf, as an array [*turns of the scans that slice it, *shape of the value].
+      sliced: of each scan around the value, outermost first, whether each turn has a slice of its
+        own; else all turns share the value.
+    """
 
     leaf: int
     layout: Callable[[jax.Array], jax.Array]
+    sliced: tuple[bool, ...] = ()
+
+    def within(self, sliced: bool) -> "View":
+        """The same in the body of a scan."""
+        return self._replace(sliced=(*self.sliced, sliced))
 
 
 class Product(NamedTuple):
-    """y = x·w as matrices [T, I] and [I, O]; T counts what meets the weight in one example."""
+    """y = x·w: as matrices [T, I] and [I, O], where T counts what meets the weight in one example.
+
+    In scans around it, every turn has its own x and y.
+    """
 
     view: View
+    turns: tuple[int, ...]  # of the scans around it, outermost first
     shape: tuple[int, ...]  # of w
     axes: tuple[int, ...]  # of w: those summed over, then the others
     inner: tuple[int, ...]  # axes of x that are summed over
@@ -41,26 +56,45 @@ class Product(NamedTuple):
     columns: int  # O
     dtype: Any  # of y
 
+    @property
+    def slices(self) -> tuple[int, ...]:
+        """Turns of the scans whose every turn multiplies by a slice of the leaf."""
+        return tuple(
+            turns for turns, sliced in zip(self.turns, self.view.sliced, strict=True) if sliced
+        )
+
+    @property
+    def meetings(self) -> int:
+        """Rows that meet one slice of the leaf: those of all turns that share it."""
+        return self.rows * math.prod(self.turns) // math.prod(self.slices)
+
     def matrix(self, x: jax.Array) -> jax.Array:
-        """x as [T, I]."""
+        """x of one turn as [T, I]."""
         outer = [axis for axis in range(x.ndim) if axis not in self.inner]
         return x.transpose(*outer, *self.inner).reshape(self.rows, -1)
 
     def output(self, tap: jax.Array, shape: Sequence[int]) -> jax.Array:
-        """A tap [T, O] in the layout of y."""
+        """A tap [T, O] of one turn in the layout of y."""
         free = len(self.axes) - len(self.inner)
         if self.left:
             return tap.reshape(shape)
         return jnp.moveaxis(tap.reshape(*shape[free:], *shape[:free]), range(-free, 0), range(free))
 
+    def factor(self, matrices: jax.Array) -> jax.Array:
+        """Matrices [*turns, T, K] as [slice, meetings, K], or [meetings, K] of an unsliced leaf."""
+        sliced = [axis for axis, one in enumerate(self.view.sliced) if one]
+        ahead = jnp.moveaxis(matrices, sliced, range(len(sliced)))
+        slices = [math.prod(self.slices)] if sliced else []
+        return ahead.reshape(*slices, self.meetings, matrices.shape[-1])
+
     def place(self, matrix: jax.Array, leaf: Any) -> jax.Array:
-        """A matrix [I, O] in the layout of the leaf."""
-        weight = matrix.reshape([self.shape[axis] for axis in self.axes]).transpose(
-            np.argsort(self.axes)
-        )
-        return jax.linear_transpose(
-            self.view.layout, jax.ShapeDtypeStruct(leaf.shape, matrix.dtype)
-        )(weight)[0]
+        """A matrix [I, O], or one for each slice, in the layout of the leaf."""
+        slices = self.slices
+        order = [len(slices) + axis for axis in np.argsort(self.axes)]
+        weight = matrix.reshape(*slices, *[self.shape[axis] for axis in self.axes])
+        weight = weight.transpose(*range(len(slices)), *order)
+        like = jax.ShapeDtypeStruct(leaf.shape, matrix.dtype)
+        return jax.linear_transpose(self.view.layout, like)(weight)[0]
 
 
 class Plan(NamedTuple):
@@ -70,7 +104,7 @@ class Plan(NamedTuple):
       program: of the loss of one example.
       products: where a weight is one factor, in order.
       read: leaves that are read elsewhere too, or only.
-      activations: bytes of all that is computed for one example.
+      activations: bytes that the gradient of one example holds.
     """
 
     program: ClosedJaxpr
@@ -96,94 +130,101 @@ def plan(loss_fn: Callable[[Any, Any], jax.Array], params: Any, example: Any) ->
       example: one example or its shapes.
     """
     program = jax.make_jaxpr(loss_fn)(params, example)
-    products: list[Product] = []
-    read: set[int] = set()
-
-    def meet(product: Product, x: jax.Array, y: jax.Array) -> jax.Array:
-        products.append(product)
-        return y
-
     leaves = len(jax.tree.leaves(params))
-    jax.eval_shape(
-        lambda *args: _evaluate(program, args, leaves, meet, read.add), *program.in_avals
-    )
-    unused = set(range(leaves)) - {product.view.leaf for product in products}
-    return Plan(program, products, frozenset(read | unused), _bytes(program))
+    views = [View(index, lambda leaf: leaf) for index in range(leaves)]
+    others = [None] * (len(program.in_avals) - leaves)
+    search = Search([], set())
+    search.through(program, [*views, *others], ())
+    unused = set(range(leaves)) - {product.view.leaf for product in search.products}
+    held = _held(program)
+    return Plan(program, search.products, frozenset(search.read | unused), sum(held))
 
 
-def _bytes(program: ClosedJaxpr) -> int:
-    """Of all that a program computes; of one inside another, where that is more than it returns."""
-    total = 0
-    for equation in program.jaxpr.eqns:
-        outputs = sum(
-            math.prod(var.aval.shape) * var.aval.dtype.itemsize for var in equation.outvars
-        )
-        total += max([outputs, *map(_bytes, inner_programs(equation))])
-    return total
+class Search(NamedTuple):
+    """Products found so far, in order, and leaves that are read elsewhere."""
 
+    products: list[Product]
+    read: set[int]
 
-class Seen(NamedTuple):
-    """A value of which it is known that it is a leaf in another layout."""
+    def through(
+        self, program: ClosedJaxpr, views: Sequence[View | None], turns: tuple[int, ...]
+    ) -> list[View | None]:
+        """Looks through a program, given what is known of its inputs; what is of its outputs."""
 
-    array: jax.Array
-    view: View
+        def visit(equation: JaxprEqn, inputs: list[Any]) -> Sequence[View | None]:
+            return self.at(equation, [_view(value) for value in inputs], turns)
+
+        return [_view(value) for value in walk(program, views, visit)]
+
+    def at(
+        self, equation: JaxprEqn, views: Sequence[View | None], turns: tuple[int, ...]
+    ) -> Sequence[View | None]:
+        """Looks at one equation and what it calls."""
+        nothing = [None] * len(equation.outvars)
+        name = equation.primitive.name
+        if not any(views):
+            return nothing
+        if name in INLINED:
+            return self.through(equation.params["jaxpr"], views, turns)
+        if name in RECOMPUTED:
+            [program] = inner_programs(equation)
+            self._read(self.through(program, views, turns))
+        elif name == "scan":
+            consts, carry, xs = scan_parts(equation, views)
+            self._read(carry)
+            inside = [*consts_within(consts), *[None] * len(carry), *slices_within(xs)]
+            turns = (*turns, equation.params["length"])
+            self._read(self.through(equation.params["jaxpr"], inside, turns))
+        elif name in LAYOUTS and views[0] is not None:
+            return [laid_out(views[0], equation)]
+        elif product := product_at(equation, views, turns):
+            self.products.append(product)
+        else:
+            self._read(views)
+        return nothing
+
+    def _read(self, views: Sequence[View | None]) -> None:
+        self.read.update(view.leaf for view in views if view is not None)
 
 
 def _view(value: Any) -> View | None:
-    return value.view if isinstance(value, Seen) else None
+    """What is known of a value of the search: literals and constants are arrays."""
+    return value if isinstance(value, View) else None
 
 
-def _array(value: Any) -> Any:
-    return value.array if isinstance(value, Seen) else value
+def scan_parts(equation: JaxprEqn, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """What a scan is given: constants, the first carry, and what it goes through."""
+    first = equation.params["num_consts"]
+    second = first + equation.params["num_carry"]
+    return list(values[:first]), list(values[first:second]), list(values[second:])
 
 
-def _evaluate(
-    program: ClosedJaxpr,
-    args: Sequence[Any],
-    leaves: int,
-    meet: Callable[[Product, jax.Array, jax.Array], jax.Array],
-    read: Callable[[int], None],
-) -> jax.Array:
-    """The loss, with meet(product, x, y) in place of y at every product.
-
-    And with read(leaf) at other uses of a leaf; the first `leaves` of args are the leaves.
-    """
-
-    def visit(equation: JaxprEqn, inputs: list[Any]) -> Sequence[Any]:
-        if equation.primitive.name in INLINED:
-            return walk(equation.params["jaxpr"], inputs, visit)
-        arrays = [_array(value) for value in inputs]
-        views = [_view(value) for value in inputs]
-        if equation.primitive.name in LAYOUTS and views[0] is not None:
-            laid_out = equation.primitive.bind(*arrays, **equation.params)
-            return [Seen(laid_out, _laid_out(views[0], equation))]
-        if product := _product(equation, views):
-            # The weight's gradient comes from x and the cotangent of y.
-            held = [
-                array if view is None else jax.lax.stop_gradient(array)
-                for view, array in zip(views, arrays, strict=True)
-            ]
-            y = equation.primitive.bind(*held, **equation.params)
-            return [meet(product, arrays[0 if product.left else 1], y)]
-        for view in views:
-            if view is not None:
-                read(view.leaf)
-        return evaluate(equation, arrays)
-
-    seen = [Seen(leaf, View(index, lambda leaf: leaf)) for index, leaf in enumerate(args[:leaves])]
-    [loss] = walk(program, [*seen, *args[leaves:]], visit)
-    return _array(loss)
+def consts_within(views: Sequence[View | None]) -> list[View | None]:
+    """Constants of a scan, in its body."""
+    return [view and view.within(False) for view in views]
 
 
-def _laid_out(view: View, equation: Any) -> View:
+def slices_within(views: Sequence[View | None]) -> list[View | None]:
+    """What a scan goes through, in its body."""
+    return [view and view.within(True) for view in views]
+
+
+def laid_out(view: View, equation: JaxprEqn) -> View:
+    """What becomes of a view by an equation of LAYOUTS."""
     if equation.primitive.name == "convert_element_type":  # sums are kept in a width of their own
         return view
-    return View(
-        view.leaf, lambda leaf: equation.primitive.bind(view.layout(leaf), **equation.params)
-    )
+
+    def change(array: jax.Array) -> jax.Array:
+        return equation.primitive.bind(array, **equation.params)
+
+    for _ in range(sum(view.sliced)):
+        change = jax.vmap(change)
+    return view._replace(layout=lambda leaf: change(view.layout(leaf)))
 
 
-def _product(equation: Any, views: Sequence[View | None]) -> Product | None:
+def product_at(
+    equation: Any, views: Sequence[View | None], turns: tuple[int, ...]
+) -> Product | None:
     """The equation as a product of an activation with a weight, if it is one."""
     weights = [view for view in views if view is not None]
     if equation.primitive.name != "dot_general" or len(weights) != 1:
@@ -197,6 +238,7 @@ def _product(equation: Any, views: Sequence[View | None]) -> Product | None:
     free = [axis for axis in range(len(w)) if axis not in over]
     return Product(
         view=weights[0],
+        turns=turns,
         shape=w,
         axes=(*over, *free),
         inner=tuple(inner),
@@ -207,41 +249,34 @@ def _product(equation: Any, views: Sequence[View | None]) -> Product | None:
     )
 
 
-class Tapped(NamedTuple):
-    """What one backward pass of a batch gives.
+class Held(NamedTuple):
+    """Bytes that a gradient holds of one example: all the time, and what is recomputed at once."""
 
-    Gradients of the leaves read outside products, by leaf [n, ...]; x [n, T, I] and δ [n, T, O] of
-    each product.
-    """
-
-    gradients: dict[int, jax.Array]
-    inputs: list[jax.Array]
-    cotangents: list[jax.Array]
+    kept: int
+    recomputed: int
 
 
-def tapped_gradients(plan: Plan, params: Any, examples: Any) -> Tapped:
-    """One backward pass of a batch, by the outputs of products in place of their weights."""
-    leaves = jax.tree.leaves(params)
-    n = jax.tree.leaves(examples)[0].shape[0]
-    taps = [
-        jnp.zeros((n, product.rows, product.columns), product.dtype) for product in plan.products
-    ]
+def _held(program: ClosedJaxpr) -> Held:
+    """Of all that a program computes; of one inside another, where that is more than it returns."""
+    total = Held(0, 0)
+    for equation in program.jaxpr.eqns:
+        kept = _bytes(equation.outvars)
+        recomputed = 0
+        for inner in inner_programs(equation):
+            inside = _held(inner)
+            recomputed = max(recomputed, inside.recomputed)
+            if equation.primitive.name in RECOMPUTED:  # it keeps the factors of its products
+                recomputed = max(recomputed, inside.kept + inside.recomputed)
+                kept += sum(
+                    _bytes([*one.invars, *one.outvars])
+                    for one in inner.jaxpr.eqns
+                    if one.primitive.name == "dot_general"
+                )
+            else:
+                kept = max(kept, inside.kept * equation.params.get("length", 1))
+        total = Held(total.kept + kept, max(total.recomputed, recomputed))
+    return total
 
-    def loss(
-        read: dict[int, jax.Array], taps: list[jax.Array], example: Any
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        inputs: list[jax.Array] = []
 
-        def meet(product: Product, x: jax.Array, y: jax.Array) -> jax.Array:
-            inputs.append(product.matrix(x))
-            return y + product.output(taps[len(inputs) - 1], y.shape)
-
-        filled = [read.get(index, leaf) for index, leaf in enumerate(leaves)]
-        args = [*filled, *jax.tree.leaves(example)]
-        value = _evaluate(plan.program, args, len(leaves), meet, lambda _: None)
-        return value, inputs
-
-    gradient = jax.vmap(jax.grad(loss, (0, 1), has_aux=True), (None, 0, 0))
-    read = {index: leaves[index] for index in plan.read}
-    (gradients, cotangents), inputs = gradient(read, taps, examples)
-    return Tapped(gradients, inputs, cotangents)
+def _bytes(variables: Sequence[Any]) -> int:
+    return sum(math.prod(one.aval.shape) * one.aval.dtype.itemsize for one in variables)
