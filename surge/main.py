@@ -46,6 +46,34 @@ def define(argv: Sequence[str]) -> flags.FlagValues:
         "Stages to run, in order, each from the workdir alone.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "shard",
+        "",
+        "i/n: this is process i of n (i from 0) that share the workdir, as of a Slurm array; each "
+        "claims piece by piece.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "launcher",
+        "local",
+        ["local", "ray"],
+        "Where pieces of the sweep run: in this process, or on workers of Ray.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "ray_address",
+        "",
+        "Of a running Ray cluster, or auto; without one a cluster is started here.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "cells",
+        "auto",
+        ["auto", "narrow", "wide"],
+        "Runs each on one device (narrow), or one at a time on all of them (wide); auto: on CPU "
+        "narrow, else by what fits.",
+        flag_values=values,
+    )
     return values
 
 
@@ -89,9 +117,11 @@ def main(argv: Sequence[str]) -> None:
     default = Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
     workdir = Path(values.workdir or default)
     from surge import pipeline
+    from surge.launch import Launch, read_shard
 
     try:
-        pipeline.run(values.config, workdir, values.stages)
+        launch = Launch(values.launcher, values.ray_address, read_shard(values.shard), values.cells)
+        pipeline.run(values.config, workdir, values.stages, launch)
     except pipeline.UserError as error:
         fail(error)
     except BrokenPipeError:

@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,17 @@ from ml_collections import ConfigDict
 from surge.config import ConfigError, Experiment, OptimizerGrid, check, default
 from surge.entries import fit_entry
 from surge.gradients.directions import GROUPS
+from surge.launch import (
+    HERE,
+    Launch,
+    Ran,
+    about,
+    adaptive,
+    choose_lanes,
+    mine,
+    on_ray,
+    ours_first,
+)
 from surge.measurement.stage import measure
 from surge.moves import typical_moves
 from surge.report import page, summary
@@ -22,20 +35,22 @@ from surge.tasks import Task, count_rows, draw_from_arrays, make_task
 from surge.tasks.check import check_task
 from surge.theory.objective import FallAfter, Objective
 from surge.training import grid, hardware
-from surge.training.adaptive import few_lanes, run_adaptive
 from surge.training.arm import make_arm
 from surge.training.dense import run_pieces
-from surge.training.lanes import Lanes, of_grid
+from surge.training.lanes import Lanes
+from surge.training.workers import LostWorkers
 from surge.workdir import claim, files, sweeps
 from surge.workdir.files import ResultError
 
-UserError = (ConfigError, ResultError, MemoryError)
+UserError = (ConfigError, ResultError, MemoryError, LostWorkers)
 
 
-def run(config: ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
+def run(config: ConfigDict, workdir: Path, stages: Sequence[str], launch: Launch = HERE) -> None:
     """Runs the named stages of one experiment.
 
     Whatever is already in the workdir is not computed again.
+
+    Of processes that share a workdir, the first measures, and the last to end fits and reports.
 
     Raises:
       ConfigError: the config cannot be run.
@@ -46,22 +61,32 @@ def run(config: ConfigDict, workdir: Path, stages: Sequence[str]) -> None:
     """
     experiment = check(config)
     started = time.monotonic()
-    with claim.lock_workdir(workdir):
+    shared = launch.shard is not None
+    last = [stage for stage in stages if shared and stage in ("fit", "report")]
+    with claim.lock_workdir(workdir, shared=shared):
         claim.claim_workdir(workdir, experiment.plain(), default().to_dict())
-        _run(experiment, workdir, stages)
+        _run(experiment, workdir, [stage for stage in stages if stage not in last], launch)
+    try:
+        if last:
+            with claim.lock_workdir(workdir):
+                _run(experiment, workdir, last, launch)
+    except claim.InUse:
+        logging.info("%s: left to the last of the processes that share %s", last[0], workdir)
     logging.info("done in %.0f s", time.monotonic() - started)
 
 
-def _run(experiment: Experiment, workdir: Path, stages: Sequence[str]) -> None:
+def _run(experiment: Experiment, workdir: Path, stages: Sequence[str], launch: Launch) -> None:
     hardware.enable_compilation_cache()
     if {"measure", "sweep"} & set(stages):
         task = _task(experiment)
         devices = jax.local_device_count()
         logging.info("%s on %d %s device(s)", experiment.task, devices, jax.default_backend())
         if "measure" in stages:
-            _measure(experiment, task, workdir)
+            with _alone(workdir, "measure", launch) as ours:
+                if ours:
+                    _measure(experiment, task, workdir)
         if "sweep" in stages:
-            _sweep(experiment, task, workdir)
+            _sweep(experiment, task, workdir, launch)
     if "fit" in stages:
         _fit(experiment, workdir)
     if "report" in stages:
@@ -71,6 +96,11 @@ def _run(experiment: Experiment, workdir: Path, stages: Sequence[str]) -> None:
     if {"fit", "report"} & set(stages):
         for line in summary.lines(workdir):
             logging.info("%s", line)
+
+
+def _alone(workdir: Path, name: str, launch: Launch) -> AbstractContextManager[bool]:
+    """Whether a part of a workdir is this process's while the block lasts."""
+    return nullcontext(True) if launch.shard is None else claim.claimed(workdir, name)
 
 
 def _task(experiment: Experiment) -> Task:
@@ -150,23 +180,21 @@ def _planned(experiment: Experiment, workdir: Path) -> dict[Path, grid.Piece]:
     }
 
 
-def _sweep(experiment: Experiment, task: Task, workdir: Path) -> None:
+def _sweep(experiment: Experiment, task: Task, workdir: Path, launch: Launch) -> None:
     pieces = _planned(experiment, workdir)
-    done = {piece: _finished(piece, path) for path, piece in pieces.items() if path.exists()}
+    done = _done(pieces.values(), workdir)
     todo = {path: piece for path, piece in pieces.items() if piece not in done}
     if done:
         logging.info("sweep: %d of %d pieces done before, kept", len(done), len(pieces))
     if not todo:
         return
     planned = list(pieces.values())
-    choose = few_lanes if experiment.grid == "adaptive" else of_grid
-    lanes = _lanes(workdir) or choose(task, planned)
-    attributes = _attributes(experiment, task) | {"lanes": lanes.to_json()}
+    attributes = _attributes(experiment, task)
     cells = sum(piece.cells for piece in todo.values())
     ran = 0
     with _progress(todo.values()) as progress:
         progress.set_postfix_str(f"0 of {cells} cells")
-        for piece, result in _results(experiment, task, planned, lanes, done):
+        for piece, result, how in _results(experiment, task, planned, workdir, done, launch):
             path = sweeps.sweep_path(workdir, piece.optimizer, piece.batch_size)
             dataset = sweeps.piece_dataset(
                 piece.optimizer,
@@ -175,7 +203,7 @@ def _sweep(experiment: Experiment, task: Task, workdir: Path) -> None:
                 piece.seeds,
                 piece.eval_steps,
                 **result._asdict(),
-                attrs=attributes,
+                attrs=attributes | how,
             )
             files.write_dataset(path, dataset)
             ran += todo[path].cells
@@ -187,29 +215,63 @@ def _results(
     experiment: Experiment,
     task: Task,
     pieces: Sequence[grid.Piece],
-    lanes: Lanes,
+    workdir: Path,
     done: Mapping[grid.Piece, tuple[grid.Piece, grid.PieceResult]],
-) -> Iterable[tuple[grid.Piece, grid.PieceResult]]:
-    """Each piece that is not done, with the rates that were run."""
-    key = jax.random.key(experiment.seed)
+    launch: Launch,
+) -> Iterator[Ran]:
+    """Each piece that is not done."""
+    lanes = _lanes(workdir)
+    if launch.launcher == "ray":
+        yield from on_ray(experiment, pieces, lanes, done, launch)
+        return
+    lanes = lanes or choose_lanes(experiment, task, pieces, launch.cells)
     if experiment.grid == "adaptive":
-        return run_adaptive(
-            task,
-            pieces,
-            key,
-            ratio=experiment.learning_rate_ratio,
-            objectives=experiment.fit.objectives,
-            stop_loss=experiment.stop_loss,
-            done=done,
-            lanes=lanes,
-        )
-    todo = [piece for piece in pieces if piece not in done]
-    return run_pieces(task, todo, key, stop_loss=experiment.stop_loss, lanes=lanes)
+        results = _searches(experiment, task, pieces, lanes, workdir, done, launch)
+    else:
+        todo = [piece for piece in pieces if piece not in done]
+        key = jax.random.key(experiment.seed)
+        options: dict[str, Any] = {"stop_loss": experiment.stop_loss, "lanes": lanes}
+        if launch.shard is not None:
+            todo = ours_first(todo, launch.shard)
+            options["mine"] = partial(mine, workdir)
+        results = run_pieces(task, todo, key, **options)
+    for piece, result in results:
+        yield Ran(piece, result, about(lanes))
+
+
+def _searches(
+    experiment: Experiment,
+    task: Task,
+    pieces: Sequence[grid.Piece],
+    lanes: Lanes,
+    workdir: Path,
+    done: Mapping[grid.Piece, tuple[grid.Piece, grid.PieceResult]],
+    launch: Launch,
+) -> Iterator[tuple[grid.Piece, grid.PieceResult]]:
+    """The pieces of an adaptive grid; processes that share it each search for an optimizer."""
+    if launch.shard is None:
+        yield from adaptive(experiment, task, pieces, lanes, done)
+        return
+    for label in ours_first(list(experiment.optimizers), launch.shard):
+        with claim.claimed(workdir, f"search {label}") as ours:
+            if ours:
+                its = [piece for piece in pieces if piece.optimizer == label]
+                yield from adaptive(experiment, task, its, lanes, _done(its, workdir))
 
 
 def _progress(todo: Iterable[grid.Piece]) -> tqdm.tqdm:
     total = sum(piece.examples for piece in todo)
     return tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="sweep", smoothing=0.1)
+
+
+def _done(
+    pieces: Iterable[grid.Piece], workdir: Path
+) -> dict[grid.Piece, tuple[grid.Piece, grid.PieceResult]]:
+    """Those of the pieces that are finished, with what was run."""
+    paths = {
+        piece: sweeps.sweep_path(workdir, piece.optimizer, piece.batch_size) for piece in pieces
+    }
+    return {piece: _finished(piece, path) for piece, path in paths.items() if path.exists()}
 
 
 def _finished(piece: grid.Piece, path: Path) -> tuple[grid.Piece, grid.PieceResult]:
@@ -273,6 +335,6 @@ def _attributes(experiment: Experiment, task: Task) -> dict[str, Any]:
     return {
         "config": json.dumps(experiment.plain(), sort_keys=True),
         "versions": json.dumps(versions),
-        "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+        "devices": hardware.describe(),
         "parameters": hardware.parameters(task),
     }

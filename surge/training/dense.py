@@ -1,6 +1,7 @@
 """Every cell of a grid, piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 
@@ -11,6 +12,11 @@ from surge.training.grid import Piece, PieceResult
 from surge.training.lanes import Lanes, of_grid
 
 
+def everyones(_: Piece) -> AbstractContextManager[bool]:
+    """Every piece is run."""
+    return nullcontext(True)
+
+
 def run_pieces(
     task: Task,
     pieces: Sequence[Piece],
@@ -18,6 +24,7 @@ def run_pieces(
     *,
     stop_loss: float,
     lanes: Lanes | None = None,
+    mine: Callable[[Piece], AbstractContextManager[bool]] = everyones,
 ) -> Iterator[tuple[Piece, PieceResult]]:
     """Logs the plan, and runs pieces one after another on all local devices.
 
@@ -31,9 +38,17 @@ def run_pieces(
       pieces: of the grid, in the order in which they are run.
       lanes: runs that go on at once; None is `of_grid` of these pieces. To go on with a grid of
         which some pieces are done, give those that it began with.
+      mine: of a piece, a block in which it is run and passed on, or left to others.
     """
     if not pieces:
         return iter(())
     engine = Engine(task, key, lanes or of_grid(task, pieces), stop_loss=stop_loss)
     announce(engine, pieces)
-    return engine.finish((piece, engine.run(piece)) for piece in pieces)
+
+    def results() -> Iterator[tuple[Piece, PieceResult]]:
+        for piece in pieces:
+            with mine(piece) as ours:
+                if ours:
+                    yield piece, engine.run(piece)
+
+    return engine.finish(results())

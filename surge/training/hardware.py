@@ -88,9 +88,20 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def describe() -> str:
+    """The devices at hand, as files of results name them."""
+    return f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
+
+
 def parameters(task: Task) -> int:
     """How many a task's model has."""
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))))
+
+
+def example_shapes(task: Task) -> tuple[Any, Any]:
+    """Shapes of the parameters and of one example."""
+    key = jax.random.key(0)
+    return jax.eval_shape(task.init, key), jax.eval_shape(task.draw, task.data, key)
 
 
 def size_classes(task: Task) -> tuple[int, ...]:
@@ -102,8 +113,7 @@ def size_classes(task: Task) -> tuple[int, ...]:
     if task.batch_loss is not None:
         return (task.ghost,)
     sizes = backend().microbatches
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(task.init, key), jax.eval_shape(task.draw, task.data, key)
+    shapes = example_shapes(task)
     if jax.default_backend() != "cpu":
         room = int(MICROBATCH_SHARE * device_bytes() / plan(task.loss, *shapes).activations)
         # A model of which the smallest class is too many takes the power of two that fits.

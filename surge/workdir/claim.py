@@ -1,15 +1,16 @@
-"""Whose workdir it is: one process at a time, and one config for all that it holds."""
+"""Whose workdir it is: one process at a time, or shards that claim its pieces, and one config."""
 
 import contextlib
 import fcntl
 import json
 import math
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 from surge.workdir.files import (
     PARTIAL,
@@ -22,18 +23,27 @@ from surge.workdir.files import (
 
 FREE = ("max_cells",)  # fields that no result depends on
 NOT_FINITE = ("nan", "inf", "-inf")  # which older configs have as null
+CLAIMS = ".claims"  # the folder of what shards are at work on
+
+
+class InUse(ResultError):
+    """Another process is at work in a workdir."""
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path, *, shared: bool = False) -> Iterator[None]:
     """Keeps other processes out of a workdir.
 
     The system frees it when this process ends, however it ends. What a killed process was writing
     is removed.
 
+    Args:
+      workdir: a folder, made where there is none.
+      shared: let in others that share it too, each of which claims what it works on.
+
     Raises:
-      ResultError: another process is at work there, and the message names it; or the workdir is a
-        file, or an address like gs://bucket/folder.
+      InUse: another process is at work there, and the message names it.
+      ResultError: the workdir is a file, or an address like gs://bucket/folder.
     """
     if workdir.parts and workdir.parts[0].endswith(":"):
         raise ResultError(
@@ -44,20 +54,44 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         raise ResultError(f"--workdir {workdir} is a file: give a folder")
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        held = _locked(file, fcntl.LOCK_EX)
+        if held:
+            _clean(workdir)
+        if shared:
+            held = _locked(file, fcntl.LOCK_SH)
+        if not held:
             file.seek(0)
             owner = file.read() or "another process"
-            raise ResultError(
-                f"{workdir} is in use by {owner}: wait for it, or give another --workdir"
-            ) from None
+            raise InUse(f"{workdir} is in use by {owner}: wait for it, or give another --workdir")
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        others = ", and others that share it" if shared else ""
+        file.write(f"process {os.getpid()} on {socket.gethostname()}{others}")
         file.flush()
-        for stale in [*workdir.glob(f".*{PARTIAL}"), *workdir.glob(f"*/.*{PARTIAL}")]:
-            stale.unlink()
         yield
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, name: str) -> Iterator[bool]:
+    """Whether a part of a shared workdir is this process's until the block ends, or the process."""
+    path = workdir / CLAIMS / name
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "a") as file:
+        yield _locked(file, fcntl.LOCK_EX)
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _clean(workdir: Path) -> None:
+    """Removes what killed processes left, where nobody else is at work."""
+    for stale in [*workdir.glob(f".*{PARTIAL}"), *workdir.glob(f"*/.*{PARTIAL}")]:
+        stale.unlink()
+    shutil.rmtree(workdir / CLAIMS, ignore_errors=True)
 
 
 def claim_workdir(

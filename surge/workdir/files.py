@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,8 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}{PARTIAL}"
-    )  # unlike mkstemp's, its mode obeys the umask
+    # Unlike mkstemp's, its mode obeys the umask; machines that share a folder may share numbers.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
