@@ -13,7 +13,8 @@ import pytest
 
 import surge.gradients
 import surge.measurement
-from surge.gradients import curvature, directions, independent, moments, noise, one_step
+from surge.gradients import curvature, directions, independent, moments, noise
+from surge.gradients import steps as sampled
 from surge.measurement import point
 from surge.optimizers import make_optimizer
 from surge.tasks import Task, draw_from_arrays, gpt
@@ -128,8 +129,8 @@ def programs_of_a_checkpoint(task: Task) -> Iterator[tuple[Any, tuple]]:
 
     stacked = lambda leaf: jax.ShapeDtypeStruct((COUNT, *leaf.shape), jnp.float32)  # noqa: E731
     steps = jax.tree.map(stacked, params)
-    yield one_step._look, (loss, params, task.evaluation, steps)
-    yield one_step._look_by_layer, (loss, layers, params, task.evaluation, steps, jnp.float32(1))
+    yield sampled._look, (loss, params, task.evaluation, steps)
+    yield sampled._look_by_layer, (loss, layers, params, task.evaluation, steps, jnp.float32(1))
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "cnn")]

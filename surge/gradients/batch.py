@@ -26,6 +26,7 @@ def mean_gradient(
     microbatch_size: int,
     *,
     dealt: tuple[jax.Array | int, int] = (0, 1),
+    devices: str | None = None,
 ) -> Any:
     """Gradient of the loss of one batch, the sum of those of its micro-batches.
 
@@ -44,14 +45,20 @@ def mean_gradient(
       microbatch_size: examples held at once, static; a batch smaller than it is padded with weight
         0.
       dealt: (k, K): B examples of which i comes from fold_in(key, k + K i), a K-th of a batch.
+      devices: a mapped axis whose devices share the micro-batches, one each in turn, and all get
+        the gradient of the whole batch; None: this device has them all.
 
     Returns:
       Pytree like params.
     """
     first, every = dealt
+    device, shared_by = (
+        (jax.lax.axis_index(devices), jax.lax.axis_size(devices)) if devices else (0, 1)
+    )
 
     def part(index: jax.Array | int) -> Any:
-        position = index * microbatch_size + jnp.arange(microbatch_size)
+        ours = device + shared_by * index if devices else index
+        position = ours * microbatch_size + jnp.arange(microbatch_size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + every * position)
         examples = jax.vmap(draw, (None, 0))(data, keys)
         weight = (position < batch_size) / batch_size
@@ -63,7 +70,12 @@ def mean_gradient(
     # The first micro-batch outside the loop: no zeros to fill and add to, a third off the step of a
     # small model.
     chunks = (batch_size + microbatch_size - 1) // microbatch_size
-    total = jax.lax.fori_loop(1, chunks, add, part(0))
+    if devices:
+        # The same for all, so that they meet at the sum; spare ones have weight 0.
+        turns = (chunks + shared_by - 1) // shared_by
+        total = jax.lax.psum(jax.lax.fori_loop(1, turns, add, part(0)), devices)
+    else:
+        total = jax.lax.fori_loop(1, chunks, add, part(0))
     return jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), total, params)
 
 

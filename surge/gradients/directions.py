@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from surge.gradients.batch import Draw, mean_gradient, weighted
 from surge.gradients.curvature import LossFn, cast_like, widened
+from surge.gradients.wide import DEVICES, everywhere, worth_it
 from surge.optimizers import Optimizer, update
 from surge.optimizers.rule import Stationary
 from surge.optimizers.step import ExampleMoments
@@ -70,9 +71,15 @@ class PoolSource:
         size: int,
     ):
         batches, self._count = max(members, -(-size // WIDTH)), members
-        self._members = partial(_members, loss_fn, draw, members, params, data, key)
+        if worth_it():
+            gradients = everywhere(_wide_members, loss_fn, draw, members)
+            means = everywhere(_wide_centre, loss_fn, draw)
+        else:
+            gradients = partial(_members, loss_fn, draw, members)
+            means = partial(_centre, loss_fn, draw)
+        self._members = partial(gradients, params, data, key)
         full = self._members(WIDTH)
-        self._centre = partial(_centre, loss_fn, draw, params, data, key)
+        self._centre = partial(means, params, data, key)
         mean = jax.tree.map(lambda leaf: leaf.mean(1), full)
         square = jax.tree.map(lambda leaf: WIDTH * (leaf.shape[1] - 1) * leaf.var(1, ddof=1), full)
         centre, square = self._centre(batches * WIDTH, members, (mean, square))
@@ -123,21 +130,22 @@ def _mean_norms(members: Any) -> Any:
     )
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "draw", "members"))
-def _members(loss_fn, draw, members, params, data, key, drawn) -> Any:
+@partial(jax.jit, static_argnames=("loss_fn", "draw", "members", "devices"))
+def _members(loss_fn, draw, members, params, data, key, drawn, devices=None) -> Any:
     """Gradients of the first mini-batches of each group [GROUPS, members, ...]."""
     keys = jax.vmap(lambda group: jax.vmap(partial(jax.random.fold_in, group))(jnp.arange(members)))
 
     def one(key: jax.Array) -> Any:
-        return mean_gradient(weighted(loss_fn), draw, params, data, key, drawn, MICROBATCH)
+        batch = params, data, key, drawn, MICROBATCH
+        return mean_gradient(weighted(loss_fn), draw, *batch, devices=devices)
 
     flat = jax.lax.map(one, keys(jax.random.split(key, GROUPS)).reshape(-1), batch_size=LANES)
     apart = jax.tree.map(lambda leaf: leaf.reshape(GROUPS, members, *leaf.shape[1:]), flat)
     return widened(apart)
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "draw"))
-def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
+@partial(jax.jit, static_argnames=("loss_fn", "draw", "devices"))
+def _centre(loss_fn, draw, params, data, key, size, done, known, devices=None) -> Any:
     """Each group's mean gradient over the first `size` examples, and its squared deviations.
 
     Mini-batches come in order; the squares of their deviations are summed, times their examples: on
@@ -151,9 +159,9 @@ def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
         def add(index: jax.Array, moments: tuple[Any, Any]) -> tuple[Any, Any]:
             mean, square = moments
             drawn = jnp.minimum(size - index * WIDTH, WIDTH)
-            new = mean_gradient(
-                weighted(loss_fn), draw, params, data, jax.random.fold_in(key, index), drawn, WIDTH
-            )
+            width = WIDTH // (jax.lax.axis_size(devices) if devices else 1)
+            batch = params, data, jax.random.fold_in(key, index), drawn, max(width, 1)
+            new = mean_gradient(weighted(loss_fn), draw, *batch, devices=devices)
             share = drawn / (index * WIDTH + drawn)
             after = jax.tree.map(lambda old, leaf: old + (leaf - old) * share, mean, new)
             square = jax.tree.map(
@@ -168,6 +176,11 @@ def _centre(loss_fn, draw, params, data, key, size, done, known) -> Any:
         return jax.lax.fori_loop(done, -(-size // WIDTH), add, moments)
 
     return jax.lax.map(group, (jax.random.split(key, GROUPS), known))
+
+
+# On all devices, which share each mini-batch.
+_wide_members = partial(_members, devices=DEVICES)
+_wide_centre = partial(_centre, devices=DEVICES)
 
 
 def directions(

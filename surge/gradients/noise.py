@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from surge.gradients.curvature import LossFn, layer_alignments
 from surge.gradients.layers import layers_of
 from surge.gradients.moments import GradientMoments, merge, per_example_moments
+from surge.gradients.wide import wide_moments, worth_it
 from surge.theory import noise
 from surge.theory.noise import Estimate
 
@@ -62,7 +63,8 @@ def gradient_noise(
       order: what numbers the examples of the batches, one after the other, have for the user [n]:
         results that are per example, or name one, go by these. None: they are in order.
     """
-    groups = [per_example_moments(loss_fn, params, batch) for batch in batches]
+    moments = wide_moments if worth_it() else per_example_moments
+    groups = [moments(loss_fn, params, batch) for batch in batches]
     total = _all(groups)
     first, second = _all(groups[0::2]), _all(groups[1::2])
     examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)

@@ -25,15 +25,15 @@ EXTENSION = 8  # powers beyond the given bounds that the search may follow an op
 # Learning rates in a block, at least, by the form of its lanes: what is short is filled up with
 # neighbours, which then cost no time. Not a matter of how many devices there are, so that the
 # search takes the same path on any number of them.
-BLOCK = {"vmap": 4, "map": 2}
+BLOCK = {"vmap": 4, "map": 2, "wide": 2}
 
 Optima = Sequence[tuple[int, float]]  # (power of the ratio, value) of an objective's optimum each
 Runs = dict[int, tuple[np.ndarray, ...]]  # power -> the fields of a PieceResult, for its seeds
 
 
-def few_lanes(task: Task, pieces: Sequence[Piece]) -> Lanes:
+def few_lanes(task: Task, pieces: Sequence[Piece], cells: str = "auto") -> Lanes:
     """Lanes for the few learning rates that a search runs at once."""
-    return spread(task, BLOCK["vmap"], max(len(piece.seeds) for piece in pieces))
+    return spread(task, BLOCK["vmap"], max(len(piece.seeds) for piece in pieces), cells)
 
 
 def run_adaptive(

@@ -58,7 +58,10 @@ class Engine:
 
     def size(self, piece: Piece) -> int:
         """Examples in a micro-batch of the piece."""
-        return hardware.microbatch(self.task, self._classes, piece.batch_size)
+        share = piece.batch_size
+        if self.lanes.wide and self.task.batch_loss is None:
+            share = -(-share // self.devices)
+        return hardware.microbatch(self.task, self._classes, share)
 
     def compile(self, piece: Piece, start: State | None = None) -> Future[Programs]:
         """Starts compiling what the piece needs, unless done before."""
@@ -195,15 +198,14 @@ class Engine:
         lanes = self._lanes(piece)
         programs = self.compile(piece, start).result()
         rows = []
-        for rates in _blocks(piece.learning_rates, self.devices * lanes.rates):
-            # Neighbours go to different devices: they cost alike.
-            dealt = rates.reshape(-1, self.devices).T
+        for rates in _blocks(piece.learning_rates, lanes.at_once(self.devices)):
+            dealt = lanes.deal(rates, self.devices)
             columns = []
             for seeds in _blocks(piece.seeds, lanes.seeds):
                 cells = self._cells(piece, dealt, seeds)
                 runs = self._run_block(programs, piece, cells, start, begun, until)
                 fields = (runs.loss, runs.diverged, runs.examples)
-                columns.append([_undeal(np.asarray(field)) for field in fields])
+                columns.append([lanes.gather(np.asarray(field)) for field in fields])
             rows.append([np.concatenate(column, 1) for column in zip(*columns, strict=True)])
         fields = (np.concatenate(row) for row in zip(*rows, strict=True))
         loss, diverged, examples = (
@@ -249,11 +251,6 @@ def _blocks(values: Sequence, size: int) -> list[np.ndarray]:
     """Consecutive blocks of one size; the last is filled up by repetition."""
     count = -(-len(values) // size)
     return np.split(np.resize(np.asarray(values), count * size), count)
-
-
-def _undeal(array: np.ndarray) -> np.ndarray:
-    """[device, R, ...] -> [R * device, ...] in the order before dealing."""
-    return np.swapaxes(array, 0, 1).reshape(-1, *array.shape[2:])
 
 
 def _seen(trained: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ def announce(engine: Engine, pieces: Sequence[Piece]) -> None:
     size = engine.size(pieces[0])
     alike = [piece for piece in pieces if engine.size(piece) == size]
     trial = min(alike, key=lambda piece: piece.batch_size)
-    at_once = engine.devices * engine.lanes.rates
+    at_once = engine.lanes.at_once(engine.devices)
     speed = _seconds_a_gradient(
         engine, trial._replace(learning_rates=trial.learning_rates[:at_once])
     )

@@ -14,6 +14,8 @@ from surge.training.lanes import Lanes
 from surge.training.rewriting import rewritten
 from surge.training.run import Cell, Run, Shared, State, make_advance, make_begin
 
+DEVICES = "device"  # the axis of the devices of this process
+
 # Each device has learning rates of its own; all else of a block is the same on every one.
 CELLS = Cell(learning_rate=0, key=None, batch_size=None, eval_steps=None, max_examples=None)
 
@@ -120,10 +122,12 @@ def advance_on_devices(
         microbatch_size=microbatch_size,
         axis_name=("learning_rate", "seed") if lanes.side_by_side else (),
         arm=make_arm(batches),
+        devices=DEVICES if lanes.wide else None,
     )
     block = _block(advance, lanes)
     block = rewritten(block) if backend().rewrites and not lanes.alone else block
-    return jax.pmap(block, in_axes=(0, CELLS, None, None, None), donate_argnums=0)
+    in_axes = (0, CELLS, None, None, None)
+    return jax.pmap(block, axis_name=DEVICES, in_axes=in_axes, donate_argnums=0)
 
 
 def _options(lanes: Lanes) -> dict[str, Any] | None:

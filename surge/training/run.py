@@ -107,6 +107,7 @@ def make_advance(
     microbatch_size: int,
     axis_name: Sequence[str] = (),
     arm: Arm | None = None,
+    devices: str | None = None,
 ) -> Callable[..., Run]:
     """How a training run gets further, as a pure function.
 
@@ -116,6 +117,8 @@ def make_advance(
       axis_name: axes that the run will be mapped over by vmap. A run then goes on until every lane
         on these axes has ended, which keeps step counters and data draws common to all lanes.
       arm: that it began with. Its run ends when its examples are used up.
+      devices: a mapped axis whose devices share the micro-batches of this one run, each with a
+        copy of its state; None: the run is on one device.
 
     Returns:
       advance(run, cell, shared, since, until) -> Run, from step `since`, where the run has got to,
@@ -125,8 +128,9 @@ def make_advance(
     """
 
     def advance(run: Run, cell: Cell, shared: Shared, since: jax.Array, until: jax.Array) -> Run:
+        options: dict[str, Any] = {"arm": arm, "devices": devices}
         size = microbatch_size
-        step = make_step(task, optimizer, cell, shared.data, microbatch_size=size, arm=arm)
+        step = make_step(task, optimizer, cell, shared.data, microbatch_size=size, **options)
         batch_size = jnp.asarray(cell.batch_size).astype(jnp.uint32)
 
         def go_on(carry: tuple[jax.Array, Run]) -> jax.Array:

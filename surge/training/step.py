@@ -43,13 +43,14 @@ def batch_gradient(
     key: jax.Array,
     batch_size: jax.Array | int,
     microbatch_size: int,
+    devices: str | None = None,
 ) -> Any:
     """Gradient of the mean loss of one batch of a task, drawn by key; see `mean_gradient`.
 
     Args:
       task: whose `draw` and `loss` are used; with `batch_loss`, batch_size must be a multiple of
         microbatch_size.
-      params, data, key, batch_size, microbatch_size: as for `mean_gradient`.
+      params, data, key, batch_size, microbatch_size, devices: as for `mean_gradient`.
     """
     coupled = task.batch_loss
 
@@ -58,7 +59,8 @@ def batch_gradient(
             return weighted(task.loss)(params, examples, weight)
         return coupled(params, examples) * microbatch_size / batch_size
 
-    return mean_gradient(share, task.draw, params, data, key, batch_size, microbatch_size)
+    batch = data, key, batch_size, microbatch_size
+    return mean_gradient(share, task.draw, params, *batch, devices=devices)
 
 
 def _with_signals(
@@ -70,8 +72,11 @@ def _with_signals(
     key: jax.Array,
     batch_size: jax.Array | int,
     microbatch_size: int,
+    devices: str | None,
 ) -> tuple[Any, dict[str, Any]]:
     """The gradient of one batch, and what an optimizer and an arm ask for beside it.
+
+    Signals of single examples are taken on every device, whole.
 
     Raises:
       ValueError: it asks of single examples where the task has only a loss of batches, or for what
@@ -82,7 +87,7 @@ def _with_signals(
     needs = set(optimizer.needs if ours else ())
     asked = set(arm.needs if arm else ())
     if not needs | asked:
-        return batch_gradient(task, params, *batch), {}
+        return batch_gradient(task, params, *batch, devices), {}
     if task.batch_loss is not None:
         spec = arm.spec if arm and asked else optimizer.spec
         raise ValueError(
@@ -95,7 +100,7 @@ def _with_signals(
     if "gradient_fn" in needs:
         signals["gradient_fn"] = gradients_elsewhere(task.loss, task.draw, *batch)
     if "moments" not in needs and not asked:
-        return batch_gradient(task, params, *batch), signals
+        return batch_gradient(task, params, *batch, devices), signals
     point = task.loss, task.draw, params
     norm_batch = optimizer.norm_batch if ours else 1
     gradient, moments = example_moments(*point, *batch, norm_batch, inner="inner" in asked)
@@ -110,11 +115,12 @@ def make_step(
     *,
     microbatch_size: int,
     arm: Arm | None = None,
+    devices: str | None = None,
 ) -> Callable[[jax.Array, tuple[Any, Any]], tuple[Any, Any]]:
     """The step of one run.
 
     Args:
-      task, optimizer, microbatch_size, arm: as for `surge.training.run.make_advance`.
+      task, optimizer, microbatch_size, arm, devices: as for `surge.training.run.make_advance`.
       cell: of the run.
       data: that batches are drawn from.
 
@@ -122,7 +128,7 @@ def make_step(
       step(index, (params, opt_state)) -> (params, opt_state), on batch number `index` of the run.
     """
     if arm is not None:
-        return _make_moving_step(task, optimizer, arm, cell, data, microbatch_size)
+        return _make_moving_step(task, optimizer, arm, cell, data, microbatch_size, devices)
     # Outside of the step, so that a loop over steps makes them once.
     transform = optimizer(cell.learning_rate, cell.batch_size, cell.eval_steps[-1])
     data_key = jax.random.split(cell.key)[1]
@@ -130,7 +136,7 @@ def make_step(
     def step(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         params, opt_state = carry
         key = jax.random.fold_in(data_key, index)
-        batch = data, key, cell.batch_size, microbatch_size
+        batch = data, key, cell.batch_size, microbatch_size, devices
         gradient, signals = _with_signals(optimizer, None, task, params, *batch)
         updates, opt_state = optimizers.update(transform, gradient, opt_state, params, **signals)
         return optax.apply_updates(params, updates), opt_state
@@ -145,6 +151,7 @@ def _make_moving_step(
     cell: Cell,
     data: Any,
     microbatch_size: int,
+    devices: str | None,
 ) -> Callable[[jax.Array, tuple[Any, Any]], tuple[Any, Any]]:
     """A step of the batch size and rate that the last one chose."""
     data_key = jax.random.split(cell.key)[1]
@@ -152,7 +159,7 @@ def _make_moving_step(
     def step(index: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         params, (opt_state, control) = carry
         key = jax.random.fold_in(data_key, index)
-        batch = data, key, control.batch_size, microbatch_size
+        batch = data, key, control.batch_size, microbatch_size, devices
         rate = cell.learning_rate * control.rate
         transform = optimizer(rate, control.batch_size, cell.eval_steps[-1])
         gradient, signals = _with_signals(optimizer, arm, task, params, *batch)
