@@ -91,6 +91,14 @@ def measure(
       ValueError: no examples or fewer than 8, a leaf of params that is no real floating array, a
         loss that raises or is no real scalar, an unknown optimizer, or another argument out of its
         range.
+
+    Example:
+      Gradients with mean 1 and variance 4 in each of 3 coordinates: tr Σ/|μ|² is 12/3.
+
+      >>> rows = np.random.default_rng(0).normal(1, 2, (4096, 3)).astype(np.float32)
+      >>> found = measure(lambda params, row: row @ params, np.zeros(3, np.float32), [rows])
+      >>> bool(found.b_simple.low < 4 < found.b_simple.high)
+      True
     """
     _check_arguments(optimizers, batch_sizes, directions, seed)
     chosen = {label: make_optimizer(spec) for label, spec in (optimizers or {}).items()}

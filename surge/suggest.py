@@ -134,6 +134,13 @@ def suggest(
       ValueError: a number that is missing or not above 0, both workdir and table, an optimizer that
         is not known, or a task that cannot be trained.
       ResultError: a workdir, a table, a log or a probe_file that cannot be used as asked.
+
+    Example:
+      >>> said = suggest(from_batch_size=256, from_lr=3e-4, to_batch_size=2048, optimizer="adam")
+      >>> said.low < said.lr < said.high
+      True
+      >>> f"{said.alternatives['linear'].lr:.2g}"
+      '0.0024'
     """
     if workdir is not None and table is not None:
         raise ValueError("give workdir or table, not both")

@@ -67,6 +67,57 @@ def test_the_documented_notebook_runs(page, monkeypatch, capsys):
     )
 
 
+RECIPES = ("linen", "nnx", "equinox", "haiku", "sharded")
+
+
+def recipes():
+    """What the page's recipes bind, by their names; a table of x, y is what the others are of."""
+    text = (ROOT / "docs" / "own_model.md").read_text()
+    return dict(re.findall(r"```python recipe (\S+)\n(.*?)```", text, re.DOTALL))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_measures_the_gradients_of_its_own_library(name):
+    module = {"equinox": "equinox", "haiku": "haiku"}.get(name, "flax")
+    pytest.importorskip(module, reason=f"{module} is not installed: pip install -e '.[test]'")
+    names = {}
+    for part in ("table", name):
+        exec(recipes()[part], names)
+    found = surge.measure(names["loss"], names["params"], names["batches"])
+    single = jax.vmap(jax.grad(names["loss"]), (None, 0))(names["params"], (names["x"], names["y"]))
+    for measured, leaf in zip(*map(jax.tree.leaves, (found.moments.mean, single)), strict=True):
+        np.testing.assert_allclose(measured, leaf.mean(0), rtol=1e-3, atol=1e-5)
+    rows = np.concatenate([leaf.reshape(64, -1) for leaf in jax.tree.leaves(single)], axis=1)
+    assert found.b_simple.numerator == pytest.approx(rows.var(0, ddof=1).sum(), rel=1e-3)
+    if name == "sharded":
+        leaves = zip(*map(jax.tree.leaves, (found.moments.mean, names["params"])), strict=True)
+        assert all(moment.sharding == leaf.sharding for moment, leaf in leaves)
+
+
+def test_the_recipes_are_those_that_are_tested():
+    assert set(recipes()) == {"table", *RECIPES}
+
+
+def test_a_stream_of_batches_has_the_noise_scale_of_all_of_them():
+    text = (ROOT / "docs" / "own_model.md").read_text()
+    [streaming] = re.findall(r"```python streaming\n(.*?)```", text, re.DOTALL)
+    names = {"jax": jax}
+    exec(recipes()["table"], names)
+
+    def stream():
+        draw = np.random.default_rng(1)
+        for _ in range(40):
+            x = draw.normal(size=(32, 8)).astype(np.float32)
+            yield x, np.sin(x.sum(1))
+
+    names["stream"] = stream
+    exec(streaming, names)
+    whole = surge.measure(names["loss"], names["params"], stream()).b_simple
+    one = names["b_simple"]
+    assert one.numerator == pytest.approx(whole.numerator, rel=0.02)
+    assert one.low < whole.value < one.high and whole.low < one.value < whole.high
+
+
 def test_measure_finds_the_exact_answers_of_the_quadratic():
     known, task = problem(size=12, noise=4.0), quadratic(size=12, noise=4.0)
     params = task.init(jax.random.key(0))

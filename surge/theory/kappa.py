@@ -46,6 +46,10 @@ def peak_over_plateau(ratio: Any) -> np.ndarray:
 
     Args:
       ratio: K [...].
+
+    Example:
+      >>> [round(float(share), 2) for share in peak_over_plateau([0.1, 0.3, 0.5, 2.0])]
+      [1.67, 1.09, 1.0, 1.0]
     """
     low = np.minimum(np.asarray(ratio, float), 0.5)
     with np.errstate(divide="ignore"):

@@ -37,6 +37,11 @@ def fit_noise_scale(batch_size: np.ndarray, steps: np.ndarray, method: str = "lo
 
     Raises:
       ValueError: another method.
+
+    Example:
+      >>> sizes = np.array([8, 32, 128, 512])
+      >>> round(fit_noise_scale(sizes, 100 * (1 + 64 / sizes)).b_noise)
+      64
     """
     if method not in ("log", "paper"):
         raise ValueError(f"method must be log or paper, got {method!r}")
