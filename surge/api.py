@@ -16,10 +16,11 @@ from surge.gradients.independent import SignSummary, flat_hessian, independent_l
 from surge.gradients.kappa import Kappa, of_optimizer
 from surge.gradients.moments import GradientMoments
 from surge.gradients.noise import QUANTILES, gradient_noise
+from surge.gradients.ratio import as_mean
 from surge.gradients.steps import sample_steps
 from surge.optimizers import make_optimizer
 from surge.tasks import draw_from_arrays
-from surge.tasks.check import as_examples, as_params, check_loss
+from surge.tasks.check import as_examples, as_params, check_loss, check_weight
 from surge.theory.noise import Estimate
 
 MOST_DIRECTIONS = 2**20  # at each batch size
@@ -71,6 +72,7 @@ def measure(
     batch_sizes: Sequence[int] = (1, 4, 16, 64, 256, 1024),
     directions: int = 32,
     seed: int = 0,
+    weight: Callable[[Any], jax.Array] | None = None,
 ) -> Measurement:
     """Noise scales of a model at `params`, and one-step optimal learning rates there.
 
@@ -86,6 +88,8 @@ def measure(
       batch_sizes: B [b] at which the laws are taken.
       directions: sampled at each batch size, a multiple of 8.
       seed: of what is drawn.
+      weight: example -> how much its loss counts, such as its tokens: the loss is then
+        Σ weight · loss / Σ weight (`surge.gradients.ratio`). None: examples count alike.
 
     Raises:
       ValueError: no examples or fewer than 8, a leaf of params that is no real floating array, a
@@ -110,6 +114,9 @@ def measure(
             f"the batches hold {count} examples: surge.measure needs at least {GROUPS}"
         )
     check_loss(loss_fn, params, jax.tree.map(itemgetter(0), examples))
+    if weight is not None:
+        check_weight(weight, jax.tree.map(itemgetter(0), examples))
+        loss_fn = as_mean(loss_fn, weight, params, examples)
     # Dealt out by turns, so that groups are alike also where examples are sorted.
     dealt = [slice(start, None, GROUPS) for start in range(GROUPS)]
     shares = [jax.tree.map(itemgetter(part), examples) for part in dealt]

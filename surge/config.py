@@ -129,6 +129,10 @@ class Experiment:
     task: str = fields.text("")  # module:function that builds the Task
     task_args: dict[str, Any] = fields.entries(_task_args)  # keyword arguments of that function
 
+    # "float32": parameters narrower than that are trained as float32 ones, which the loss sees
+    # rounded; "none": they are rounded after every step, and steps below their last digit are lost.
+    master_weights: str = fields.choice("float32", "none")
+
     # Label -> spec, and the lowest and highest learning rate; the grid of each is every power of
     # learning_rate_ratio between the two.
     optimizers: dict[str, OptimizerGrid] = fields.entries(_optimizers)

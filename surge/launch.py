@@ -18,6 +18,7 @@ from surge.training.adaptive import few_lanes, run_adaptive
 from surge.training.engine import Engine
 from surge.training.grid import Piece, PieceResult
 from surge.training.lanes import Lanes, of_grid
+from surge.training.precision import with_master_weights
 from surge.workdir import claim, sweeps
 
 Part = TypeVar("Part")
@@ -150,7 +151,7 @@ def _parts(
 
 def _lanes_there(asked: tuple[Experiment, list[Piece], str]) -> Lanes:
     experiment, pieces, cells = asked
-    task = make_task(experiment.task, **experiment.task_args)
+    task = _task(experiment)
     return choose_lanes(experiment, task, pieces, cells)
 
 
@@ -158,7 +159,7 @@ def _work(job: Job) -> list[Ran]:
     """In a worker: the results of a job."""
     experiment = job.experiment
     if experiment.grid == "adaptive":
-        task = make_task(experiment.task, **experiment.task_args)
+        task = _task(experiment)
         results = adaptive(experiment, task, job.pieces, job.lanes, job.done)
     else:
         engine = _engine(_Kept(json.dumps(experiment.plain(), sort_keys=True), job))
@@ -183,7 +184,7 @@ class _Kept(NamedTuple):
 @lru_cache(1)  # a worker's next piece has the programs of the one before
 def _engine(kept: _Kept) -> Engine:
     experiment = kept.job.experiment
-    task = make_task(experiment.task, **experiment.task_args)
+    task = _task(experiment)
     key = jax.random.key(experiment.seed)
     return Engine(task, key, kept.job.lanes, stop_loss=experiment.stop_loss)
 
@@ -202,3 +203,9 @@ def adaptive(
         done=done,
         lanes=lanes,
     )
+
+
+def _task(experiment: Experiment) -> Task:
+    """What the workers train."""
+    task = make_task(experiment.task, **experiment.task_args)
+    return with_master_weights(task) if experiment.master_weights == "float32" else task

@@ -38,6 +38,7 @@ from surge.training import grid, hardware
 from surge.training.arm import make_arm
 from surge.training.dense import run_pieces
 from surge.training.lanes import Lanes
+from surge.training.precision import with_master_weights
 from surge.training.workers import LostWorkers
 from surge.workdir import claim, files, sweeps
 from surge.workdir.files import ResultError
@@ -79,14 +80,16 @@ def _run(experiment: Experiment, workdir: Path, stages: Sequence[str], launch: L
     hardware.enable_compilation_cache()
     if {"measure", "sweep"} & set(stages):
         task = _task(experiment)
+        masters = experiment.master_weights == "float32"
+        trained = with_master_weights(task) if masters else task
         devices = jax.local_device_count()
         logging.info("%s on %d %s device(s)", experiment.task, devices, jax.default_backend())
         if "measure" in stages:
             with _alone(workdir, "measure", launch) as ours:
                 if ours:
-                    _measure(experiment, task, workdir)
+                    _measure(experiment, task, trained, workdir)
         if "sweep" in stages:
-            _sweep(experiment, task, workdir, launch)
+            _sweep(experiment, trained, workdir, launch)
     if "fit" in stages:
         _fit(experiment, workdir)
     if "report" in stages:
@@ -137,7 +140,7 @@ def _task(experiment: Experiment) -> Task:
     return task
 
 
-def _measure(experiment: Experiment, task: Task, workdir: Path) -> None:
+def _measure(experiment: Experiment, task: Task, trained: Task, workdir: Path) -> None:
     path = workdir / "measure.nc"
     if path.exists():
         files.read_dataset(path, files.MEASURED)
@@ -146,7 +149,8 @@ def _measure(experiment: Experiment, task: Task, workdir: Path) -> None:
     specs = {label: optimizer.spec for label, optimizer in experiment.optimizers.items()}
     sizes, chosen = experiment.batch_sizes, experiment.measure
     directory = workdir / "checkpoints"
-    dataset = measure(task, specs, sizes, chosen, directory, seed=experiment.seed)
+    seed = experiment.seed
+    dataset = measure(task, specs, sizes, chosen, directory, seed=seed, trained=trained)
     dataset.attrs |= _attributes(experiment, task)
     files.write_dataset(path, dataset)
 

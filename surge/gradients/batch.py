@@ -27,6 +27,7 @@ def mean_gradient(
     *,
     dealt: tuple[jax.Array | int, int] = (0, 1),
     devices: str | None = None,
+    weigh: Callable[[Any], jax.Array] | None = None,
 ) -> Any:
     """Gradient of the loss of one batch, the sum of those of its micro-batches.
 
@@ -47,6 +48,8 @@ def mean_gradient(
       dealt: (k, K): B examples of which i comes from fold_in(key, k + K i), a K-th of a batch.
       devices: a mapped axis whose devices share the micro-batches, one each in turn, and all get
         the gradient of the whole batch; None: this device has them all.
+      weigh: example -> its weight of at least 0, such as its tokens: the loss of the batch is then
+        Σ weight · loss / Σ weight, 0 for a batch without any. None: all count alike.
 
     Returns:
       Pytree like params.
@@ -62,7 +65,10 @@ def mean_gradient(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + every * position)
         examples = jax.vmap(draw, (None, 0))(data, keys)
         weight = (position < batch_size) / batch_size
-        return jax.tree.map(_widened, jax.grad(loss)(params, examples, weight))
+        if weigh is not None:
+            weight *= jax.vmap(weigh)(examples)
+        gradient = jax.tree.map(_widened, jax.grad(loss)(params, examples, weight))
+        return gradient if weigh is None else (gradient, weight.sum())
 
     def add(index: jax.Array, total: Any) -> Any:
         return jax.tree.map(jnp.add, total, part(index))
@@ -76,6 +82,10 @@ def mean_gradient(
         total = jax.lax.psum(jax.lax.fori_loop(1, turns, add, part(0)), devices)
     else:
         total = jax.lax.fori_loop(1, chunks, add, part(0))
+    if weigh is not None:
+        total, weights = total
+        weights = jnp.where(weights > 0, weights, 1)
+        total = jax.tree.map(lambda leaf: leaf / weights, total)
     return jax.tree.map(lambda leaf, like: leaf.astype(jnp.result_type(like)), total, params)
 
 

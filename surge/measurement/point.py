@@ -12,6 +12,7 @@ from surge.gradients import independent, one_step
 from surge.gradients.directions import GROUPS
 from surge.gradients.layers import Layers, layers_of
 from surge.gradients.noise import GradientNoise, gradient_noise
+from surge.gradients.ratio import as_mean
 from surge.gradients.steps import Steps, sample_steps
 from surge.optimizers import Optimizer, make_optimizer
 from surge.tasks import Task, ghost_batches
@@ -104,9 +105,18 @@ class Point:
         return layers_of(self.params)
 
     @cached_property
+    def single(self) -> Task:
+        """Of single units; where they have weights, one whose plain mean acts as theirs."""
+        single = self.problem.single
+        if single.weight is None:
+            return single
+        loss = as_mean(single.loss, single.weight, self.params, single.evaluation)
+        return single._replace(loss=loss, weight=None)
+
+    @cached_property
     def noise(self) -> GradientNoise:
         """Gradients of single units."""
-        problem, single = self.problem, self.problem.single
+        problem, single = self.problem, self.single
         size = problem.examples // GROUPS // problem.unit
         batches = [
             _draw(single.draw, single.data, jax.random.split(key, size))
@@ -117,13 +127,13 @@ class Point:
     @cached_property
     def hessian(self) -> Hessian:
         """Of the loss on the evaluation subset."""
-        single = self.problem.single
+        single = self.single
         return independent.flat_hessian(single.loss, self.params, single.evaluation, self._keys[1])
 
     @cached_property
     def steps(self) -> Steps:
         """Sampled steps of each optimizer at each batch size."""
-        problem, single = self.problem, self.problem.single
+        problem, single = self.problem, self.single
         return sample_steps(
             single.loss,
             self.params,

@@ -23,16 +23,19 @@ def measure(
     directory: Path,
     *,
     seed: int,
+    trained: Task | None = None,
 ) -> xr.Dataset:
     """Trains to the chosen losses, unless that was done, and takes every statistic there.
 
     Args:
-      task: what is trained.
+      task: what is measured.
       specs: label -> spec of each optimizer that is asked about.
       batch_sizes: B [b] at which it is.
       chosen: how the run is trained, and how finely is measured.
       directory: of the saved states.
       seed: of all that is drawn.
+      trained: the same with master weights, whose values are measured in their own precision, for
+        rounding hides what a small step does; None where it has none.
 
     Returns:
       Dataset of all STATISTICS with a dimension checkpoint, its loss and step, and how what moves
@@ -59,10 +62,11 @@ def measure(
         horizons=chosen.horizons,
         branch_examples=chosen.branch_examples,
     )
-    states = saved_states(task, training, directory)
+    trained = trained or task
+    states = saved_states(trained, training, directory)
     rows = []
     for index, saved in enumerate(states):
-        state = restore(task, training, directory, saved)
+        state = restore(trained, training, directory, saved)
         row = statistics_at(Point(problem, state.params, index))
         rows.append(row.assign(loss=saved.loss, step=saved.step))
         logging.info("measure: %d of %d checkpoints done", index + 1, len(states))

@@ -27,6 +27,9 @@ class Task(NamedTuple):
         `by_ghosts`.
       ghost: examples that batch_loss couples. Batch sizes and the evaluation are multiples of it,
         so that the coupling is the same whatever the batch size and however a batch is split.
+      weight: example -> how much its loss counts, at least 0, such as its tokens: the loss of a
+        batch is then Σ weight · loss / Σ weight, the mean over all tokens where `loss` is that over
+        one example's. None: examples count alike, whatever their lengths.
       rows: how many different examples `draw` picks among, where that is not the rows of `data`;
         None where it is not known or has no end.
     """
@@ -39,6 +42,7 @@ class Task(NamedTuple):
     batch_loss: Callable[[Any, Any], jax.Array] | None = None
     ghost: int = 16
     rows: int | None = None
+    weight: Callable[[Any], jax.Array] | None = None
 
 
 def by_ghosts(loss: Callable[[Any, Any], jax.Array], ghost: int) -> Callable[[Any, Any], jax.Array]:

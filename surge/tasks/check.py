@@ -43,7 +43,14 @@ def check_task(task: Task) -> None:
         )
     if task.batch_loss is None:
         check_loss(task.loss, params, example)
+        if task.weight is not None:
+            check_weight(task.weight, example)
         return
+    if task.weight is not None:
+        raise TaskError(
+            "the task has a weight and a batch_loss: leave out the weight, and weigh the examples "
+            "in batch_loss"
+        )
     coupled = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((task.ghost, *leaf.shape), leaf.dtype), example
     )
@@ -76,6 +83,18 @@ def check_loss(loss_fn: Callable[[Any, Any], Any], params: Any, example: Any) ->
     """Raises TaskError where the loss of one example raises or is no real floating scalar."""
     hint = "; it is given ONE example, arrays without their leading axis"
     _check_scalar("loss_fn", _traced("loss_fn", loss_fn, params, example, hint=hint))
+
+
+def check_weight(weigh: Callable[[Any], Any], example: Any) -> None:
+    """Raises TaskError where the weight of one example raises or is no real scalar."""
+    weight = _traced("weight", weigh, example, hint="; it is given ONE example")
+    number = hasattr(weight, "dtype") and jnp.issubdtype(weight.dtype, jnp.number)
+    real = number and not jnp.issubdtype(weight.dtype, jnp.complexfloating)
+    if not real or weight.shape:
+        raise TaskError(
+            "weight must return one real number, how much an example counts; it returns "
+            f"{_form(weight)}"
+        )
 
 
 def _check_scalar(name: str, loss: Any) -> None:

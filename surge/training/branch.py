@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from surge.gradients.curvature import widened
 from surge.optimizers import Optimizer, make_optimizer
 from surge.tasks import Task
 from surge.theory.basin import optimal_lr
@@ -77,7 +78,7 @@ class BranchOracle:
         steps = tuple(hold + horizon for horizon in fitting)
         held = optimizer.held(hold)
         piece = Piece("branch", held.spec, batch_size, rates, tuple(range(seeds)), steps)
-        opt_state = held(1.0, batch_size, 1).init(params)
+        opt_state = held(1.0, batch_size, 1).init(widened(params))
         start = State(params, opt_state, jnp.zeros((), jnp.int32))
         loss = self._engine.run(piece, start=start).loss
 

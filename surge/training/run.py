@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from surge.gradients.curvature import widened
 from surge.tasks import Task
 from surge.training.arm import Arm, Controlled
 from surge.training.step import Cell, Optimizer, make_step
@@ -59,10 +60,17 @@ class Run(NamedTuple):
 
 
 def evaluate(task: Task, params: Any, evaluation: Any) -> jax.Array:
-    """Mean loss on an evaluation batch."""
+    """Mean loss on an evaluation batch, over its tokens where examples have weights.
+
+    In float32 or better, as it is written: a mean of bfloat16 losses has two digits.
+    """
     if task.batch_loss is not None:
-        return task.batch_loss(params, evaluation)
-    return jax.vmap(task.loss, (None, 0))(params, evaluation).mean()
+        return widened(task.batch_loss(params, evaluation))
+    losses = widened(jax.vmap(task.loss, (None, 0))(params, evaluation))
+    if task.weight is None:
+        return losses.mean()
+    weights = jax.vmap(task.weight)(evaluation)
+    return weights @ losses / weights.sum()
 
 
 def make_begin(task: Task, optimizer: Optimizer, arm: Arm | None = None) -> Callable[..., Run]:
@@ -82,7 +90,8 @@ def make_begin(task: Task, optimizer: Optimizer, arm: Arm | None = None) -> Call
         if start is None:
             params = task.init(jax.random.split(cell.key)[0])
             transform = optimizer(cell.learning_rate, cell.batch_size, cell.eval_steps[-1])
-            start = State(params, transform.init(params), jnp.zeros((), jnp.int32))
+            opt_state = transform.init(widened(params))  # averages of bfloat16 would stand still
+            start = State(params, opt_state, jnp.zeros((), jnp.int32))
         if arm is not None and not isinstance(start.opt_state, Controlled):
             controlled = Controlled(start.opt_state, arm.begin(cell.batch_size))
             start = start._replace(opt_state=controlled)

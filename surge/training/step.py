@@ -9,6 +9,7 @@ import optax
 
 from surge import optimizers
 from surge.gradients.batch import mean_gradient, weighted
+from surge.gradients.curvature import widened
 from surge.gradients.signals import example_moments, gradients_elsewhere
 from surge.tasks import Task
 from surge.training.arm import Arm, Controlled
@@ -45,7 +46,7 @@ def batch_gradient(
     microbatch_size: int,
     devices: str | None = None,
 ) -> Any:
-    """Gradient of the mean loss of one batch of a task, drawn by key; see `mean_gradient`.
+    """Gradient of the loss of one batch of a task, drawn by key; see `mean_gradient`.
 
     Args:
       task: whose `draw` and `loss` are used; with `batch_loss`, batch_size must be a multiple of
@@ -60,7 +61,8 @@ def batch_gradient(
         return coupled(params, examples) * microbatch_size / batch_size
 
     batch = data, key, batch_size, microbatch_size
-    return mean_gradient(share, task.draw, params, *batch, devices=devices)
+    draw = task.draw
+    return mean_gradient(share, draw, params, *batch, devices=devices, weigh=task.weight)
 
 
 def _with_signals(
@@ -94,6 +96,11 @@ def _with_signals(
             f"{spec} needs the loss of single examples, and the examples of this task"
             " are coupled (batch_loss)"
         )
+    if task.weight is not None:
+        spec = arm.spec if arm and asked else optimizer.spec
+        raise ValueError(
+            f"{spec} needs examples that count alike, and those of this task have a weight"
+        )
     if unknown := needs - {"moments", "gradient_fn"}:
         raise ValueError(f"{optimizer.spec} needs {unknown.pop()}, which training does not supply")
     signals: dict[str, Any] = {}
@@ -105,6 +112,19 @@ def _with_signals(
     norm_batch = optimizer.norm_batch if ours else 1
     gradient, moments = example_moments(*point, *batch, norm_batch, inner="inner" in asked)
     return gradient, signals | {"moments": moments}
+
+
+def _moved(
+    transform: optax.GradientTransformation,
+    gradient: Any,
+    opt_state: Any,
+    params: Any,
+    signals: dict[str, Any],
+) -> tuple[Any, Any]:
+    """New parameters and state; the optimizer sees float32 whatever the parameters are."""
+    wide = widened(gradient), opt_state, widened(params)
+    updates, opt_state = optimizers.update(transform, *wide, **signals)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def make_step(
@@ -138,8 +158,7 @@ def make_step(
         key = jax.random.fold_in(data_key, index)
         batch = data, key, cell.batch_size, microbatch_size, devices
         gradient, signals = _with_signals(optimizer, None, task, params, *batch)
-        updates, opt_state = optimizers.update(transform, gradient, opt_state, params, **signals)
-        return optax.apply_updates(params, updates), opt_state
+        return _moved(transform, gradient, opt_state, params, signals)
 
     return step
 
@@ -164,8 +183,7 @@ def _make_moving_step(
         transform = optimizer(rate, control.batch_size, cell.eval_steps[-1])
         gradient, signals = _with_signals(optimizer, arm, task, params, *batch)
         moments = signals.get("moments")
-        updates, opt_state = optimizers.update(transform, gradient, opt_state, params, **signals)
-        moved = optax.apply_updates(params, updates)
+        moved, opt_state = _moved(transform, gradient, opt_state, params, signals)
         chosen = arm.update(control, gradient, moments, cell.max_examples)
         # A run without examples left waits for its evaluation as it is.
         after = moved, Controlled(opt_state, chosen)
