@@ -5,14 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import surge
+from surge.optimizers import make_optimizer
+from surge.optimizers.step import update
+from surge.tasks import make_task
+from surge.tasks.check import check_task
 from surge.tasks.quadratic import problem, quadratic
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +29,7 @@ def page(tmp_path):
     """The page's blocks as files, and its notebook."""
     text = (ROOT / "docs" / "own_model.md").read_text()
     blocks = dict(re.findall(r"```python (\S+)\n(.*?)```", text, re.DOTALL))
-    for name in ("my_task.py", "my_config.py"):
+    for name in ("my_task.py", "my_config.py", "my_lora.py", "my_optimizers.py"):
         (tmp_path / name).write_text(blocks[name])
     return tmp_path, blocks["notebook"]
 
@@ -116,6 +122,69 @@ def test_a_stream_of_batches_has_the_noise_scale_of_all_of_them():
     one = names["b_simple"]
     assert one.numerator == pytest.approx(whole.numerator, rel=0.02)
     assert one.low < whole.value < one.high and whole.low < one.value < whole.high
+
+
+@pytest.fixture
+def modules(page, monkeypatch):
+    """The page's modules, importable by name."""
+    directory, _ = page
+    monkeypatch.syspath_prepend(directory)
+    for name in ("my_task", "my_lora", "my_optimizers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_the_documented_adapters_are_all_that_trains(modules):
+    whole = make_task("my_task:task", examples=64)
+    adapted = make_task("my_lora:task", rank=2)
+    frozen = whole.init(jax.random.key(0))
+    params = adapted.init(jax.random.key(1))
+    check_task(adapted)
+    assert jax.tree.map(jnp.shape, params) == {"down": (8, 2), "up": (2, 16)}
+    example = jax.tree.map(lambda leaf: leaf[0], adapted.evaluation)
+    assert adapted.loss(params, example) == whole.loss(frozen, example)
+
+    params["up"] = 0.1 * jax.random.normal(jax.random.key(2), (2, 16))
+    moved = frozen | {"in": frozen["in"] + params["down"] @ params["up"]}
+    by_chain_rule = jax.grad(whole.loss)(moved, example)["in"]
+    gradient = jax.grad(adapted.loss)(params, example)
+    np.testing.assert_allclose(gradient["down"], by_chain_rule @ params["up"].T, rtol=1e-4)
+    np.testing.assert_allclose(gradient["up"], params["down"].T @ by_chain_rule, rtol=1e-4)
+
+    found = surge.measure(adapted.loss, params, [adapted.evaluation])
+    assert jax.tree.map(jnp.shape, found.moments.mean) == jax.tree.map(jnp.shape, params)
+    assert 0 < found.b_simple.low <= found.b_simple.value
+
+
+PUBLISHED = {
+    "my_optimizers:nadam(b2=0.99)": optax.nadam(0.01, b2=0.99),
+    "my_optimizers:lamb": optax.lamb(0.01),
+}
+
+
+@pytest.mark.parametrize("spec", PUBLISHED)
+def test_the_documented_optimizers_are_those_of_optax(modules, spec):
+    made = make_optimizer(spec)
+    ours, theirs = made(0.01, 8, 10), PUBLISHED[spec]
+    here = there = {"a": jnp.ones((3, 2)), "b": jnp.full(2, 0.5)}
+    states = [ours.init(here), theirs.init(there)]
+    for step in range(4):
+        draw = partial(jax.random.normal, jax.random.key(step))
+        gradient = jax.tree.map(lambda leaf, draw=draw: draw(leaf.shape), here)
+        updates, states[0] = update(ours, gradient, states[0], here)
+        here = optax.apply_updates(here, updates)
+        updates, states[1] = theirs.update(gradient, states[1], there)
+        there = optax.apply_updates(there, updates)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), here, there)
+    weights = made.weights(8)
+    assert weights.sum() == pytest.approx(1) and weights[0] > weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", PUBLISHED)
+def test_the_documented_optimizers_are_measured(modules, spec):
+    asked = ASKED | {"optimizers": {"it": spec}}
+    found = surge.measure(squared, WEIGHTS, [(ROWS, TARGETS)], **asked)
+    assert (found.oracle["it"].lr > 0).all() and np.isfinite(found.measured["it"].lr).all()
 
 
 def test_measure_finds_the_exact_answers_of_the_quadratic():
