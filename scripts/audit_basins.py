@@ -1,7 +1,7 @@
 """How well the optimum of each batch size is found: simulated sweeps whose optima are known.
 
     python scripts/audit_basins.py                       # every case, 20 sweeps each, half a minute
-    python scripts/audit_basins.py --repetitions=200     # docs/results/audit_basins.md, an hour
+    python scripts/audit_basins.py --repetitions=200     # docs/results/audit_basins.md
     python scripts/audit_basins.py --case=wall           # one case
 
 A sweep has batch sizes a factor 4 apart, rates a factor √2 apart and three paired seeds, noise of

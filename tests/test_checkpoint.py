@@ -1,9 +1,12 @@
 """Training states on disk."""
 
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from surge.training import checkpoint
 from surge.training.run import State
@@ -22,3 +25,21 @@ def test_saving_again_replaces(tmp_path):
     for value in (1.0, 2.0):
         checkpoint.save(tmp_path, "state", {"a": jnp.float32(value)})
     assert checkpoint.restore(tmp_path, "state", {"a": jnp.float32(0)})["a"] == 2.0
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
+    """A limit on file size stands in for a full disk."""
+    state = {"a": jnp.arange(40_000.0)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "state.orbax-checkpoint-tmp").mkdir()  # of a process that was killed
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            checkpoint.save(tmp_path, "state", state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(tmp_path / "state")
+    assert not list(tmp_path.iterdir())
+    checkpoint.save(tmp_path, "state", state)
+    got = checkpoint.restore(tmp_path, "state", jax.tree.map(jnp.zeros_like, state))
+    np.testing.assert_array_equal(got["a"], state["a"])

@@ -86,6 +86,7 @@ BAD = [  # field, value, words
     ("learning_rate_ratio", 10**400, "finite number"),
     ("learning_rate_ratio", "2", "finite number"),
     ("learning_rate_ratio", True, "finite number"),
+    ("master_weights", "bfloat16", "must be 'float32' or 'none'"),
     ("grid", "sparse", "'dense' or 'adaptive'"),
     ("grid", None, "'dense' or 'adaptive'"),
     ("grid", ["dense"], "'dense' or 'adaptive'"),
