@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -103,7 +103,8 @@ def test_each_command_can_be_given(command, clone):
     if given in ([], ["--help"]):
         assert name in PROGRAMS
     elif name == "main":
-        assert main.parse_flags(["surge", *given])["config"].value.task
+        config: Any = main.parse_flags(["surge", *given])["config"].value
+        assert config.task
     else:
         flags = importlib.import_module(f"surge.{name}").own_flags()
         assert len(flags(["surge", *given])) == 1 + TAKES[name]
@@ -121,7 +122,7 @@ def test_the_sharp_edges_are_as_shown():
         r"```python edge\n(.*?)```", (ROOT / "docs" / "sharp_edges.md").read_text(), re.DOTALL
     )
     assert len(blocks) >= 5
-    names: dict = {}
+    names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
 

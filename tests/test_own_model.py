@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def recipes():
 def test_each_recipe_measures_the_gradients_of_its_own_library(name):
     module = {"equinox": "equinox", "haiku": "haiku"}.get(name, "flax")
     pytest.importorskip(module, reason=f"{module} is not installed: pip install -e '.[test]'")
-    names = {}
+    names: dict[str, Any] = {}
     for part in ("table", name):
         exec(recipes()[part], names)
     found = surge.measure(names["loss"], names["params"], names["batches"])
@@ -107,7 +108,7 @@ def test_the_recipes_are_those_that_are_tested():
 def test_a_stream_of_batches_has_the_noise_scale_of_all_of_them():
     text = (ROOT / "docs" / "own_model.md").read_text()
     [streaming] = re.findall(r"```python streaming\n(.*?)```", text, re.DOTALL)
-    names = {"jax": jax}
+    names: dict[str, Any] = {"jax": jax}
     exec(recipes()["table"], names)
 
     def stream():
