@@ -141,6 +141,12 @@ def test_files_that_the_pages_link_to_are_there():
                 assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
 
+def test_every_page_is_in_the_sites_contents():
+    contents = (ROOT / "mkdocs.yml").read_text()
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert all(f" {page}\n" in contents for page in pages), pages
+
+
 @pytest.mark.slow
 def test_the_front_page_from_its_first_command_to_its_last(tmp_path):
     """In an empty folder, save for a table of runs."""
