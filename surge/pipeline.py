@@ -40,7 +40,7 @@ from surge.training.dense import run_pieces
 from surge.training.lanes import Lanes
 from surge.training.precision import with_master_weights
 from surge.training.workers import LostWorkers
-from surge.workdir import claim, files, sweeps
+from surge.workdir import claim, files, origin, sweeps
 from surge.workdir.files import ResultError
 
 UserError = (ConfigError, ResultError, MemoryError, LostWorkers)
@@ -341,4 +341,5 @@ def _attributes(experiment: Experiment, task: Task) -> dict[str, Any]:
         "versions": json.dumps(versions),
         "devices": hardware.describe(),
         "parameters": hardware.parameters(task),
+        "commit": origin.commit(),
     }

@@ -259,7 +259,7 @@ def test_what_was_measured_is_said_in_one_line(swept):
     config = {"task": "surge.tasks.mlp:mnist1d", "task_args": {"widths": [100, 50]}, "seeds": 3}
     for size in SIZES:
         path = sweeps.sweep_path(swept, "adam", size)
-        attributes = {"config": json.dumps(config), "parameters": 12345}
+        attributes = {"config": json.dumps(config), "parameters": 12345, "commit": "abc123"}
         files.write_dataset(path, sweeps.read_piece(path).assign_attrs(attributes))
     page.write(swept)
     expected = (
@@ -267,6 +267,19 @@ def test_what_was_measured_is_said_in_one_line(swept):
         "adam at batch sizes 4 to 256 with 3 seeds. "
         "108 runs, 2,350,000 examples in all, on 2 x cpu. "
         "The scale is small: a model of 12,345 parameters."
+    )
+    assert expected in text(swept)
+
+
+def test_where_the_numbers_come_from_is_said(swept):
+    config = {"seed": 7, "seeds": 3}
+    for size in SIZES:
+        path = sweeps.sweep_path(swept, "adam", size)
+        attributes = {"config": json.dumps(config), "commit": "abc123"}
+        files.write_dataset(path, sweeps.read_piece(path).assign_attrs(attributes))
+    page.write(swept)
+    expected = (
+        "versions: surge 0.1; commit: abc123; devices: 2 x cpu; seeds: 7, runs 0 to 2; written:"
     )
     assert expected in text(swept)
 

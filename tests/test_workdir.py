@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 from surge.theory.objective import FinalLoss, StepsTo
-from surge.workdir import claim, files, sweeps
+from surge.workdir import claim, files, origin, sweeps
 from surge.workdir.files import ResultError
 
 
@@ -344,3 +344,25 @@ def test_a_workdir_is_locked_while_a_process_lives(tmp_path):
     holder.communicate()
     with claim.lock_workdir(tmp_path):
         pass
+
+
+def test_the_commit_is_that_of_the_clone_and_of_no_other_repository(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    monkeypatch.setattr(origin, "PACKAGE", tmp_path)
+    commit = origin.commit.__wrapped__
+    assert commit() == "unknown"  # no repository
+    git("init", "--quiet")
+    (tmp_path / "__init__.py").write_text("one")
+    assert commit() == "unknown"  # somebody else's, which does not track it
+    git("add", "__init__.py")
+    git("commit", "--quiet", "-m", "first")
+    made = git("rev-parse", "--short=12", "HEAD").strip()
+    assert commit() == made
+    (tmp_path / "__init__.py").write_text("two")
+    assert commit() == f"{made}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"  # no git

@@ -13,6 +13,7 @@ from surge.report.reading import representative
 from surge.workdir import sweeps
 
 SMALL = 10_000_000  # parameters of a model, below which nobody trains one for use
+NOTHING = ("", "unknown")  # what is not told
 MANY = 4  # groups, from which on they are counted and not named
 
 
@@ -101,7 +102,10 @@ def provenance(findings: Findings) -> Section:
         "written": findings.date,
     }
     blocks: list[Any] = [
-        Prose("; ".join(f"{name}: {value}" for name, value in told.items() if value) + ".")
+        Prose(
+            "; ".join(f"{name}: {value}" for name, value in told.items() if value not in NOTHING)
+            + "."
+        )
     ]
     if "mixed" in attributes:
         text = f"Not all pieces of the sweep were made alike; {attributes['mixed']}"

@@ -122,8 +122,8 @@ def open_runs(path: Path | str) -> xr.Dataset | None:
 def _mixed(pieces: Iterable[xr.Dataset]) -> dict[str, str]:
     """What was not the same for all pieces, as after an upgrade or on another machine."""
     found = {
-        name: sorted({str(piece.attrs.get(name)) for piece in pieces})
-        for name in ("versions", "devices")
+        name: sorted({str(piece.attrs.get(name, "unknown")) for piece in pieces})
+        for name in ("versions", "devices", "commit")
     }
     differing = [
         f"{name}: {' and '.join(values)}" for name, values in found.items() if len(values) > 1
