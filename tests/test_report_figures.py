@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import SIZES, best, measurement, store_fits, store_sweep
 
-from surge.report import checkpoint_figures, drawing, svg, sweep_figures, sweep_sections
+from surge.report import (
+    checkpoint_figures,
+    drawing,
+    loss_map,
+    svg,
+    sweep_figures,
+    sweep_sections,
+)
 from surge.report.drawing import COLOR, COLUMN, WIDTH, Panel
 from surge.report.reading import plain
 from surge.theory.comparison import RULED_OUT
@@ -71,7 +78,7 @@ def every_panel(fitted, row):
         "targets": partial(sweep_figures.optimal_lr_by_target, entries=entries),
         "basins": partial(sweep_figures.basins, entry=entries[0]),
         "compared": partial(sweep_figures.compared, entries=dict(zip("ab", entries, strict=True))),
-        "map": partial(sweep_figures.loss_map, cells=cells, entry=entries[1]),
+        "map": partial(loss_map.loss_map, cells=cells, entry=entries[1]),
         "time": partial(sweep_figures.data_against_time, entries=entries),
         "noise": partial(checkpoint_figures.noise_along_training, entries=entries, **measured),
         "layers": partial(checkpoint_figures.layer_noise, **measured),
@@ -222,7 +229,7 @@ def test_cells_that_were_not_run_differ_from_those_that_diverged(tmp_path):
     cells = sweep_sections.loss_cells(sweep, "adam", None)
     assert cells is not None
     assert (cells.diverged.sel(batch_size=256)).all() and int(cells.diverged.sum()) == 9
-    drawn = figure(partial(sweep_figures.loss_map, cells=cells, entry=entry))
+    drawn = figure(partial(loss_map.loss_map, cells=cells, entry=entry))
     assert {"not run", "diverged"} <= set(legend(drawn))
     fates = {}
     for cell in drawn.axes[0].patches:
@@ -250,7 +257,7 @@ def test_where_no_law_is_named_the_map_shows_the_one_that_predicts_best(fitted):
             for name, law in entries[1]["laws"].items()
         }
         entry = entries[1] | {"best_law": None, "laws": laws}
-        drawn = figure(partial(sweep_figures.loss_map, cells=cells, entry=entry))
+        drawn = figure(partial(loss_map.loss_map, cells=cells, entry=entry))
         assert f"fitted: {plain(law)}" in legend(drawn)
 
 
@@ -261,8 +268,8 @@ def test_a_law_without_parameters_has_no_curve(fitted):
 
 
 def test_edges_of_cells_lie_halfway():
-    assert sweep_figures.edges(np.array([1, 4, 16])) == pytest.approx([0.5, 2, 8, 32])
-    assert sweep_figures.edges(np.array([3.0])) == pytest.approx([3 / 2**0.5, 3 * 2**0.5])
+    assert loss_map.edges(np.array([1, 4, 16])) == pytest.approx([0.5, 2, 8, 32])
+    assert loss_map.edges(np.array([3.0])) == pytest.approx([3 / 2**0.5, 3 * 2**0.5])
 
 
 def test_estimates_of_one_step_are_drawn_as_they_are(row):

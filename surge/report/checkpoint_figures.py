@@ -54,8 +54,7 @@ def symbol(scale: str) -> str:
 
 
 def validity(axes: Axes, measured: xr.Dataset) -> None:
-    """Share of parameters by the batch size πσ²/2μ² up to which the small-batch law holds for
-    them."""
+    """Share of parameters by πσ²/2μ², up to which the small-batch law holds for them."""
     axes.set_xscale("log")
     axes.set_xlabel("πσ²/2μ² of a parameter, examples")
     axes.set_ylabel("share of parameters")
@@ -126,8 +125,7 @@ def closed_forms(
 
 
 def one_step(axes: Axes, checkpoint: xr.Dataset) -> None:
-    """ε_opt(B) from one checkpoint: the paper's formula, the measured law, and the true one-step
-    optimum."""
+    """ε_opt(B) of one step: the paper's formula, the measured law, the true optimum."""
     drawing.log_axes(axes, SIZE, ONE_STEP)
     sizes = checkpoint.batch_size.values
     # The truth lies below, wide and pale: estimates may meet it.
@@ -164,8 +162,7 @@ def _law_through(checkpoint: xr.Dataset) -> Law | None:
 
 
 def branches(axes: Axes, checkpoint: xr.Dataset) -> None:
-    """ε_opt(B; K): the learning rate whose loss is lowest K steps after the checkpoint, for each
-    horizon K."""
+    """ε_opt(B; K): the rate whose loss is lowest K steps later, for each horizon K."""
     drawing.log_axes(axes, SIZE, "best learning rate after K steps")
     sizes = checkpoint.batch_size.values
     total = checkpoint.sizes["horizon"]

@@ -140,8 +140,7 @@ def against_loss(axes: Axes, y: str) -> None:
 
 
 def line(axes: Axes, x: Any, y: Any, *style: Any, **options: Any) -> None:
-    """A line where it is positive and finite; nothing, in the legend neither, where it is so
-    nowhere."""
+    """A line where it is positive and finite; where it is so nowhere, no entry of a legend."""
     y = np.asarray(y, float)
     y = np.where(np.isfinite(y) & (y > 0), y, np.nan)
     if np.isfinite(y).any():
@@ -168,8 +167,7 @@ class End(NamedTuple):
 
 
 def label_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Labels at the right ends of lines, moved apart where they would overlap; the axes' limits are
-    final."""
+    """Labels at the right ends of lines, moved apart; the axes' limits are final."""
     low, high = np.log(axes.get_ylim())
     known = [end for end in ends if np.isfinite(end.y) and end.y > 0]
     known.sort(key=lambda end: end.y)

@@ -20,8 +20,7 @@ WORDS = {"note", "parameters", "verdict"}  # columns that read from the left
 
 
 class Prose(NamedTuple):
-    """A paragraph; `kind` is its class in style.css, such as answer or note, `lead` what it is
-    about."""
+    """A paragraph; `kind` is its class in style.css, like note, `lead` what it is about."""
 
     text: str
     kind: str = ""
@@ -112,8 +111,7 @@ def _filled(template: str, images: dict[str, str], **content: Any) -> str:
 
 
 def packed(text: str) -> str:
-    """What script.js unpacks where a fold is opened: a picture in a fold takes a sixth of its
-    size."""
+    """What script.js unpacks where a fold is opened: a sixth of a picture's size."""
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 

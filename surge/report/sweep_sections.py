@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from surge.report import sweep_figures, verdicts
+from surge.report import loss_map, sweep_figures, verdicts
 from surge.report.answer import peak_cell
 from surge.report.drawing import Panel
 from surge.report.findings import Findings
 from surge.report.formats import DASH, count, estimate, listed, number
+from surge.report.loss_map import LossMap
 from surge.report.markup import Drawing, Fold, Prose, Section, Table
 from surge.report.reading import (
     Entry,
@@ -24,7 +25,6 @@ from surge.report.reading import (
     standing,
     symbol,
 )
-from surge.report.sweep_figures import LossMap
 from surge.workdir import sweeps
 
 LAW_STATES = {True: "stands", False: "ruled out"}
@@ -85,7 +85,7 @@ def loss_cells(sweep: xr.Dataset | None, optimizer: str, target: float | None) -
 def _map_panel(name: str, cells: LossMap, entry: Entry) -> Panel:
     return Panel(
         "Loss over batch size and learning rate",
-        partial(sweep_figures.loss_map, cells=cells, entry=entry),
+        partial(loss_map.loss_map, cells=cells, entry=entry),
         _map_caption(cells, entry),
         f"{name}-map",
     )
@@ -121,7 +121,7 @@ def _map_caption(cells: LossMap, entry: Entry) -> str:
     absent = cells.loss.size - known - diverged
     others = {"diverged in every run": diverged, "were not run": absent}
     told = [f"{number} {what}" for what, number in others.items() if number]
-    law = sweep_figures.shown_law(entry)
+    law = loss_map.shown_law(entry)
     dashed = f"; dashed: {phrase(law)}" if law else ""
     return (
         f"Mean loss over seeds {when}, in {known} cells{'; ' if told else ''}{listed(told)}. "

@@ -26,8 +26,7 @@ ESTIMATES = {"measured": "measured directions", "independent": "the independent 
 
 
 def answer(entry: Entry) -> str:
-    """What a person would say of one optimizer: does its best rate move with the batch size, how
-    far, and up to where was that tried?"""
+    """How far the best rate of one optimizer moves with the batch size, and up to where."""
     moves = course(entry)
     optima = inside(entry)
     tried = max((point["batch_size"] for point in entry["optimal_lr"]), default=None)
@@ -283,8 +282,7 @@ def _distances(row: xr.Dataset) -> list[str]:
 
 
 def _independence(row: xr.Dataset, ratio: float) -> list[str]:
-    """The sentence on the batch sizes at which the independent law is off by much, and not by
-    chance."""
+    """The batch sizes at which the independent law is off by much, and not by chance."""
     law, truth = row.independent_lr, row.oracle_lr
     with np.errstate(divide="ignore"):  # an end of an interval may be 0
         much = np.abs(np.log(law / truth)).sel(bound="value") > np.log(ratio)
