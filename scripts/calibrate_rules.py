@@ -3,6 +3,9 @@
     python scripts/calibrate_rules.py            # from docs/results/predictions
     python scripts/calibrate_rules.py --check    # only says whether the file is as this writes it
 
+Either prints how well each judged move is told with its task left out: how many are inside the 95%
+interval, and the median factor off beside that of √B and of a rule without error.
+
 A rule's error is log of its ε(B)/ε(B0) over the swept one, for each e-fold of batch size: it grows
 with the distance. What is stored is its mean square in each task and kind of optimizer. Most ratios
 are those that were written before the sweeps; "surge, then flat", "halfway" and "one law over a
@@ -17,10 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from judge_predictions import known
+from judge_predictions import known, perfect
 
 from surge.cli import HELP
 from surge.theory.rules import RULES, Known
+from surge.theory.transfer import average, from_rules, psi_grid
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "docs" / "results" / "predictions"
@@ -136,7 +140,29 @@ def literal(value: Any, indent: str = "") -> str:
     return "\n".join(["{", *items, indent + "}"])
 
 
+def coverage(measured: bool) -> str:
+    """How the judged moves are told with their task left out, with a checkpoint or without."""
+    inside = []
+    off = []
+    for move in moves():
+        facts = move.known if measured else Known(move.known.kind)
+        beliefs = from_rules(move.batch_size, move.base, facts, left_out=move.task)
+        said = average(psi_grid(move.batch_size, move.base), beliefs)
+        inside.append(said.low <= move.swept <= said.high)
+        off.append(abs(math.log(said.ratio / move.swept)))
+    judged = json.loads((STORED / "judgement.json").read_text())
+    rows = [row for row in judged if row["rule"] == "sqrt"]
+    sqrt = [abs(row["log_error"]) for row in rows]
+    floor, _ = perfect(rows)
+    return (
+        f"{'with' if measured else 'without'} a checkpoint: {sum(inside)} of {len(inside)} judged "
+        f"moves inside, median factor off {math.exp(np.median(off)):.2f}; "
+        f"√B {math.exp(np.median(sqrt)):.2f}, a rule without error {floor:.2f}"
+    )
+
+
 def main() -> None:
+    print(coverage(measured=True), coverage(measured=False), sep="\n")
     if set(HELP) & set(sys.argv):
         print(__doc__)
         return

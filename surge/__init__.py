@@ -10,10 +10,11 @@ _HOMES = {
     "measure": "surge.api",
     "results": "surge.report.page",
     "noise": "surge.noise",
+    "plan": "surge.plan",
     "suggest": "surge.suggest",
 }
 
-__all__ = ["Measurement", "measure", "results", "suggest"]
+__all__ = ["Measurement", "measure", "plan", "results", "suggest"]
 
 
 def __getattr__(name: str) -> Any:

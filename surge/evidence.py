@@ -1,5 +1,6 @@
 """What a workdir or a table tells of how the learning rate moves with the batch size."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from surge.noise import Reading, logged
 from surge.optimizers import make_optimizer
 from surge.report.reading import representative
 from surge.tables.pooling import Pool, pool_of
@@ -93,6 +95,7 @@ class Evidence(NamedTuple):
       remarks: what a user should know of either.
       pool: other sweeps that may be of the same shape, None without.
       probed: runs at the batch size that is asked about, None without.
+      course: (examples before, B_simple) at each checkpoint of the training that was measured.
     """
 
     swept: Swept | None
@@ -101,6 +104,42 @@ class Evidence(NamedTuple):
     remarks: list[str]
     pool: Pool | None = None
     probed: Probed | None = None
+    course: tuple[tuple[float, float], ...] = ()
+
+
+def gathered(
+    optimizer: str,
+    *,
+    workdir: Path | str | None = None,
+    label: str | None = None,
+    table: Path | str | None = None,
+    named: Mapping[str, Any] | None = None,
+    noise: Path | str | Estimate | Reading | None = None,
+    log: tuple[Any, Any, Any, Any] = (None, None, None, None),
+) -> Evidence:
+    """All that is known of a task, from what `surge.suggest` is given.
+
+    Args:
+      optimizer, workdir, label, table, noise: as there.
+      named: the other arguments of a table.
+      log: small, big, small_column and big_column of a log of noise.
+
+    Raises:
+      ValueError: both workdir and table.
+      ResultError: a workdir, a table or a log that cannot be used as asked.
+    """
+    if workdir is not None and table is not None:
+        raise ValueError("give workdir or table, not both")
+    if workdir is not None:
+        evidence = of_workdir(Path(workdir), optimizer, label)
+    elif table is not None:
+        evidence = of_table(Path(table), optimizer, label, **(named or {}))
+    else:
+        evidence = of_nothing(optimizer)
+    if noise is not None:
+        told_by = logged(noise, *log)
+        evidence = with_noise(evidence, told_by.b_simple, told_by.said)
+    return evidence
 
 
 def of_nothing(optimizer: str) -> Evidence:
@@ -205,7 +244,22 @@ def of_workdir(workdir: Path, optimizer: str, label: str | None = None) -> Evide
         swept = of_entry(
             fits[label], _rows(workdir, fits[label]), _sentence(workdir, fits[label], specs)
         )
-    return Evidence(swept, known, said, remarks)
+    course = () if measured is None else course_of(measured)
+    return Evidence(swept, known, said, remarks, course=course)
+
+
+def course_of(measured: xr.Dataset) -> tuple[tuple[float, float], ...]:
+    """(examples before, B_simple) at the checkpoints of a measurement where it is defined."""
+    config = json.loads(measured.attrs.get("config", "{}"))
+    if "measure" not in config or "step" not in measured:
+        return ()
+    examples = measured.step.values * float(config["measure"]["batch_size"])
+    noise = measured.noise_scale.sel(scale="b_simple", bound="value").values
+    return tuple(
+        (float(before), float(scale))
+        for before, scale in zip(examples, noise, strict=True)
+        if np.isfinite(scale) and scale > 0
+    )
 
 
 def _specs(workdir: Path) -> dict[str, str]:

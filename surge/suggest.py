@@ -25,8 +25,10 @@ from surge import cli
 from surge import evidence as evidences
 from surge.evidence import Bound, Evidence
 from surge.hyperparameters import rule_ends
-from surge.noise import Reading, logged
+from surge.noise import Reading
 from surge.optimizers.spec import parse
+from surge.plan import figure, plan
+from surge.plan import lines as plan_lines
 from surge.probe import FILE, Asked
 from surge.probe import probe as run
 from surge.report.formats import interval, number
@@ -34,7 +36,7 @@ from surge.suggestion import SHOWN, WIDE, Suggestion, given, suggestion, told
 from surge.tables import reading as tables
 from surge.tasks import Task
 from surge.theory.noise import Estimate
-from surge.workdir.files import ResultError, finite_or_none
+from surge.workdir.files import ResultError, finite_or_none, write_bytes
 
 NUMBERS = {
     "from_batch_size": (None, "Batch size at which the rate was tuned."),
@@ -55,6 +57,7 @@ TEXTS = {
     "small_column": (None, "Of |G|² of the small batch in --noise, where its name lacks the word."),
     "big_column": (None, "Of |G|² of the big batch there."),
     "probe": (None, "Task as module:function: run a few cells of it where the rate is open."),
+    "figure": (None, "File for the figure of --plan, an SVG."),
     "probe_file": (FILE, "Keeps the runs of a probe: the same command goes on from them."),
     "budget": ("5%", "Of a probe, as a share of the examples of a dense sweep."),
 }
@@ -68,6 +71,7 @@ COLUMNS = {  # of a table, where their names do not say it
 }
 SWITCHES = {
     "maximize": "A high value of the table is good.",
+    "plan": "Print steps and examples of other batch sizes, and a ramp, for a run of --run_steps.",
     "branch": "Let a probe start at the checkpoint of --workdir, and not at initialisation.",
     "json": "Print the answer as JSON.",
 }
@@ -75,7 +79,23 @@ LISTS = {
     "group": "Column of the table whose values are fitted apart, such as a width.",
     "where": "COL=VALUE: take only those rows of the table.",
 }
-PASSED = (*NUMBERS, *TEXTS, *LISTS, "maximize", "branch")  # to `suggest` as they are
+PLANNED = (  # to `plan` as they are
+    *("from_batch_size", "from_lr", "to_batch_size", "optimizer", "workdir", "label", "table"),
+    *("group", "where", "maximize", "noise", "small", "big", "small_column", "big_column"),
+    *("run_steps", "time_budget", "example_budget"),
+)
+OF_A_PLAN = {
+    "run_steps": "Steps of the run that was tuned, for --plan.",
+    "time_budget": "Share of that run's time, for --plan; a step takes equally long whatever B.",
+    "example_budget": "Share of that run's examples, for --plan.",
+}
+PASSED = (
+    *NUMBERS,
+    *(name for name in TEXTS if name != "figure"),
+    *LISTS,
+    "maximize",
+    "branch",
+)  # to `suggest` as they are
 MARKS = {"sqrt": "√B", "linear": "linear", "constant": "constant"}
 
 
@@ -142,18 +162,15 @@ def suggest(
       >>> f"{said.alternatives['linear'].lr:.2g}"
       '0.0024'
     """
-    if workdir is not None and table is not None:
-        raise ValueError("give workdir or table, not both")
-    if workdir is not None:
-        evidence = evidences.of_workdir(Path(workdir), optimizer, label)
-    elif table is not None:
-        named = {"group": group, "where": where, "maximize": maximize, **(columns or {})}
-        evidence = evidences.of_table(Path(table), optimizer, label, **named)
-    else:
-        evidence = evidences.of_nothing(optimizer)
-    if noise is not None:
-        log = logged(noise, small, big, small_column, big_column)
-        evidence = evidences.with_noise(evidence, log.b_simple, log.said)
+    evidence = evidences.gathered(
+        optimizer,
+        workdir=workdir,
+        label=label,
+        table=table,
+        named={"group": group, "where": where, "maximize": maximize, **(columns or {})},
+        noise=noise,
+        log=(small, big, small_column, big_column),
+    )
     if probe is not None:
         if branch and workdir is None:
             raise ValueError("branch starts at a checkpoint of a workdir: give workdir")
@@ -257,6 +274,8 @@ def own_flags() -> flags.FlagValues:
         flags.DEFINE_float(name, default, meaning, flag_values=values)
     for name, (default, meaning) in TEXTS.items():
         flags.DEFINE_string(name, default, meaning, flag_values=values)
+    for name, meaning in OF_A_PLAN.items():
+        flags.DEFINE_float(name, None, meaning, flag_values=values)
     for name, meaning in COLUMNS.items():
         flags.DEFINE_string(name, None, meaning, flag_values=values)
     for name, meaning in SWITCHES.items():
@@ -274,12 +293,24 @@ def main(argv: Sequence[str]) -> None:
         cli.fail(f"{argv[1]} is not a flag: a table is given as --table={argv[1]}")
     flag = values.flag_values_dict()
     try:
+        if flag["plan"]:
+            print("\n".join(_planned(flag)))
+            return
         flag["budget"] = _share_of(flag["budget"])
         columns = {name: flag[name] for name in COLUMNS}
         said = suggest(**{name: flag[name] for name in PASSED}, columns=columns)
     except (ResultError, ValueError, OSError) as error:
         cli.fail(error)
     print(json.dumps(plain(said), indent=1) if flag["json"] else "\n".join(lines(said)))
+
+
+def _planned(flag: Mapping[str, Any]) -> list[str]:
+    """The plan that the flags ask for, in words; its figure is written."""
+    columns = {name: flag[name] for name in COLUMNS}
+    made = plan(**{name: flag[name] for name in PLANNED}, columns=columns)
+    if flag["figure"]:
+        write_bytes(flag["figure"], figure(made).encode())
+    return plan_lines(made)
 
 
 def _share_of(text: str) -> float:

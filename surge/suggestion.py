@@ -139,7 +139,7 @@ def suggestion(
         alternatives={name: _alternative(name, said, lr, size, base, swept) for name in SHOWN},
         unit="loss" if swept and swept.judged_by != "steps" else "steps",
         co_scaled=co_scaled(spec, size / base, said.ratio, horizon_ratio),
-        overhead=_overhead(swept, evidence.known),
+        overhead=_overhead(evidence),
         rises_to=_rises_to(swept, evidence.known),
         trials=_trials(said, lr),
         warnings=[*_warnings(swept, evidence.known, base, lr, size), *evidence.remarks],
@@ -164,7 +164,7 @@ def given(
     from_batch_size: float | None,
     from_lr: float | None,
     to_batch_size: float | None,
-    horizon_ratio: float,
+    horizon_ratio: float = 1.0,
 ) -> tuple[float, float, float]:
     """B0, ε0 and B.
 
@@ -273,18 +273,25 @@ def _weighted_quantiles(values: np.ndarray, mass: np.ndarray) -> tuple[float, fl
     return middle, low, high
 
 
-def _overhead(swept: Swept | None, known: Known) -> Bound:
-    """Batch size beyond which examples exceed the least by over 20%."""
-    scale = Bound(known.b_simple, known.b_simple_low, known.b_simple_high)
-    why = "from B_simple, if steps follow it"
+def noise_scale(evidence: Evidence) -> Bound:
+    """The noise scale that steps follow, from the sweep's steps or from a checkpoint; nan and what
+    would tell it without either."""
+    swept, known = evidence.swept, evidence.known
     if swept is not None and math.isfinite(swept.noise_scale.value):
-        scale = swept.noise_scale
-        why = "from the steps of the sweep"
-    if math.isnan(scale.value):
+        return swept.noise_scale._replace(why="from the steps of the sweep")
+    if math.isnan(known.b_simple):
         told = swept.noise_scale.why if swept is not None else ""
-        return scale._replace(why=told or "steps to a target, or a checkpoint, tell it")
+        nothing = "steps to a target, or a checkpoint, tell it"
+        return Bound(math.nan, math.nan, math.nan, told or nothing)
+    ends = known.b_simple_low, known.b_simple_high
+    return Bound(known.b_simple, *ends, "from B_simple, if steps follow it")
+
+
+def _overhead(evidence: Evidence) -> Bound:
+    """Batch size beyond which examples exceed the least by over 20%."""
+    scale = noise_scale(evidence)
     value, low, high = (critical_batch_size(end) for end in scale[:3])
-    return Bound(value, low, high, why)
+    return Bound(value, low, high, scale.why)
 
 
 def _rises_to(swept: Swept | None, known: Known) -> Bound:
