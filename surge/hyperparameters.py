@@ -1,6 +1,7 @@
 """What else of an optimizer follows the batch size: decay rates, eps, weight decay, warmup."""
 
 import inspect
+import math
 from collections.abc import Mapping
 
 from surge.optimizers.spec import Spec
@@ -58,3 +59,19 @@ def paste(
     moved = co_scale("timescale", size / base, **ratios, **kept)
     shown: Mapping[str, float] = {"learning_rate": lr, "batch_size": size} | values | moved
     return f"{spec.name}: " + ", ".join(f"{name}={value:.6g}" for name, value in shown.items())
+
+
+def resumed(spec: Spec, size: float, base: float, b_simple: float) -> str:
+    """What becomes of Adam's second moment where a run is resumed at another batch size.
+
+    Over all parameters E G² is |μ|² + tr Σ/B, so that it moves by (1 + b/B)/(1 + b/B0) with
+    b = tr Σ/|μ|²; the average follows within some 1/(1 − β2) steps by itself.
+    """
+    b2 = hyperparameters(spec).get("b2")
+    if b2 is None or not 0 < b2 < 1 or math.isnan(b_simple):
+        return ""
+    factor = (1 + b_simple / size) / (1 + b_simple / base)
+    return (
+        f"resumed from a checkpoint: multiply its second moment by {factor:.3g}, or let it settle "
+        f"for some {1 / (1 - b2):.0f} steps"
+    )

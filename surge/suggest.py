@@ -214,6 +214,8 @@ def lines(said: Suggestion) -> list[str]:
     )
     out += [_cost(name, said) for name in SHOWN]
     out += _hyperparameters(said)
+    if said.resumed:
+        out.append(said.resumed)
     out.append(_where("more batch costs over 20% more examples", said.overhead))
     out.append(_where("the rate does not rise", said.rises_to))
     if said.trials:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from surge.evidence import Bound, Cost, Evidence, Swept
-from surge.hyperparameters import co_scaled, paste
+from surge.hyperparameters import co_scaled, paste, resumed
 from surge.optimizers.spec import parse
 from surge.theory import transfer
 from surge.theory.budget import critical_batch_size
@@ -56,6 +56,8 @@ class Suggestion(NamedTuple):
       warnings: where the evidence ends.
       paste: one line.
       probe: runs that were made for it; None without.
+      resumed: what becomes of the second moment in a run that goes on at the new batch size; ""
+        where nothing tells it.
     """
 
     lr: float
@@ -77,6 +79,7 @@ class Suggestion(NamedTuple):
     warnings: list[str]
     paste: str
     probe: Cost | None = None
+    resumed: str = ""
 
     def _repr_html_(self) -> str:
         from surge.notebook import of_suggestion  # which imports figures
@@ -145,6 +148,7 @@ def suggestion(
         warnings=[*_warnings(swept, evidence.known, base, lr, size), *evidence.remarks],
         paste=paste(spec, said.ratio * lr, size, base, said.ratio, horizon_ratio),
         probe=evidence.probed.cost if evidence.probed else None,
+        resumed=resumed(spec, size, base, evidence.known.b_simple),
     )
 
 

@@ -295,6 +295,16 @@ def test_hyperparameters_are_those_of_the_spec_and_its_defaults():
     assert "weight_decay" not in hyperparameters(parse("adam"))
 
 
+def test_a_resumed_run_is_told_what_becomes_of_its_second_moment():
+    """E G² = |μ|² + tr Σ/B: at B_simple = 256 it is 2 |μ|² at B = 256 and 3 |μ|² at 128."""
+    known = Known("adam", 256.0, 200.0, 320.0)
+    move = MOVE | {"to_batch_size": 128, "optimizer": "adam(b2=0.99)"}
+    said = suggestion(Evidence(None, known, "a checkpoint", []), **move)
+    assert "second moment by 1.5, or let it settle for some 100 steps" in said.resumed
+    assert said.resumed in lines(said)
+    assert suggest(**MOVE).resumed == ""
+
+
 def test_the_answer_comes_first_and_one_line_to_paste_last():
     said = suggest(**MOVE, optimizer="adamw(weight_decay=0.1)")
     text = lines(said)

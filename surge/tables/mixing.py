@@ -164,6 +164,9 @@ def _tells_apart(table: pd.DataFrame, roles: Roles, column: str) -> bool:
     values = pd.Series(pd.factorize(table[column], use_na_sentinel=False)[0], table.index)
     for axis in (roles.batch_size, roles.learning_rate):
         at = [table[name] for name in (*roles.group, axis)]
+        # Of a random search every run has a rate of its own, which then determines any column.
+        if axis == roles.learning_rate and _own_rates(table, roles):
+            continue
         if values.groupby(at, dropna=False).nunique().max() == 1:
             return False
 
@@ -172,6 +175,13 @@ def _tells_apart(table: pd.DataFrame, roles: Roles, column: str) -> bool:
     crossed = stands >= max(CROSSED * cells.nunique(), REPEATED)
     words = not pd.api.types.is_numeric_dtype(table[column])
     return crossed or (words and values.nunique() <= FEW_NAMES)
+
+
+def _own_rates(table: pd.DataFrame, roles: Roles) -> bool:
+    """Whether rates were drawn and not taken from a grid: most stand at one batch size alone."""
+    sizes = table.groupby(roles.learning_rate)[roles.batch_size].nunique()
+    cells = table.groupby(roles.batch_size)[roles.learning_rate].nunique()
+    return len(cells) > 1 and cells.max() > 1 and sizes.mean() < REPEATED
 
 
 def _unhashable(cell: object) -> bool:
