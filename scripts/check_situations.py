@@ -247,7 +247,7 @@ def undefined() -> Row:
         said = noise.from_norms(*norms(1e6, 40, seed), 32, 512)
         told += bool(said.why) or not math.isfinite(said.high)
     found = f"a reason or an open interval in {told} of {_REPEATS.value}"
-    return Row(11, "RLlib 3907", "|μ|² far below the noise", found, told >= FEWEST * _REPEATS.value)
+    return Row(11, "RLlib 3907", "‖μ‖² far below the noise", found, told >= FEWEST * _REPEATS.value)
 
 
 def export() -> Row:
