@@ -1,6 +1,6 @@
 """How good is a probe? Its answer beside a dense sweep's, and what either cost.
 
-    python scripts/check_probe.py --out=docs/results/probe.md     # about 10 minutes on two cores
+    python scripts/check_probe.py --out=docs/probe.md     # about 10 minutes on two cores
 
 MNIST-1D, an MLP, Adam and sign descent. The sweep is the stored one of docs/results/predictions
 (its own seeds): its optimum at B0 is the rate that a user has, its optimum at 16 · B0 what the
