@@ -147,6 +147,9 @@ class Experiment:
     evals: int = fields.whole(
         64, least=1, most=10_000
     )  # losses taken of a run, evenly in log steps
+    # Of float32 products on GPU and TPU, where only "highest" is float32: below it are TF32, and
+    # one or three passes of bfloat16, which signs and small variances see. A CPU has one precision.
+    matmul_precision: str = fields.choice("highest", "high", "default")
     max_cells: int = fields.whole(100_000, least=1, most=LONG)  # a grid of more runs is refused
 
     measure: Measure = fields.part(Measure)

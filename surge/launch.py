@@ -151,6 +151,7 @@ def _parts(
 
 def _lanes_there(asked: tuple[Experiment, list[Piece], str]) -> Lanes:
     experiment, pieces, cells = asked
+    hardware.set_matmul_precision(experiment.matmul_precision)
     task = _task(experiment)
     return choose_lanes(experiment, task, pieces, cells)
 
@@ -158,6 +159,7 @@ def _lanes_there(asked: tuple[Experiment, list[Piece], str]) -> Lanes:
 def _work(job: Job) -> list[Ran]:
     """In a worker: the results of a job."""
     experiment = job.experiment
+    hardware.set_matmul_precision(experiment.matmul_precision)
     if experiment.grid == "adaptive":
         task = _task(experiment)
         results = adaptive(experiment, task, job.pieces, job.lanes, job.done)

@@ -79,6 +79,7 @@ def run(config: ConfigDict, workdir: Path, stages: Sequence[str], launch: Launch
 def _run(experiment: Experiment, workdir: Path, stages: Sequence[str], launch: Launch) -> None:
     hardware.enable_compilation_cache()
     if {"measure", "sweep"} & set(stages):
+        hardware.set_matmul_precision(experiment.matmul_precision)
         task = _task(experiment)
         masters = experiment.master_weights == "float32"
         trained = with_master_weights(task) if masters else task

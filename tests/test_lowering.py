@@ -165,3 +165,23 @@ def test_each_backend_has_its_choices(monkeypatch, name):
         memory = (fitting + 0.5) * held / hardware.MICROBATCH_SHARE
         monkeypatch.setattr(hardware, "device_bytes", lambda memory=memory: memory)
         assert hardware.size_classes(task) == sizes
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "default"])
+def test_products_have_the_precision_that_is_asked_for(accelerator, precision):
+    before = jax.config.values["jax_default_matmul_precision"]
+    try:
+        hardware.set_matmul_precision(precision)
+        square = jax.jit(lambda matrix: matrix @ matrix)
+        text = jax.export.export(square, platforms=PLATFORMS)(jnp.ones((3, 3))).mlir_module()
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+    assert f"precision = [{precision.upper()}, {precision.upper()}]" in text or (
+        precision == "default" and "HIGH" not in text
+    )
+
+
+def test_a_cpus_programs_stay_as_they_are():
+    before = jax.config.values["jax_default_matmul_precision"]
+    hardware.set_matmul_precision("high")
+    assert jax.config.values["jax_default_matmul_precision"] == before

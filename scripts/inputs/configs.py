@@ -90,6 +90,8 @@ BAD = [  # field, value, words
     ("grid", "sparse", "'dense' or 'adaptive'"),
     ("grid", None, "'dense' or 'adaptive'"),
     ("grid", ["dense"], "'dense' or 'adaptive'"),
+    ("matmul_precision", "float32", "'highest' or 'high' or 'default'"),
+    ("matmul_precision", 32, "'highest' or 'high' or 'default'"),
     ("batch_sizes", 4, "whole numbers of at least 1, got 4"),
     ("batch_sizes", (), "whole numbers of at least 1"),
     ("batch_sizes", (8, -16), "whole numbers of at least 1"),

@@ -69,6 +69,12 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def set_matmul_precision(precision: str) -> None:
+    """Of float32 products from here on, in every thread; on a CPU programs stay as they are."""
+    if jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", precision)
+
+
 def one_device_per_core() -> None:
     """Splits the host into a device for each core; call before JAX first computes.
 
