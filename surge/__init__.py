@@ -12,9 +12,10 @@ _HOMES = {
     "noise": "surge.noise",
     "plan": "surge.plan",
     "suggest": "surge.suggest",
+    "Tracker": "surge.tracker",
 }
 
-__all__ = ["Measurement", "measure", "plan", "results", "suggest"]
+__all__ = ["Measurement", "Tracker", "measure", "plan", "results", "suggest"]
 
 
 def __getattr__(name: str) -> Any:

@@ -107,7 +107,7 @@ def ratio(
             f"the denominator reads {denominator:.3g}: take more examples",
         )
     quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1 if freedom is None else freedom))
-    v11, v12, v22 = covariance[0, 0], covariance[0, 1], covariance[1, 1]
+    v11, v12, v22 = (float(covariance[at]) for at in ((0, 0), (0, 1), (1, 1)))
     a = denominator**2 - quantile**2 * v22
     b = numerator * denominator - quantile**2 * v12
     c = numerator**2 - quantile**2 * v11
