@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Mapping
 
-from surge.optimizers.spec import Spec
+from surge.optimizers.spec import BATCH_SIZE, Spec
 from surge.theory.scaling import co_scale, valid_ratios
 
 MOVED = ("b1", "b2", "decay", "beta", "eps", "weight_decay", "warmup_steps")
@@ -15,7 +15,8 @@ def hyperparameters(spec: Spec) -> dict[str, float]:
     """What a co-scaling rule may move, at its value in a spec or its default."""
     parameters = inspect.signature(spec.entry).parameters
     defaults = {name: one.default for name, one in parameters.items() if name in MOVED}
-    if decay := getattr(spec.entry(**spec.own), "weight_decay", 0.0):
+    told = {BATCH_SIZE: 1} if BATCH_SIZE in spec.parameters else {}
+    if decay := getattr(spec.entry(**spec.own, **told), "weight_decay", 0.0):
         defaults["weight_decay"] = decay
     given = {name: value for name, value in (spec.own | spec.common).items() if name in MOVED}
     return {name: value for name, value in (defaults | given).items() if _is_number(value)}

@@ -263,6 +263,32 @@ def regression():
     return Task(init, loss, data, draw_from_arrays, jax.tree.map(lambda leaf: leaf[:16], data))
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_bfloat16_parameters_have_directions_and_states_that_keep_their_types(spec):
+    """As a loop over steps asks; only shapes are computed."""
+    optimizer = make_optimizer(spec)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    transform = optimizer(0.01, BATCH, None)
+    state = transform.init(params)
+
+    def step(params, state):
+        same = jax.tree.map(lambda leaf: jnp.stack([leaf] * BATCH), params)
+        signals = {"moments": moments_of(same), "gradient_fn": lambda points: points}
+        return update(transform, params, state, params, **signals)
+
+    updates, after = jax.eval_shape(step, params, state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
+    types = [[leaf.dtype for leaf in jax.tree.leaves(tree)] for tree in (state, after)]
+    assert types[0] == types[1]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_suggestion_knows_every_spec(spec):
+    asked = {"from_batch_size": 64, "from_lr": 1e-3, "to_batch_size": 256}
+    found = surge.suggest(**asked, optimizer=spec)
+    assert 0 < found.low <= found.lr <= found.high
+
+
 QUICK = ("muon(b2=0.98)", "adabelief(b2=0.98)", "clars")
 
 

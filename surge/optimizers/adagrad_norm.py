@@ -27,12 +27,13 @@ def scale_by_adagrad_norm(start: Any = 1e-2) -> optax.GradientTransformation:
     """The direction u of the module's equations, with b² = start before the first step."""
 
     def init(params: Any) -> AdaGradNormState:
-        wide = jnp.result_type(float, *jax.tree.leaves(params))
+        wide = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
         return AdaGradNormState(jnp.asarray(start, wide))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AdaGradNormState]:
         del params
-        total = state.sum_of_squares + _sum(jax.tree.map(jnp.square, updates))
+        held = state.sum_of_squares
+        total = held + _sum(jax.tree.map(lambda one: jnp.square(one.astype(held.dtype)), updates))
         root = jnp.sqrt(jnp.where(total > 0, total, 1))  # where it is 0, so is the gradient
         scaled = jax.tree.map(lambda one: (one / root).astype(one.dtype), updates)
         return scaled, AdaGradNormState(total)
