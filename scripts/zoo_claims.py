@@ -275,6 +275,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _RESULTS = flags.DEFINE_string("results", "docs/results/zoo_claims.md", "where the page goes")
+    _RESULTS = flags.DEFINE_string("results", "runs/zoo_claims.md", "where the page goes")
     _ONLY = flags.DEFINE_list("only", [], "names of claims; empty for all")
     app.run(main, flags_parser=parsed)

@@ -78,7 +78,9 @@ def test_temporaries_are_a_third_of_a_plain_steps_and_less_than_the_gradients():
 
     def temporary(make):
         step = jax.jit(make(STACK, transform), donate_argnums=(0, 1))
-        return step.lower(params, state, batch).compile().memory_analysis().temp_size_in_bytes
+        memory = step.lower(params, state, batch).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(params.blocks))
     fused, plain = temporary(fused_step), temporary(plain_step)

@@ -45,7 +45,7 @@ def scale_of(rho: float) -> float:
         entropy = math.log1p(math.exp(-logit)) + (1 - share) * logit
         return math.log(2) - entropy - rho
 
-    return float(optimize.brentq(excess, 0.0, 700.0))
+    return float(np.asarray(optimize.brentq(excess, 0.0, 700.0)))
 
 
 def bradley_terry(delta: jax.Array) -> jax.Array:
