@@ -16,7 +16,7 @@ from test_zoo_equations import moments_of
 import surge
 from surge.optimizers import ENTRIES, make_optimizer, update
 from surge.optimizers.rule import HISTORY
-from surge.suggestion import suggestion
+from surge.suggest import suggest
 from surge.tasks import Task, draw_from_arrays
 from surge.training import grid
 from surge.training.engine import Engine
@@ -286,7 +286,7 @@ def test_bfloat16_parameters_have_directions_and_states_that_keep_their_types(sp
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_suggestion_knows_every_spec(spec):
     asked = {"from_batch_size": 64, "from_lr": 1e-3, "to_batch_size": 256}
-    found = suggestion(**asked, optimizer=spec)
+    found = suggest(**asked, optimizer=spec)
     assert 0 < found.low <= found.lr <= found.high
 
 
