@@ -159,6 +159,15 @@ class Experiment:
         """The fields as a config holds them."""
         return dataclasses.asdict(self)
 
+    def lacking(self) -> dict[str, Any]:
+        """What an older config, without some of the fields, has in their place."""
+        grid = {
+            field.name: field.default
+            for field in dataclasses.fields(OptimizerGrid)
+            if field.default is not dataclasses.MISSING
+        }
+        return default().to_dict() | {"optimizers": {label: grid for label in self.optimizers}}
+
 
 class Fields(ConfigDict):
     """A ConfigDict that leaves types to `check`, whose sentences name the field and its range.

@@ -14,7 +14,7 @@ import tqdm
 from absl import logging
 from ml_collections import ConfigDict
 
-from surge.config import ConfigError, Experiment, OptimizerGrid, check, default
+from surge.config import ConfigError, Experiment, OptimizerGrid, check
 from surge.entries import fit_entry
 from surge.gradients.directions import GROUPS
 from surge.launch import (
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: Path, stages: Sequence[str], launch: Launch
     shared = launch.shard is not None
     last = [stage for stage in stages if shared and stage in ("fit", "report")]
     with claim.lock_workdir(workdir, shared=shared):
-        claim.claim_workdir(workdir, experiment.plain(), default().to_dict())
+        claim.claim_workdir(workdir, experiment.plain(), experiment.lacking())
         _run(experiment, workdir, [stage for stage in stages if stage not in last], launch)
     try:
         if last:

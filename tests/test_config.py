@@ -91,6 +91,7 @@ def test_a_config_without_some_field_has_its_default():
     experiment = check(ml_collections.ConfigDict(bare))
     assert experiment == check(bare)
     assert experiment.plain() == default().to_dict() | experiment.plain()
+    assert experiment.lacking()["optimizers"] == {"adam": {"batches": "constant"}}
     assert experiment.evals == default().evals
     assert experiment.measure.horizons == default().measure.horizons
 
