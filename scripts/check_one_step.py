@@ -19,9 +19,9 @@ import numpy as np
 import xarray as xr
 from absl import app, flags
 
-from surge import pipeline
 from surge.cli import parsed
 from surge.config import check
+from surge.sweep import plan
 from surge.workdir import files
 
 BRIEF = ("--config.measure.horizons=(1,)", "--config.measure.directions=32")
@@ -122,7 +122,7 @@ def cost(name: str, measured: xr.Dataset) -> str:
     """A row: examples differentiated for the measured law of one checkpoint, and for the sweep of
     this config."""
     experiment = check(json.loads(measured.attrs["config"]))
-    sweep = sum(piece.examples for piece in pipeline.plan(experiment))
+    sweep = sum(piece.examples for piece in plan(experiment))
     law = float(measured.measured_examples.isel(optimizer=0).mean())
     return (
         f"| {name} | {law:.3g} | {experiment.measure.examples} | {sweep:.3g} | {law / sweep:.2%} |"

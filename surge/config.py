@@ -20,7 +20,14 @@ from surge import fields
 from surge.fields import LONG, ConfigError
 from surge.gradients.directions import GROUPS
 from surge.optimizers import make_optimizer
-from surge.theory.objective import FallAfter, FinalLoss, Objective, StepsTo
+from surge.theory.objective import (
+    CROSSINGS,
+    FallAfter,
+    FinalLoss,
+    LossAfter,
+    Objective,
+    StepsTo,
+)
 from surge.training.arm import MOST_EXAMPLES, make_arm
 from surge.training.grid import powers
 
@@ -65,17 +72,9 @@ class Fit:
     objective: str = fields.choice("steps", "loss", "fall")
     target_losses: tuple[float, ...] = fields.numbers(())  # for steps and fall, a curve each
     horizons: tuple[int, ...] = fields.wholes((), empty=True)  # steps of a fall, a curve each
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """One for each curve of the fit."""
-        if self.objective == "loss":
-            return (FinalLoss(),)
-        if self.objective == "steps":
-            return tuple(StepsTo(target) for target in self.target_losses)
-        return tuple(
-            FallAfter(target, steps) for target in self.target_losses for steps in self.horizons
-        )
+    # By what a run has met the target that it falls from, a curve each: the "first" evaluation
+    # there, one "half" of the evaluation set, or a running "mean" (theory/objective.py).
+    crossings: tuple[str, ...] = fields.words(("first",), CROSSINGS)
 
 
 def _grid_of(label: str, given: Any) -> OptimizerGrid:
@@ -143,7 +142,11 @@ class Experiment:
     seeds: int = fields.whole(3, least=1)  # runs of each cell
     max_steps: int = fields.whole(10_000, least=1)  # a run ends here,
     max_examples: int = fields.whole(1_000_000, least=1, most=LONG)  # or here,
-    stop_loss: float = fields.number(0.0)  # or here, so no target of the fit may be lower
+    stop_loss: float = fields.number(0.0)  # or here, so no target of the fit may be lower,
+    further_steps: int = fields.whole(0)  # or so many steps after it was there
+    # Runs branch from the state in which the measured run first met this one of measure.losses;
+    # 0: each from its own initialisation.
+    branch_loss: float = fields.number(0.0)
     evals: int = fields.whole(
         64, least=1, most=10_000
     )  # losses taken of a run, evenly in log steps
@@ -152,8 +155,37 @@ class Experiment:
     matmul_precision: str = fields.choice("highest", "high", "default")
     max_cells: int = fields.whole(100_000, least=1, most=LONG)  # a grid of more runs is refused
 
+    # Seeds are added until the standard error of log ε_opt is at most this at every batch size, and
+    # then batch sizes, each 4 times the last, until a fall or a plateau is seen, to `reach`; all as
+    # far as max_examples_total go. 0: none.
+    precision: float = fields.number(0.0)
+    reach: int = fields.whole(0)
+    max_examples_total: int = fields.whole(10**9, least=1, most=LONG)  # of all runs together
+
     measure: Measure = fields.part(Measure)
     fit: Fit = fields.part(Fit)
+
+    @property
+    def optimizer_specs(self) -> dict[str, str]:
+        """Label -> spec."""
+        return {label: optimizer.spec for label, optimizer in self.optimizers.items()}
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """One for each curve of the fit."""
+        fit = self.fit
+        if fit.objective == "loss":
+            return (FinalLoss(),)
+        if fit.objective == "steps":
+            return tuple(StepsTo(target) for target in fit.target_losses)
+        if self.branch_loss:
+            return tuple(LossAfter(self.branch_loss, steps) for steps in fit.horizons)
+        return tuple(
+            FallAfter(target, steps, crossing)
+            for target in fit.target_losses
+            for steps in fit.horizons
+            for crossing in fit.crossings
+        )
 
     def plain(self) -> dict[str, Any]:
         """The fields as a config holds them."""
@@ -236,6 +268,7 @@ def check(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     experiment: Experiment = fields.read(Experiment, given)
     _check_names(experiment)
     _check_objective(experiment)
+    _check_branch(experiment)
     _check_size(experiment)
     _check_arms(experiment)
     return experiment
@@ -273,6 +306,22 @@ def _check_objective(experiment: Experiment) -> None:
             f"config.fit.horizons ({max(fit.horizons)}) must be below config.max_steps "
             f"({experiment.max_steps}): no run is longer"
         )
+
+
+def _check_branch(experiment: Experiment) -> None:
+    branch = experiment.branch_loss
+    if branch and branch not in experiment.measure.losses:
+        raise ConfigError(
+            f"config.branch_loss {branch:g} is not in config.measure.losses "
+            f"{experiment.measure.losses}: the measured run saves its state at those"
+        )
+    if branch and experiment.fit.objective == "fall":
+        other = [loss for loss in experiment.fit.target_losses if loss != branch]
+        if other:
+            raise ConfigError(
+                f"config.fit.target_losses {fields.shown(other)} are not config.branch_loss "
+                f"({branch:g}), where all runs of a fall begin"
+            )
 
 
 def _check_size(experiment: Experiment) -> None:

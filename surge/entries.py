@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from surge.theory.basin import fit_basins
-from surge.theory.comparison import Comparison, compare_laws
+from surge.theory.basin import Basins, fit_basins
+from surge.theory.comparison import SEEN, Comparison, compare_laws
 from surge.theory.fit import Fit
 from surge.theory.noise_scale import fit_noise_scale
 from surge.theory.optimum import HALF_INTERVAL, Optimum
 from surge.theory.peak import find_peak
+from surge.theory.plateau import find_plateau
+from surge.theory.unimodal import p_values
 from surge.workdir.files import finite_or_none
 
 UNKNOWN_ERROR = math.log(2) / 2  # of log ε where too few runs tell it: a factor √2
@@ -31,24 +33,13 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
     Returns:
       Plain JSON types; None where undefined, with a `why` beside it.
     """
-    curves = {}
-    if _is_tuned(rows):
-        optima = _as_tuned(rows)
-        common = 0.0
-    else:
-        columns = ("batch_size", "learning_rate", "value", "seed")
-        basins = fit_basins(*(rows[name] for name in columns))
-        optima = basins.optima
-        common = basins.common
-        curves = basins.curves
-    known = _informative(optima)
+    basins = _optima(rows)
+    optima = basins.optima
     inside = {size: optimum for size, optimum in optima.items() if _is_inside(optimum)}
-    size = np.array(list(known), float)
-    lr = np.array([optimum.lr for optimum in known.values()])
-    error = np.array([_error(optimum) for optimum in known.values()])
-    bound = np.array([optimum.bound for optimum in known.values()], int)
+    size, lr, error, bound = _columns(optima)
     comparison = compare_laws(size, lr, error, bound)
     peak = find_peak(size, lr, error, comparison, bound)
+    plateau = find_plateau(size, lr, error, bound)
     left_out = [_whole(size) for size in optima if size not in inside]
     note = ""
     if left_out:
@@ -58,16 +49,49 @@ def fit_entry(rows: Mapping[str, np.ndarray], judged_by: str, **labels: Any) -> 
     entry = dict(labels) | {
         "judged_by": judged_by,
         "optimal_lr": points,
-        "basins": [_basin(rows, size, curves.get(size)) for size in optima],
+        "basins": [_basin(rows, size, basins.curves.get(size)) for size in optima],
         "noise_scale": _noise_scale(inside, judged_by, note),
-        "laws": {name: _law(fit, comparison, common) for name, fit in comparison.fits.items()},
+        "laws": {
+            name: _law(fit, comparison, basins.common) for name, fit in comparison.fits.items()
+        },
         "remaining": list(comparison.remaining),
         "best_law": comparison.best,
         "best_law_why": comparison.why,
         "b_peak": peak._asdict() | {"why": _joined(peak.why, note)},
         "p_fall": peak.p_fall,
+        "plateau": plateau._asdict(),
     }
     return finite_or_none(entry)
+
+
+def is_decided(rows: Mapping[str, np.ndarray]) -> bool:
+    """Whether a fall of ε_opt(B) is seen, or a plateau; `rows` as for `fit_entry`."""
+    size, lr, error, bound = _columns(_optima(rows).optima)
+    if not len(size):
+        return False
+    order = np.argsort(size)
+    falls = p_values(np.log(lr)[order], error[order], bound[order])[-1] <= SEEN
+    return bool(falls) or find_plateau(size, lr, error, bound).decided
+
+
+def _optima(rows: Mapping[str, np.ndarray]) -> Basins:
+    """The optimum of each batch size."""
+    if _is_tuned(rows):
+        return Basins(_as_tuned(rows), math.nan, math.nan, 0.0, False, "", {})
+    names = ("batch_size", "learning_rate", "value", "seed")
+    return fit_basins(*(rows[name] for name in names))
+
+
+def _columns(
+    optima: Mapping[float, Optimum],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Batch size, ε_opt, error of its log, and bound of what laws are fitted to [n]."""
+    known = _informative(optima)
+    size = np.array(list(known), float)
+    lr = np.array([optimum.lr for optimum in known.values()])
+    error = np.array([_error(optimum) for optimum in known.values()])
+    bound = np.array([optimum.bound for optimum in known.values()], int)
+    return size, lr, error, bound
 
 
 def _is_tuned(rows: Mapping[str, np.ndarray]) -> bool:

@@ -93,6 +93,19 @@ def choice(default: str, *others: str) -> Any:
     return _field(default, reader)
 
 
+def words(default: tuple[str, ...], allowed: tuple[str, ...]) -> Any:
+    """Different words of those allowed, at least one."""
+
+    def reader(name: str, value: Any) -> tuple[str, ...]:
+        chosen = _sequence(value)
+        if not chosen or not all(isinstance(word, str) and word in allowed for word in chosen):
+            known = " or ".join(map(repr, allowed))
+            raise ConfigError(f"config.{name} must be words among {known}, got {shown(value)}")
+        return _different(name, tuple(chosen))
+
+    return _field(default, reader)
+
+
 def text(default: str) -> Any:
     """A text that is not empty, where the config is run."""
     return _field(default, read_text)

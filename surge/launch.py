@@ -6,19 +6,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from absl import logging
 
 from surge.config import ConfigError, Experiment
 from surge.tasks import Task, make_task
+from surge.theory.objective import needs_halves
 from surge.training import hardware, workers
 from surge.training.adaptive import few_lanes, run_adaptive
 from surge.training.engine import Engine
 from surge.training.grid import Piece, PieceResult
 from surge.training.lanes import Lanes, of_grid
 from surge.training.precision import with_master_weights
+from surge.training.protocol import Protocol
 from surge.workdir import claim, sweeps
 
 Part = TypeVar("Part")
@@ -188,11 +190,23 @@ def _engine(kept: _Kept) -> Engine:
     experiment = kept.job.experiment
     task = _task(experiment)
     key = jax.random.key(experiment.seed)
-    return Engine(task, key, kept.job.lanes, stop_loss=experiment.stop_loss)
+    protocol = protocol_of(experiment)
+    return Engine(task, key, kept.job.lanes, stop_loss=experiment.stop_loss, protocol=protocol)
+
+
+def protocol_of(experiment: Experiment, params: Any = None) -> Protocol:
+    """What an experiment's runs have in common; `params` is what they branch from, if anything."""
+    halves = any(map(needs_halves, experiment.objectives))
+    return Protocol(params, halves, experiment.further_steps)
 
 
 def adaptive(
-    experiment: Experiment, task: Task, pieces: Sequence[Piece], lanes: Lanes, done: Done
+    experiment: Experiment,
+    task: Task,
+    pieces: Sequence[Piece],
+    lanes: Lanes,
+    done: Done,
+    params: Any = None,
 ) -> Iterator[tuple[Piece, PieceResult]]:
     """`run_adaptive` for an experiment's pieces."""
     return run_adaptive(
@@ -200,10 +214,11 @@ def adaptive(
         pieces,
         jax.random.key(experiment.seed),
         ratio=experiment.learning_rate_ratio,
-        objectives=experiment.fit.objectives,
+        objectives=experiment.objectives,
         stop_loss=experiment.stop_loss,
         done=done,
         lanes=lanes,
+        protocol=protocol_of(experiment, params),
     )
 
 

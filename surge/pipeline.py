@@ -1,46 +1,31 @@
 """The stages in order: measure, sweep, fit, report. Each reads and writes the workdir only."""
 
-import importlib.metadata
-import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import tqdm
 from absl import logging
 from ml_collections import ConfigDict
 
 from surge.config import ConfigError, Experiment, OptimizerGrid, check
 from surge.entries import fit_entry
 from surge.gradients.directions import GROUPS
-from surge.launch import (
-    HERE,
-    Launch,
-    Ran,
-    about,
-    adaptive,
-    choose_lanes,
-    mine,
-    on_ray,
-    ours_first,
-)
+from surge.launch import HERE, Launch
 from surge.measurement.stage import measure
 from surge.moves import typical_moves
 from surge.report import page, summary
+from surge.sweep import attributes, missing, sweep
 from surge.tasks import Task, count_rows, draw_from_arrays, make_task
 from surge.tasks.check import check_task
-from surge.theory.objective import FallAfter, Objective
-from surge.training import grid, hardware
+from surge.theory.objective import FallAfter, LossAfter, Objective
+from surge.training import hardware
 from surge.training.arm import make_arm
-from surge.training.dense import run_pieces
-from surge.training.lanes import Lanes
 from surge.training.precision import with_master_weights
 from surge.training.workers import LostWorkers
-from surge.workdir import claim, files, origin, sweeps
+from surge.workdir import claim, files, sweeps
 from surge.workdir.files import ResultError
 
 UserError = (ConfigError, ResultError, MemoryError, LostWorkers)
@@ -90,12 +75,11 @@ def _run(experiment: Experiment, workdir: Path, stages: Sequence[str], launch: L
                 if ours:
                     _measure(experiment, task, trained, workdir)
         if "sweep" in stages:
-            _sweep(experiment, trained, workdir, launch)
+            sweep(experiment, trained, workdir, launch)
     if "fit" in stages:
         _fit(experiment, workdir)
     if "report" in stages:
-        specs = {name: optimizer.spec for name, optimizer in experiment.optimizers.items()}
-        page.write(workdir, typical_moves(workdir, specs))
+        page.write(workdir, typical_moves(workdir, experiment.optimizer_specs))
         logging.info("report: %s", workdir / "report.html")
     if {"fit", "report"} & set(stages):
         for line in summary.lines(workdir):
@@ -147,166 +131,34 @@ def _measure(experiment: Experiment, task: Task, trained: Task, workdir: Path) -
         files.read_dataset(path, files.MEASURED)
         logging.info("measure: done before, kept (%s)", path)
         return
-    specs = {label: optimizer.spec for label, optimizer in experiment.optimizers.items()}
     sizes, chosen = experiment.batch_sizes, experiment.measure
     directory = workdir / "checkpoints"
-    seed = experiment.seed
-    dataset = measure(task, specs, sizes, chosen, directory, seed=seed, trained=trained)
-    dataset.attrs |= _attributes(experiment, task)
-    files.write_dataset(path, dataset)
-
-
-def plan(experiment: Experiment) -> list[grid.Piece]:
-    """The pieces of an experiment's grid, largest batch size first within an optimizer."""
-    return grid.plan(
-        optimizers={
-            label: (optimizer.spec, optimizer.learning_rates)
-            for label, optimizer in experiment.optimizers.items()
-        },
-        learning_rate_ratio=experiment.learning_rate_ratio,
-        batch_sizes=experiment.batch_sizes,
-        seeds=experiment.seeds,
-        max_steps=experiment.max_steps,
-        max_examples=experiment.max_examples,
-        evals=experiment.evals,
-        batches={
-            label: optimizer.batches
-            for label, optimizer in experiment.optimizers.items()
-            if make_arm(optimizer.batches)
-        },
+    dataset = measure(
+        task,
+        experiment.optimizer_specs,
+        sizes,
+        chosen,
+        directory,
+        seed=experiment.seed,
+        trained=trained,
     )
-
-
-def _planned(experiment: Experiment, workdir: Path) -> dict[Path, grid.Piece]:
-    """The piece that each file of a whole sweep holds."""
-    return {
-        sweeps.sweep_path(workdir, piece.optimizer, piece.batch_size): piece
-        for piece in plan(experiment)
-    }
-
-
-def _sweep(experiment: Experiment, task: Task, workdir: Path, launch: Launch) -> None:
-    pieces = _planned(experiment, workdir)
-    done = _done(pieces.values(), workdir)
-    todo = {path: piece for path, piece in pieces.items() if piece not in done}
-    if done:
-        logging.info("sweep: %d of %d pieces done before, kept", len(done), len(pieces))
-    if not todo:
-        return
-    planned = list(pieces.values())
-    attributes = _attributes(experiment, task)
-    cells = sum(piece.cells for piece in todo.values())
-    ran = 0
-    with _progress(todo.values()) as progress:
-        progress.set_postfix_str(f"0 of {cells} cells")
-        for piece, result, how in _results(experiment, task, planned, workdir, done, launch):
-            path = sweeps.sweep_path(workdir, piece.optimizer, piece.batch_size)
-            dataset = sweeps.piece_dataset(
-                piece.optimizer,
-                piece.batch_size,
-                piece.learning_rates,
-                piece.seeds,
-                piece.eval_steps,
-                **result._asdict(),
-                attrs=attributes | how,
-            )
-            files.write_dataset(path, dataset)
-            ran += todo[path].cells
-            progress.set_postfix_str(f"{ran} of {cells} cells", refresh=False)
-            progress.update(todo[path].examples)
-
-
-def _results(
-    experiment: Experiment,
-    task: Task,
-    pieces: Sequence[grid.Piece],
-    workdir: Path,
-    done: Mapping[grid.Piece, tuple[grid.Piece, grid.PieceResult]],
-    launch: Launch,
-) -> Iterator[Ran]:
-    """Each piece that is not done."""
-    lanes = _lanes(workdir)
-    if launch.launcher == "ray":
-        yield from on_ray(experiment, pieces, lanes, done, launch)
-        return
-    lanes = lanes or choose_lanes(experiment, task, pieces, launch.cells)
-    if experiment.grid == "adaptive":
-        results = _searches(experiment, task, pieces, lanes, workdir, done, launch)
-    else:
-        todo = [piece for piece in pieces if piece not in done]
-        key = jax.random.key(experiment.seed)
-        options: dict[str, Any] = {"stop_loss": experiment.stop_loss, "lanes": lanes}
-        if launch.shard is not None:
-            todo = ours_first(todo, launch.shard)
-            options["mine"] = partial(mine, workdir)
-        results = run_pieces(task, todo, key, **options)
-    for piece, result in results:
-        yield Ran(piece, result, about(lanes))
-
-
-def _searches(
-    experiment: Experiment,
-    task: Task,
-    pieces: Sequence[grid.Piece],
-    lanes: Lanes,
-    workdir: Path,
-    done: Mapping[grid.Piece, tuple[grid.Piece, grid.PieceResult]],
-    launch: Launch,
-) -> Iterator[tuple[grid.Piece, grid.PieceResult]]:
-    """The pieces of an adaptive grid; processes that share it each search for an optimizer."""
-    if launch.shard is None:
-        yield from adaptive(experiment, task, pieces, lanes, done)
-        return
-    for label in ours_first(list(experiment.optimizers), launch.shard):
-        with claim.claimed(workdir, f"search {label}") as ours:
-            if ours:
-                its = [piece for piece in pieces if piece.optimizer == label]
-                yield from adaptive(experiment, task, its, lanes, _done(its, workdir))
-
-
-def _progress(todo: Iterable[grid.Piece]) -> tqdm.tqdm:
-    total = sum(piece.examples for piece in todo)
-    return tqdm.tqdm(total=total, unit=" examples", unit_scale=True, desc="sweep", smoothing=0.1)
-
-
-def _done(
-    pieces: Iterable[grid.Piece], workdir: Path
-) -> dict[grid.Piece, tuple[grid.Piece, grid.PieceResult]]:
-    """Those of the pieces that are finished, with what was run."""
-    paths = {
-        piece: sweeps.sweep_path(workdir, piece.optimizer, piece.batch_size) for piece in pieces
-    }
-    return {piece: _finished(piece, path) for piece, path in paths.items() if path.exists()}
-
-
-def _finished(piece: grid.Piece, path: Path) -> tuple[grid.Piece, grid.PieceResult]:
-    stored = sweeps.read_piece(path)
-    ran = piece._replace(learning_rates=tuple(stored.learning_rate.values.tolist()))
-    fields = (stored[name].values[0, 0] for name in grid.PieceResult._fields)
-    return ran, grid.PieceResult(*fields)
-
-
-def _lanes(workdir: Path) -> Lanes | None:
-    """Those that the sweep in a workdir began with, which it keeps to the end."""
-    for path in sorted((workdir / "sweep").glob("*.nc")):
-        text = sweeps.read_piece(path).attrs.get("lanes")
-        return Lanes.from_json(text) if text else None
-    return None
+    dataset.attrs |= attributes(experiment, task)
+    files.write_dataset(path, dataset)
 
 
 def _fit(experiment: Experiment, workdir: Path) -> None:
     dataset = sweeps.open_sweep(workdir)
-    missing = [path.stem for path in _planned(experiment, workdir) if not path.exists()]
-    if missing:
+    absent = missing(experiment, workdir)
+    if absent:
         logging.warning(
             "fit: the sweep is incomplete, without %d of its pieces (%s): "
             "run --stages=sweep,fit,report for the rest",
-            len(missing),
-            ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else ""),
+            len(absent),
+            ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else ""),
         )
     fits = []
     for optimizer in map(str, dataset.optimizer.values):
-        for objective in experiment.fit.objectives:
+        for objective in experiment.objectives:
             rows = sweeps.rows(dataset, optimizer, objective)
             labels = {"optimizer": optimizer} | _labels(objective)
             remark = sweeps.why_unjudged(dataset, optimizer, objective.target_loss)
@@ -315,7 +167,7 @@ def _fit(experiment: Experiment, workdir: Path) -> None:
                 logging.warning("fit: %s", remark)
                 labels["remark"] = remark
             fits.append(fit_entry(rows, objective.judged_by, **labels))
-    files.write_fits(workdir, fits, missing=missing)
+    files.write_fits(workdir, fits, missing=absent)
     logging.info("fit: %d curves -> %s", len(fits), workdir / "fit.json")
 
 
@@ -329,18 +181,8 @@ def _moving(optimizer: OptimizerGrid) -> str:
 def _labels(objective: Objective) -> dict[str, Any]:
     """What tells an optimizer's curves apart."""
     labels: dict[str, Any] = {"target_loss": objective.target_loss}
-    if isinstance(objective, FallAfter):
+    if isinstance(objective, FallAfter | LossAfter):
         labels["horizon"] = objective.steps
+        if objective.crossing != "first":
+            labels["crossing"] = objective.crossing
     return labels
-
-
-def _attributes(experiment: Experiment, task: Task) -> dict[str, Any]:
-    names = ("surge", "jax", "flax", "optax")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return {
-        "config": json.dumps(experiment.plain(), sort_keys=True),
-        "versions": json.dumps(versions),
-        "devices": hardware.describe(),
-        "parameters": hardware.parameters(task),
-        "commit": origin.commit(),
-    }

@@ -107,11 +107,11 @@ def test_an_experiment_is_frozen():
 
 
 def test_objectives():
-    assert check(changed(fit__objective="loss")).fit.objectives == (FinalLoss(),)
+    assert check(changed(fit__objective="loss")).objectives == (FinalLoss(),)
     steps = changed(fit__target_losses=(2.0, 1.0))
-    assert check(steps).fit.objectives == (StepsTo(2.0), StepsTo(1.0))
+    assert check(steps).objectives == (StepsTo(2.0), StepsTo(1.0))
     falls = changed(fit__objective="fall", fit__horizons=(10, 100))
-    assert check(falls).fit.objectives == (FallAfter(1.0, 10), FallAfter(1.0, 100))
+    assert check(falls).objectives == (FallAfter(1.0, 10), FallAfter(1.0, 100))
     with pytest.raises(ConfigError, match=r"must be below config\.max_steps"):
         check(changed(fit__objective="fall", fit__horizons=(10_000,)))
 

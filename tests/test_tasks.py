@@ -13,6 +13,7 @@ import pytest
 from surge import pipeline
 from surge.config import check
 from surge.gradients.moments import per_example_moments
+from surge.sweep import plan
 from surge.tasks import linear, make_task, mlp, moe
 from surge.tasks.quadratic import problem, quadratic
 from surge.training.run import Cell, Shared, evaluate, make_train
@@ -177,7 +178,7 @@ def test_configs_are_complete_at_every_scale(name):
         variants("big")
     for variant in ("", "quick", "full"):
         config = variants(variant)
-        assert pipeline.plan(check(config))
+        assert plan(check(config))
 
 
 # Its Table 1: learning rates, batch sizes in examples, seeds.
@@ -196,9 +197,7 @@ def test_full_scale_is_the_papers(name):
     assert (config.batch_sizes, config.seeds) == (sizes, seeds)
     for optimizer in config.optimizers:
         (rates,) = {
-            piece.learning_rates
-            for piece in pipeline.plan(check(config))
-            if piece.optimizer == optimizer
+            piece.learning_rates for piece in plan(check(config)) if piece.optimizer == optimizer
         }
         assert rates[0] <= low < high <= rates[-1]
 

@@ -44,14 +44,7 @@ def measure(
     Raises:
       ConfigError: no optimizer has directions that can be sampled.
     """
-    training = Training(
-        optimizer=make_optimizer(specs[chosen.optimizer]),
-        learning_rate=chosen.learning_rate,
-        batch_size=chosen.batch_size,
-        max_steps=chosen.max_steps,
-        levels=chosen.losses,
-        seed=seed,
-    )
+    training = training_of(specs, chosen, seed)
     problem = Problem(
         task=task,
         specs=_measurable(specs),
@@ -73,6 +66,18 @@ def measure(
     dataset = xr.concat(rows, "checkpoint", combine_attrs="override")
     dataset = dataset.merge(drift(dataset))
     return dataset.assign_attrs(optimizer=chosen.optimizer)
+
+
+def training_of(specs: Mapping[str, str], chosen: Measure, seed: int) -> Training:
+    """How the run that is measured is trained; arguments as for `measure`."""
+    return Training(
+        optimizer=make_optimizer(specs[chosen.optimizer]),
+        learning_rate=chosen.learning_rate,
+        batch_size=chosen.batch_size,
+        max_steps=chosen.max_steps,
+        levels=chosen.losses,
+        seed=seed,
+    )
 
 
 def _measurable(specs: Mapping[str, str]) -> dict[str, str]:

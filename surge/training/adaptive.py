@@ -13,8 +13,9 @@ from surge.theory.objective import Objective
 from surge.theory.optimum import lowest_vertex
 from surge.training.engine import Engine
 from surge.training.forecast import announce
-from surge.training.grid import Piece, PieceResult
+from surge.training.grid import Piece, PieceResult, values
 from surge.training.lanes import Lanes, spread
+from surge.training.protocol import PLAIN, Protocol
 
 FIRST_RATIO = 4.0  # between the first rates, about
 # A refining run ends at this many times the steps of the best so far. At half the best rate a run
@@ -46,6 +47,7 @@ def run_adaptive(
     stop_loss: float,
     done: Mapping[Piece, tuple[Piece, PieceResult]],
     lanes: Lanes | None = None,
+    protocol: Protocol = PLAIN,
 ) -> Iterator[tuple[Piece, PieceResult]]:
     """Runs of each piece near its optimal learning rates only.
 
@@ -55,7 +57,7 @@ def run_adaptive(
     PATIENCE times the best steps end.
 
     Args:
-      task, key, stop_loss: as for `Engine`.
+      task, key, stop_loss, protocol: as for `Engine`.
       pieces: the dense grid, whose learning rates give the bounds.
       ratio: of the lattice, as for `plan`.
       objectives: what runs are judged by; each gets its own optimum.
@@ -72,7 +74,8 @@ def run_adaptive(
     todo = [piece for piece in pieces if piece not in done]
     if not todo:
         return iter(())
-    engine = Engine(task, key, lanes or few_lanes(task, pieces), stop_loss=stop_loss)
+    lanes = lanes or few_lanes(task, pieces)
+    engine = Engine(task, key, lanes, stop_loss=stop_loss, protocol=protocol)
     announce(engine, todo)
 
     def results() -> Iterator[tuple[Piece, PieceResult]]:
@@ -112,8 +115,7 @@ def _search(
         wanted = _filled(wanted, runs, best, BLOCK[engine.lanes.form])
         limit = full
         if objectives[0].judged_by == "steps" and best and (tried or len(best) == len(objectives)):
-            slowest = PATIENCE * np.exp(max(value for _, value in best))
-            limit = min(full, int(np.searchsorted(piece.eval_steps, slowest)) + 1)
+            limit = patient(piece, max(value for _, value in best))
         part = piece._replace(learning_rates=tuple(ratio**power for power in sorted(wanted)))
         runs |= _by_power(part, engine.run(part, limit), ratio)
         best = _best(runs, piece, ratio, objectives)
@@ -123,6 +125,12 @@ def _search(
         wanted, stride = _next(best, runs, strides, inside)
     rates = tuple(ratio**power for power in sorted(runs))
     return piece._replace(learning_rates=rates), _table(runs)
+
+
+def patient(piece: Piece, log_steps: float) -> int:
+    """Evaluations until PATIENCE times some steps."""
+    slowest = piece.start_step + PATIENCE * np.exp(log_steps)
+    return min(len(piece.eval_steps), int(np.searchsorted(piece.eval_steps, slowest)) + 1)
 
 
 def _first(given: Sequence[int], ratio: float, before: Optima) -> tuple[set[int], int]:
@@ -165,8 +173,7 @@ def _best(
     table = _table(runs)
     best = []
     for objective in objectives:
-        value = objective.value(table.loss, table.diverged, piece.eval_steps)
-        vertex = lowest_vertex(rate, value.ravel())
+        vertex = lowest_vertex(rate, values(objective, piece, table).ravel())
         if np.isfinite(vertex.lr):
             best.append((round(np.log(vertex.lr) / np.log(ratio)), vertex.value))
     return best
@@ -177,7 +184,8 @@ def _powers(piece: Piece, ratio: float) -> list[int]:
 
 
 def _by_power(piece: Piece, result: PieceResult, ratio: float) -> Runs:
-    return dict(zip(_powers(piece, ratio), zip(*result, strict=True), strict=True))
+    recorded = [field for field in result if field is not None]
+    return dict(zip(_powers(piece, ratio), zip(*recorded, strict=True), strict=True))
 
 
 def _table(runs: Runs) -> PieceResult:

@@ -7,22 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from surge.gradients.curvature import widened
-from surge.optimizers import Optimizer, make_optimizer
 from surge.tasks import Task
 from surge.theory.basin import optimal_lr
 from surge.theory.optimum import Optimum
 from surge.training.engine import Engine
 from surge.training.grid import Piece
 from surge.training.lanes import spread
-from surge.training.run import State
+from surge.training.protocol import branched, settling
 
 POWERS = range(-6, 6)  # of 2: learning rates tried, in units of the one-step optimum
 SEEDS = (2, 16)  # fewest and most per learning rate
-SETTLE = 32  # steps in which an optimizer's moments settle before parameters move: at least these
 
 
 class Branch(NamedTuple):
@@ -64,8 +60,9 @@ class BranchOracle:
           centre: one-step optimum, which the learning rates are placed around.
           horizons: steps K.
         """
-        optimizer = make_optimizer(spec)
-        hold = steps_to_settle(optimizer, params, batch_size)
+        ends = tuple(sorted(horizons))
+        piece = branched(Piece("branch", spec, batch_size, (), (), ends), params)
+        hold = piece.start_step
         cost = {
             horizon: len(POWERS) * (hold + horizon) * batch_size for horizon in sorted(horizons)
         }
@@ -76,10 +73,10 @@ class BranchOracle:
         seeds = min(SEEDS[1], self.budget // cost[fitting[-1]])
         rates = tuple(centre * 2.0**power for power in POWERS)
         steps = tuple(hold + horizon for horizon in fitting)
-        held = optimizer.held(hold)
-        piece = Piece("branch", held.spec, batch_size, rates, tuple(range(seeds)), steps)
-        opt_state = held(1.0, batch_size, 1).init(widened(params))
-        start = State(params, opt_state, jnp.zeros((), jnp.int32))
+        piece = piece._replace(
+            learning_rates=rates, seeds=tuple(range(seeds)), eval_steps=steps, start_step=0
+        )
+        start = settling(piece, params)
         loss = self._engine.run(piece, start=start).loss
 
         rate, seed = np.meshgrid(rates, piece.seeds, indexing="ij")
@@ -88,10 +85,3 @@ class BranchOracle:
             for index, horizon in enumerate(fitting)
         }
         return Branch(optima, piece.examples)
-
-
-def steps_to_settle(optimizer: Optimizer, params: Any, batch_size: int) -> int:
-    """Steps at rate 0 after which the optimizer's state has forgotten that it began empty."""
-    if not jax.tree.leaves(optimizer(1.0, batch_size, None).init(params)):
-        return 0
-    return max(SETTLE, len(optimizer.weights(batch_size)))

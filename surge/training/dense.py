@@ -10,6 +10,7 @@ from surge.training.engine import Engine
 from surge.training.forecast import announce
 from surge.training.grid import Piece, PieceResult
 from surge.training.lanes import Lanes, of_grid
+from surge.training.protocol import PLAIN, Protocol
 
 
 def everyones(_: Piece) -> AbstractContextManager[bool]:
@@ -25,6 +26,7 @@ def run_pieces(
     stop_loss: float,
     lanes: Lanes | None = None,
     mine: Callable[[Piece], AbstractContextManager[bool]] = everyones,
+    protocol: Protocol = PLAIN,
 ) -> Iterator[tuple[Piece, PieceResult]]:
     """Logs the plan, and runs pieces one after another on all local devices.
 
@@ -34,7 +36,7 @@ def run_pieces(
     programs are compiled while earlier pieces run.
 
     Args:
-      task, key, stop_loss: as for `Engine`.
+      task, key, stop_loss, protocol: as for `Engine`.
       pieces: of the grid, in the order in which they are run.
       lanes: runs that go on at once; None is `of_grid` of these pieces. To go on with a grid of
         which some pieces are done, give those that it began with.
@@ -42,7 +44,8 @@ def run_pieces(
     """
     if not pieces:
         return iter(())
-    engine = Engine(task, key, lanes or of_grid(task, pieces), stop_loss=stop_loss)
+    lanes = lanes or of_grid(task, pieces)
+    engine = Engine(task, key, lanes, stop_loss=stop_loss, protocol=protocol)
     announce(engine, pieces)
 
     def results() -> Iterator[tuple[Piece, PieceResult]]:

@@ -19,7 +19,8 @@ from surge.training import hardware
 from surge.training.grid import Piece, PieceResult
 from surge.training.lanes import Lanes
 from surge.training.programs import Programs, compile_advance, compile_begin
-from surge.training.run import Cell, Run, Shared, State
+from surge.training.protocol import PLAIN, Protocol
+from surge.training.run import Cell, Run, State
 
 # Of one call of a program, about: what the CPU runtime puts by meanwhile, up to 45 MB a second, is
 # free at its end.
@@ -41,15 +42,25 @@ class Engine:
       key: of all seeds.
       lanes: runs that go on at once; programs for which memory is short take fewer.
       stop_loss: a run ends here; -inf for never.
+      protocol: what else all runs have in common.
     """
 
-    def __init__(self, task: Task, key: jax.Array, lanes: Lanes, *, stop_loss: float):
+    def __init__(
+        self,
+        task: Task,
+        key: jax.Array,
+        lanes: Lanes,
+        *,
+        stop_loss: float,
+        protocol: Protocol = PLAIN,
+    ):
         self.task = task
         self.key = key
         self.lanes = lanes
         self.devices = jax.local_device_count()
+        self._protocol = protocol
         self._mesh = Mesh(np.asarray(jax.local_devices()), "device")
-        self._shared = self._replicated(Shared(np.float32(stop_loss), task.data, task.evaluation))
+        self._shared = self._replicated(protocol.shared(task, stop_loss))
         self._classes = hardware.size_classes(task)
         self._pool = ThreadPoolExecutor(1)
         self._begins: dict[tuple, Any] = {}
@@ -65,6 +76,7 @@ class Engine:
 
     def compile(self, piece: Piece, start: State | None = None) -> Future[Programs]:
         """Starts compiling what the piece needs, unless done before."""
+        start = start or self._protocol.start(piece)
         lanes = self._lanes(piece)
         name = self._program(piece), lanes, jax.tree.structure(start)
         if name not in self._programs:
@@ -88,6 +100,7 @@ class Engine:
           ValueError: the first eval is not after the state that runs branch from.
           MemoryError: one run alone does not fit; the message is one sentence.
         """
+        start = start or self._protocol.start(piece)
         begun = 0 if start is None else int(start.step)
         if piece.eval_steps[0] <= begun:
             raise ValueError(
@@ -204,15 +217,18 @@ class Engine:
             for seeds in _blocks(piece.seeds, lanes.seeds):
                 cells = self._cells(piece, dealt, seeds)
                 runs = self._run_block(programs, piece, cells, start, begun, until)
-                fields = (runs.loss, runs.diverged, runs.examples)
+                fields = runs.loss, runs.diverged, runs.examples
+                if runs.half_loss is not None:
+                    fields += (runs.half_loss,)
                 columns.append([lanes.gather(np.asarray(field)) for field in fields])
             rows.append([np.concatenate(column, 1) for column in zip(*columns, strict=True)])
         fields = (np.concatenate(row) for row in zip(*rows, strict=True))
-        loss, diverged, examples = (
+        loss, diverged, examples, *half = (
             field[: len(piece.learning_rates), : len(piece.seeds)] for field in fields
         )
         evals = len(piece.eval_steps)
-        return PieceResult(loss[..., :evals], diverged, _seen(examples[..., :evals]))
+        halves = (field[..., :evals] for field in half)
+        return PieceResult(loss[..., :evals], diverged, _seen(examples[..., :evals]), *halves)
 
     def _run_block(
         self,

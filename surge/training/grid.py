@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from surge.theory.objective import Objective, needs_halves
+
 
 class Piece(NamedTuple):
     """All runs of one optimizer at one batch size.
@@ -46,11 +48,20 @@ class PieceResult(NamedTuple):
       loss: [learning_rate, seed, eval], nan after a run's end.
       diverged: [learning_rate, seed].
       examples: [learning_rate, seed, eval] trained on by then, nan after a run's end.
+      half_loss: as loss, on one half of the evaluation set; None where it was not recorded.
     """
 
     loss: np.ndarray
     diverged: np.ndarray
     examples: np.ndarray
+    half_loss: np.ndarray | None = None
+
+
+def values(objective: Objective, piece: Piece, result: PieceResult) -> np.ndarray:
+    """What an objective says of each run [learning_rate, seed]."""
+    steps = np.asarray(piece.eval_steps) - piece.start_step
+    halves = {"half_loss": result.half_loss} if needs_halves(objective) else {}
+    return objective.value(result.loss, result.diverged, steps, **halves)
 
 
 def powers(low: float, high: float, ratio: float) -> range:

@@ -15,10 +15,10 @@ from surge.tasks import Task
 from surge.theory import probing
 from surge.theory.objective import StepsTo
 from surge.theory.probing import Hypotheses, Try
-from surge.training.branch import steps_to_settle
 from surge.training.engine import Engine
 from surge.training.grid import Piece, geometric_steps
 from surge.training.lanes import Lanes, fastest_form
+from surge.training.protocol import steps_to_settle
 from surge.training.run import State
 
 EVALS = 64  # losses taken of a run

@@ -13,6 +13,7 @@ from surge.training.step import Cell, Optimizer, make_step
 
 # A loss this many times the starting loss counts as diverged, and so does one that is not finite.
 DIVERGED = 1e3
+NEVER = 2**31 - 1  # a step that no run gets to
 
 
 class Shared(NamedTuple):
@@ -22,11 +23,15 @@ class Shared(NamedTuple):
       stop_loss: a run ends at a loss of at most this; -inf for never.
       data: that batches are drawn from.
       evaluation: examples whose mean loss is recorded.
+      half: examples, half of those, whose mean loss is recorded as well; None for none.
+      further_steps: that a run goes on for after stop_loss; None for none.
     """
 
     stop_loss: Any
     data: Any
     evaluation: Any
+    half: Any = None
+    further_steps: Any = None
 
 
 class State(NamedTuple):
@@ -49,6 +54,9 @@ class Run(NamedTuple):
         evaluations, since the sum over a long run may have no room in 32 bits.
       ended: at the loss that was sought, or diverged.
       diverged: the loss stopped being finite, or was DIVERGED times the start's.
+      half_loss: [evals] on one half of the evaluation subset; None where it is not recorded.
+      met: step at which the loss that was sought was first met, NEVER before; None where a run
+        ends there.
     """
 
     state: State
@@ -57,6 +65,8 @@ class Run(NamedTuple):
     examples: jax.Array
     ended: jax.Array
     diverged: jax.Array
+    half_loss: jax.Array | None = None
+    met: jax.Array | None = None
 
 
 def evaluate(task: Task, params: Any, evaluation: Any) -> jax.Array:
@@ -97,13 +107,16 @@ def make_begin(task: Task, optimizer: Optimizer, arm: Arm | None = None) -> Call
             start = start._replace(opt_state=controlled)
         evals = cell.eval_steps.shape
         loss = evaluate(task, start.params, shared.evaluation)
+        unknown = jnp.full(evals, jnp.nan, loss.dtype)
         return Run(
             state=start,
             start_loss=loss,
-            loss=jnp.full(evals, jnp.nan, loss.dtype),
+            loss=unknown,
             examples=jnp.zeros(evals, jnp.uint32),
             ended=jnp.zeros((), bool),
             diverged=jnp.zeros((), bool),
+            half_loss=None if shared.half is None else unknown,
+            met=None if shared.further_steps is None else jnp.int32(NEVER),
         )
 
     return begin
@@ -170,7 +183,16 @@ def make_advance(
         def record(run: Run, index: jax.Array) -> Run:
             loss = evaluate(task, run.state.params, shared.evaluation)
             broke = ~(loss <= DIVERGED * jnp.abs(run.start_loss))
-            ended = run.ended | broke | (loss <= shared.stop_loss)
+            arrived = loss <= shared.stop_loss
+            if shared.half is not None:
+                half = evaluate(task, run.state.params, shared.half)
+                half = jnp.where(run.ended, jnp.nan, half)
+                run = run._replace(half_loss=run.half_loss.at[index].set(half))
+            if shared.further_steps is not None:
+                met = jnp.where(arrived, jnp.minimum(run.met, run.state.step), run.met)
+                arrived = run.state.step - met >= shared.further_steps
+                run = run._replace(met=met)
+            ended = run.ended | broke | arrived
             if arm is not None:
                 ended |= run.state.opt_state.control.spent
             return run._replace(

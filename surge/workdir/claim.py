@@ -21,7 +21,8 @@ from surge.workdir.files import (
     write_json,
 )
 
-FREE = ("max_cells",)  # fields that no result depends on
+# Fields that no result which is there depends on: they say how far a sweep goes on.
+FREE = ("max_cells", "precision", "reach", "max_examples_total")
 NOT_FINITE = ("nan", "inf", "-inf")  # which older configs have as null
 CLAIMS = ".claims"  # the folder of what shards are at work on
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from surge.theory.objective import Objective
+from surge.theory.objective import Objective, needs_halves
 from surge.workdir.files import ResultError, read_dataset, unreadable
 
 DIMS = ("optimizer", "batch_size", "learning_rate", "seed", "eval")
@@ -23,8 +23,9 @@ def read_piece(path: Path | str) -> xr.Dataset:
     """
     path = Path(path)
     piece = read_dataset(path, PIECE)
+    first_seed = int(piece.seed.values[0])
     for optimizer, size in itertools.product(piece.optimizer.values, piece.batch_size.values):
-        if path.name != sweep_path(path.parent, optimizer, size).name:
+        if path.name != sweep_path(path.parent, optimizer, size, first_seed).name:
             raise unreadable(path, f"it is the piece of {optimizer} at batch size {size}")
     if piece.examples.dims != DIMS:  # as it was written while runs of a batch size saw the same
         seen = piece.examples.broadcast_like(piece.loss).transpose(*DIMS)
@@ -32,9 +33,10 @@ def read_piece(path: Path | str) -> xr.Dataset:
     return piece
 
 
-def sweep_path(workdir: Path, optimizer: str, batch_size: int) -> Path:
-    """The file of one finished piece of the sweep."""
-    return workdir / "sweep" / f"{optimizer}-b{batch_size}.nc"
+def sweep_path(workdir: Path, optimizer: str, batch_size: int, first_seed: int = 0) -> Path:
+    """The file of one finished piece of the sweep; more seeds of a batch size are pieces too."""
+    more = f"-s{first_seed}" if first_seed else ""
+    return workdir / "sweep" / f"{optimizer}-b{batch_size}{more}.nc"
 
 
 def piece_dataset(
@@ -47,16 +49,20 @@ def piece_dataset(
     diverged: np.ndarray,
     examples: np.ndarray,
     attrs: dict[str, str],
+    half_loss: np.ndarray | None = None,
 ) -> xr.Dataset:
-    """Labels one piece: loss and examples [learning_rate, seed, eval], diverged without eval."""
+    """Labels one piece: losses and examples [learning_rate, seed, eval], diverged without eval."""
     steps = np.asarray(tuple(eval_steps), float)[None, None]
+    variables = {
+        "loss": (DIMS, loss[None, None]),
+        "diverged": (DIMS[:-1], diverged[None, None].astype(float)),
+        "steps": (("optimizer", "batch_size", "eval"), steps),
+        "examples": (DIMS, examples[None, None]),
+    }
+    if half_loss is not None:
+        variables["half_loss"] = (DIMS, half_loss[None, None])
     return xr.Dataset(
-        {
-            "loss": (DIMS, loss[None, None]),
-            "diverged": (DIMS[:-1], diverged[None, None].astype(float)),
-            "steps": (("optimizer", "batch_size", "eval"), steps),
-            "examples": (DIMS, examples[None, None]),
-        },
+        variables,
         coords={
             "optimizer": [optimizer],
             "batch_size": [batch_size],
@@ -156,7 +162,8 @@ def rows(sweep: xr.Dataset, optimizer: str, objective: Objective) -> dict[str, n
     loss = chosen.loss.transpose(*DIMS[1:])
     diverged = chosen.diverged.transpose(*DIMS[1:-1])
     steps = chosen.steps.transpose("batch_size", "eval")
-    value = objective.value(loss.values, diverged.values, steps.values[:, None, None])
+    halves = {"half_loss": _half_loss(chosen)} if needs_halves(objective) else {}
+    value = objective.value(loss.values, diverged.values, steps.values[:, None, None], **halves)
     if objective.judged_by == "steps":
         taken = np.exp(np.where(np.isfinite(value), value, np.nan))
     else:
@@ -170,6 +177,16 @@ def rows(sweep: xr.Dataset, optimizer: str, objective: Objective) -> dict[str, n
         "value": value[size, rate, seed],
         "steps": taken[size, rate, seed],
     }
+
+
+def _half_loss(chosen: xr.Dataset) -> np.ndarray:
+    """[batch_size, learning_rate, seed, eval] of one optimizer."""
+    if "half_loss" not in chosen:
+        raise ResultError(
+            "the sweep holds no losses of one half of the evaluation set, by which "
+            "config.fit.crossings 'half' judges: give another --workdir"
+        )
+    return chosen.half_loss.transpose(*DIMS[1:]).values
 
 
 def why_unjudged(sweep: xr.Dataset, optimizer: str, target: float | None) -> str:
