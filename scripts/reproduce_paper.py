@@ -16,11 +16,14 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import protocol_page
+import protocols
 import xarray as xr
 from absl import app, flags
+from protocols import NO, OPEN, YES, Verdict
 from scipy import stats
 
 from surge.cli import parsed
@@ -35,19 +38,15 @@ _RESULTS = flags.DEFINE_string("results", "docs/results", "where the stored resu
 _STORE = flags.DEFINE_list(
     "store", [], "NAME=WORKDIR of finished sweeps to take results from first"
 )
+_PROTOCOL = flags.DEFINE_list(
+    "store_protocol", [], "NAME=WORKDIR of MNIST-1D: steps, shared or crossed, to take runs from"
+)
 _ANEW = flags.DEFINE_bool(
     "judge_anew", False, "fit every stored run again, from its steps.csv, without training"
 )
-YES, NO, OPEN = "reproduced", "not reproduced", "cannot tell"
 FLAT = 0.25  # a power of B between ± this is flat: half of what √B has
+PROTOCOLS = "mnist1d"  # the folder of runs by every protocol
 PEAKED = ("surge", "saturating_surge", "one_law")
-
-
-class Verdict(NamedTuple):
-    """One of reproduced, not reproduced, cannot tell; and the numbers that say so."""
-
-    verdict: str
-    evidence: str
 
 
 def judged(low: float, high: float, least: float, most: float) -> str:
@@ -255,15 +254,36 @@ def judge(root: Path) -> list[tuple[str, str, str, Verdict]]:
             entries.sort(key=lambda entry: -entry["target_loss"])
             verdict = test(entries) if entries else verdict
         rows.append((figure, claim, f"{name}, {optimizer}", verdict))
-    return rows
+    return rows + protocols.claims(root / PROTOCOLS)
+
+
+def _count(rows: Sequence[tuple[str, str, str, Verdict]]) -> str:
+    """How many verdicts there are of each kind."""
+    verdicts = [verdict.verdict for *_, verdict in rows]
+    parts = [f"{verdicts.count(kind)} {kind}" for kind in (YES, NO, OPEN)]
+    return f"Of {len(rows)} claims: {', '.join(parts)}."
 
 
 def table(root: Path) -> str:
     """The page: what each verdict rests on, and the figures."""
-    lines = ["# The paper's claims, judged here", "", *_introduction(), ""]
+    rows = judge(root)
+    lines = ["# The paper's claims, judged here", "", *protocol_page.findings(root / PROTOCOLS), ""]
+    lines += [_count(rows), "", *_introduction(), ""]
     lines += ["| figure | claim | run | verdict | evidence |", "| --- | --- | --- | --- | --- |"]
-    for figure, claim, run, (verdict, evidence) in judge(root):
+    for figure, claim, run, (verdict, evidence) in rows:
         lines.append(f"| {figure} | {claim} | {run} | *{verdict}* | {evidence} |")
+    if (root / PROTOCOLS).exists():
+        lines += [
+            "",
+            "## MNIST-1D, by every protocol",
+            "",
+            *protocol_page.lines(root / PROTOCOLS),
+            "",
+        ]
+        lines += [
+            f"![{each.stem}]({each.relative_to(root)})"
+            for each in sorted((root / PROTOCOLS).glob("*.svg"))
+        ]
     for path in sorted(root.glob("*/fit.json")):
         lines += ["", f"## {path.parent.name}", ""]
         lines += [
@@ -403,6 +423,12 @@ def main(argv: list[str]) -> None:
         if _ANEW.value:
             judge_anew(path.parent)
         draw(path.parent)
+    for each in _PROTOCOL.value:
+        name, _, workdir = each.partition("=")
+        protocols.store(name, Path(workdir), root / PROTOCOLS)
+    if _PROTOCOL.value or _ANEW.value:
+        protocols.judge(root / PROTOCOLS)
+    protocol_page.draw(root / PROTOCOLS)
     draw_face(root)
     page = table(root)
     files.write_bytes(root / "README.md", page.encode())

@@ -113,7 +113,8 @@ def _cells(stored: Sequence[Stored], objectives: Sequence[Objective]) -> _Cells:
         for objective in objectives:
             judged[objective].append(values(objective, piece, result).ravel())
     value = {each: np.concatenate(parts) for each, parts in judged.items()}
-    return _Cells(*np.concatenate(columns, 1), value)
+    size, rate, seed, examples = np.concatenate(columns, 1)
+    return _Cells(size, rate, seed, examples, value)
 
 
 def _wanted(

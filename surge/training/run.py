@@ -65,8 +65,8 @@ class Run(NamedTuple):
     examples: jax.Array
     ended: jax.Array
     diverged: jax.Array
-    half_loss: jax.Array | None = None
-    met: jax.Array | None = None
+    half_loss: Any = None
+    met: Any = None
 
 
 def evaluate(task: Task, params: Any, evaluation: Any) -> jax.Array:
