@@ -4,16 +4,20 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import protocols
 from matplotlib.axes import Axes
-from protocols import FORMS, PEAK, PLATEAU, RISE, fold, pairs, read, seen
+from protocols import FORMS, OPEN, PEAK, PLATEAU, RISE, fold, pairs, read, seen
 
 from surge.report import drawing, svg
 from surge.report.drawing import COLOR, Panel
 from surge.workdir import files
 
+SHOWN = {10, 100}  # K of the curves in the figure
+VISIBLE = 1.05  # peak over plateau that a sweep could see
+SURE = 0.9  # of the settled curves
 FORETOLD = 1.2  # a factor in the median that is as good as the sweep's own errors
 
 
@@ -30,17 +34,25 @@ def findings(folder: Path) -> list[str]:
     flat = sum(seen(entry).shape in (PLATEAU, RISE) for entry in steps)
     return [
         "1. **Where**: MNIST-1D, all rates branching from ONE state, judged K steps later. There "
-        f"the best rate has a peak: {'; '.join(peaked)} the rate at the largest B. Not seen: "
-        f"{'; '.join(other) or 'nowhere'}.",
+        f"the best rate has a peak: {'; '.join(peaked)} the rate at the largest B. Not settled: "
+        f"{'; '.join(other) or 'none'}.",
         "2. **Under which protocol**: judged by the steps from scratch to a loss, "
         f"{fallen} of {len(steps)} curves have a peak, and {flat} rise and level off.",
-        f"3. **As the paper has it**: {_literal(entries)}",
-        f"4. **κ of one checkpoint** does {'' if _holds(folder) else 'not '}foretell it: "
-        f"{_kappa_told(folder)}.",
-        "5. **In practice**: over a run raise Adam's rate with B until it levels off, and keep it; "
-        "no curve of steps asks for less at a larger batch. A peak is a matter of K: never take "
-        "one from a few steps to a whole run.",
+        f"3. **As the paper has it** (train to a loss, go on for K steps): {_literal(entries)}",
+        f"4. **κ of one checkpoint** does {'' if _holds(folder) else 'not '}foretell how far the "
+        f"rate falls: {_kappa_told(folder)}.",
+        "5. **In practice**: Adam's best rate over a run rises with B and levels off; keep it "
+        f"there. {_in_practice(steps)} A peak is a matter of K: never take one from a few steps "
+        "to a whole run.",
     ]
+
+
+def _in_practice(steps: Sequence[dict[str, Any]]) -> str:
+    """How many curves of whole runs ask for less at a larger batch."""
+    asking = [entry["optimizer"] for entry in steps if _peaks(entry)]
+    if not asking:
+        return "No curve of whole runs asks for less at a larger batch."
+    return f"Less at a larger batch is asked for by {len(asking)} curves of whole runs: {asking}."
 
 
 def _peaks(entry: dict[str, Any]) -> bool:
@@ -57,44 +69,75 @@ def _shape(entry: dict[str, Any]) -> str:
 
 
 def _literal(entries: Sequence[dict[str, Any]]) -> str:
-    """What the first crossing would conclude, beside the running mean and the shared state."""
+    """What the first crossing concludes, beside the other crossings and the shared state."""
     parts = []
     for entry in entries:
         if entry.get("crossing") != "first":
             continue
         key = entry["optimizer"], entry["horizon"]
         beside = [
-            f"{FORMS[other['crossing']]} {seen(other).shape}"
+            f"{other['crossing']} {_short(other)}"
             for other in entries
             if (other["optimizer"], other.get("horizon")) == key and other is not entry
         ]
-        parts.append(f"{_named(entry)}: {seen(entry).shape} ({', '.join(beside)})")
+        parts.append(f"{_named(entry)} {_short(entry)} ({', '.join(beside)})")
     return "; ".join(parts) + "." if parts else "not run."
 
 
-def _holds(folder: Path) -> bool:
-    """Whether one reading foretells every curve to a factor of 1.2 in the median."""
-    return any(middle <= FORETOLD for _, middle, _, _ in _distances(folder))
+def _short(entry: dict[str, Any]) -> str:
+    """The shape, and how far a peak falls."""
+    found = seen(entry)
+    return f"{found.shape} {found.fall[0]:.2f}" if _peaks(entry) else found.shape
 
 
-def _distances(folder: Path) -> list[tuple[str, float, float, int]]:
-    """(reading, median and worst factor between predicted and seen, how many)."""
-    by_reading: dict[str, list[float]] = {}
-    for entry, reading, (value, *_) in pairs(folder):
-        ratio = seen(entry).fall[0]
-        if math.isfinite(ratio):
-            by_reading.setdefault(reading, []).append(abs(math.log(value / ratio)))
+class Foretold(NamedTuple):
+    """How one reading of κ did: peak or none rightly, of how many; how far off where one is."""
+
+    reading: str
+    right: int
+    total: int
+    median: float
+    worst: float
+
+
+def _foretold(folder: Path) -> list[Foretold]:
+    """Over the curves whose shape is settled; a peak of less than VISIBLE is none."""
+    judged: dict[str, list[tuple[bool, bool, float]]] = {}
+    for entry, reading, (value, low, _) in _settled(folder):
+        off = abs(math.log(value / seen(entry).fall[0]))
+        judged.setdefault(reading, []).append((low > VISIBLE, _peaks(entry), off))
+    found = []
+    for reading, rows in judged.items():
+        right = sum(said == peak for said, peak, _ in rows)
+        off = [off for _, peak, off in rows if peak] or [0.0]
+        found.append(
+            Foretold(reading, right, len(rows), math.exp(np.median(off)), math.exp(max(off)))
+        )
+    return found
+
+
+def _settled(folder: Path) -> list[tuple[dict[str, Any], str, tuple[float, float, float]]]:
+    """Curves of a known shape with what κ says; of those from scratch the literal form alone."""
     return [
-        (reading, math.exp(np.median(off)), math.exp(max(off)), len(off))
-        for reading, off in by_reading.items()
+        (entry, reading, bounds)
+        for entry, reading, bounds in pairs(folder)
+        if seen(entry).shape != OPEN and entry.get("crossing") not in ("half", "mean")
     ]
+
+
+def _holds(folder: Path) -> bool:
+    """Whether a reading tells peaks from none nearly always, and how high they are."""
+    return any(
+        each.right >= SURE * each.total and each.median <= FORETOLD for each in _foretold(folder)
+    )
 
 
 def _kappa_told(folder: Path) -> str:
     parts = [
-        f"the {reading} reading of peak/plateau is off by a factor {middle:.2f} in the median "
-        f"(worst {worst:.2f}, n = {n})"
-        for reading, middle, worst, n in _distances(folder)
+        f"read as {each.reading}, it is right on peak or none in {each.right} of {each.total} "
+        f"settled curves, and off by a factor {each.median:.2f} (worst {each.worst:.2f}) in "
+        "peak/plateau where a peak was seen"
+        for each in _foretold(folder)
     ]
     return "; ".join(parts) or "not measured"
 
@@ -128,10 +171,9 @@ def lines(folder: Path) -> list[str]:
 def _rates(entry: dict[str, Any]) -> str:
     """ε_opt at each batch size, with its standard error in percent."""
     parts = []
-    for point in entry["optimal_lr"]:
-        if point["lr"] and point["error"] and not point["bound"]:
-            error = 100 * point["error"]
-            parts.append(f"{point['batch_size']:,}: {point['lr']:.2g} ±{error:.0f}%")
+    for point in protocols.optima(entry):
+        error = 100 * point["error"]
+        parts.append(f"{point['batch_size']:,}: {point['lr']:.2g} ±{error:.0f}%")
     return "; ".join(parts)
 
 
@@ -168,7 +210,7 @@ def optima(axes: Axes, entries: Sequence[dict[str, Any]]) -> None:
     """ε_opt(B) of several curves of one optimizer, with 95% intervals."""
     drawing.log_axes(axes, "batch size B", "best learning rate")
     for index, entry in enumerate(entries):
-        points = [point for point in entry["optimal_lr"] if point["error"] and not point["bound"]]
+        points = protocols.optima(entry)
         rates = np.array([point["lr"] for point in points])
         ends = np.array([[point["low"], point["high"]] for point in points]).T
         form = entry.get("crossing", "steps")
@@ -182,25 +224,20 @@ def optima(axes: Axes, entries: Sequence[dict[str, Any]]) -> None:
             lw=1,
             capsize=3,
             color=drawing.ordered(index, len(entries)),
-            label=f"{form}, {goal}, loss {entry['target_loss']:g}",
+            label=f"{entry['optimizer']}, {form}, {goal}",
         )
 
 
 def draw(folder: Path) -> None:
-    """Pictures of what is stored: a curve each protocol, and κ against what was seen."""
+    """Pictures of what is stored: ε_opt(B) by protocol, and κ against what was seen."""
     panels = {}
     entries = read(folder)
-    for optimizer in dict.fromkeys(entry["optimizer"] for entry in entries):
-        for protocol in dict.fromkeys(entry["protocol"] for entry in entries):
-            own = [
-                entry
-                for entry in entries
-                if (entry["optimizer"], entry["protocol"]) == (optimizer, protocol)
-            ]
-            if own:
-                told = f"{folder.name}, {optimizer}, {protocol}: best learning rate"
-                panels[f"{protocol}-{optimizer}"] = Panel(told, partial(optima, entries=own))
-    found = pairs(folder)
+    own = [entry for entry in entries if entry.get("crossing") == "shared"]
+    if own:
+        chosen = [entry for entry in own if entry["horizon"] in SHOWN]
+        told = f"{folder.name}: best learning rate, all from one state"
+        panels["shared"] = Panel(told, partial(optima, entries=chosen))
+    found = _settled(folder)
     if found:
         told = "Peak over plateau: predicted by κ against seen"
         panels["kappa"] = Panel(told, partial(predicted_against_seen, found=found))

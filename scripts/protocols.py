@@ -4,9 +4,8 @@ Runs of one task under several protocols are stored as a table each, fitted agai
 judged with κ of checkpoints beside: `scripts/reproduce_paper.py --store_protocol=NAME=WORKDIR`.
 """
 
-import gzip
-import io
 import json
+import lzma
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,9 @@ from surge.workdir import files, sweeps
 CELL = ["optimizer", "batch_size", "learning_rate", "seed"]
 YES, NO, OPEN = "reproduced", "not reproduced", "cannot tell"
 PEAK, PLATEAU, RISE = "a peak", "a plateau", "a rise"
+VAGUE = 0.5  # standard error of log ε_opt, from which on an optimum says nothing
 CHANCE = 0.01  # of a fall where there is none: of a table of so many, hardly one
+UNREAD = ("basins", "noise_scale", "remaining")  # of an entry, and too long to be kept
 TENTH = 10  # one seed in so many is left out to see whether a verdict stands
 FORMS = {
     "first": "first crossing, as the paper has it",
@@ -70,33 +71,37 @@ def store(name: str, workdir: Path, folder: Path) -> None:
         experiment = check(json.loads(sweep.attrs["config"]))
         parts = []
         for optimizer in map(str, sweep.optimizer.values):
-            values = {}
-            for objective in experiment.objectives:
-                rows = sweeps.rows(sweep, optimizer, objective)
-                values[column(objective)] = rows["value"]
-            cells = {key: rows[key] for key in CELL[1:]}
+            curves = {
+                column(objective): sweeps.rows(sweep, optimizer, objective)
+                for objective in experiment.objectives
+            }
+            cells = {key: next(iter(curves.values()))[key] for key in CELL[1:]}
+            values = {curve: rows["value"] for curve, rows in curves.items()}
             parts.append(pd.DataFrame({"optimizer": optimizer} | cells | values))
         table = pd.concat(parts).sort_values(CELL)
-        text = table.to_csv(index=False, float_format="%.5g")
-        write(folder / f"{name}.csv.gz", text)
+        text = table.to_csv(index=False, float_format="%.4g")
+        write(folder / f"{name}.csv.xz", text)
     if (workdir / "measure.nc").exists():
         measured = files.read_dataset(workdir / "measure.nc")
-        kept = ["loss", "kappa", "peak_over_plateau", "expected_b_peak", "kappa_why"]
-        files.write_json(folder / "kappa.json", measured[kept].drop_attrs().to_dict())
+        kept = measured[["loss", "kappa", "peak_over_plateau", "expected_b_peak"]].drop_attrs()
+        content = json.dumps(files.finite_or_none(kept.to_dict()), separators=(",", ":"))
+        files.write_bytes(folder / "kappa.json", content.encode() + b"\n")
 
 
 def judge(folder: Path) -> None:
     """Fits every stored curve anew, and once more without a tenth of its seeds."""
     entries = []
-    for path in sorted(folder.glob("*.csv.gz")):
+    for path in sorted(folder.glob("*.csv.xz")):
         table = pd.read_csv(path)
         for optimizer, own in table.groupby("optimizer"):
             for curve in own.columns[len(CELL) :]:
                 entry = _entry(own, curve, str(optimizer), path.name.partition(".")[0])
                 fewer = _entry(own[own.seed % TENTH != TENTH - 1], curve, "", "")
                 entry["fragile"] = seen(fewer).shape != seen(entry).shape
-                entries.append(entry)
-    write(folder / "fits.json.gz", json.dumps(entries))
+                laws = {name: {"params": law["params"]} for name, law in entry["laws"].items()}
+                kept = {key: entry[key] for key in entry if key not in UNREAD}
+                entries.append(kept | {"laws": laws})
+    write(folder / "fits.json.xz", json.dumps(entries))
 
 
 def _entry(table: pd.DataFrame, curve: str, optimizer: str, protocol: str) -> dict[str, Any]:
@@ -112,13 +117,13 @@ def _entry(table: pd.DataFrame, curve: str, optimizer: str, protocol: str) -> di
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The stored entries; none where there is no such folder."""
-    path = folder / "fits.json.gz"
-    return json.loads(gzip.decompress(path.read_bytes())) if path.exists() else []
+    path = folder / "fits.json.xz"
+    return json.loads(lzma.decompress(path.read_bytes())) if path.exists() else []
 
 
 def seen(entry: dict[str, Any]) -> Seen:
     """The shape that the data show, and how far ε_opt falls."""
-    known = [point for point in entry["optimal_lr"] if point["error"] and not point["bound"]]
+    known = optima(entry)
     if len(known) < 2:
         return Seen(OPEN, math.nan, (math.nan,) * 3, math.nan)
     top = max(known, key=lambda point: point["lr"])
@@ -129,10 +134,16 @@ def seen(entry: dict[str, Any]) -> Seen:
     p_fall = entry["p_fall"]
     shape = OPEN
     if p_fall is not None and p_fall <= CHANCE:
-        shape = PEAK
+        shape = PEAK if ends[0] > 1 else OPEN
     elif p_fall is not None and p_fall > SEEN:
         shape = _without_a_fall(entry, last["batch_size"])
     return Seen(shape, top["batch_size"], (ratio, *ends), math.nan if p_fall is None else p_fall)
+
+
+def optima(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The batch sizes whose optimum lies inside its rates, and is known at all."""
+    points = [point for point in entry["optimal_lr"] if point["error"] and not point["bound"]]
+    return [point for point in points if point["error"] <= VAGUE]
 
 
 def _without_a_fall(entry: dict[str, Any], last: float) -> str:
@@ -229,8 +240,5 @@ def pairs(folder: Path) -> list[tuple[dict[str, Any], str, tuple[float, float, f
 
 def write(path: Path, text: str) -> None:
     """Packed, the same bytes for the same text."""
-    packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:
-        file.write(text.encode())
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, packed.getvalue())
+    files.write_bytes(path, lzma.compress(text.encode(), preset=9))

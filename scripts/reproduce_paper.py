@@ -5,13 +5,13 @@ docs/results.
     writes README.md
     python scripts/reproduce_paper.py --store=moe=runs/moe-quick        # first takes a workdir's
     results
-    python scripts/reproduce_paper.py --judge_anew                      # first fits steps.csv again
+    python scripts/reproduce_paper.py --judge_anew                      # first fits runs again
 
 A claim is *reproduced* where the whole 95% interval lies where the claim has it, *not reproduced*
 where none of it does, and otherwise we *cannot tell*.
 """
 
-import csv
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import protocol_page
 import protocols
 import xarray as xr
@@ -42,9 +43,10 @@ _PROTOCOL = flags.DEFINE_list(
     "store_protocol", [], "NAME=WORKDIR of MNIST-1D: steps, shared or crossed, to take runs from"
 )
 _ANEW = flags.DEFINE_bool(
-    "judge_anew", False, "fit every stored run again, from its steps.csv, without training"
+    "judge_anew", False, "fit every stored run again, from its steps.csv.xz, without training"
 )
 FLAT = 0.25  # a power of B between ± this is flat: half of what √B has
+STEPS = "steps.csv.xz"
 PROTOCOLS = "mnist1d"  # the folder of runs by every protocol
 PEAKED = ("surge", "saturating_surge", "one_law")
 
@@ -297,8 +299,8 @@ def _introduction() -> list[str]:
     return [
         "Written by `scripts/reproduce_paper.py` from the `fit.json` and `validity.json` of each"
         " run, which figures",
-        "are drawn from too; `steps.csv` holds the steps of every run. Intervals are 95%, verdicts"
-        " at the lowest loss",
+        "are drawn from too; `steps.csv.xz` holds the steps of every run. Intervals are 95%,"
+        " verdicts at the lowest loss",
         "unless they compare two. Scales are the `:quick` ones of the configs, on two CPU cores:"
         " far below the",
         "paper's in width, seeds and length, so a verdict is of this scale.",
@@ -329,55 +331,43 @@ def _validity(path: Path) -> xr.Dataset:
 
 
 def store(name: str, workdir: Path, root: Path) -> None:
-    """Takes fit.json, steps to every target as steps.csv, and the validity bound from a workdir."""
+    """Takes fit.json, steps to every target, and the validity bound from a workdir."""
     fits = files.read_json(workdir / "fit.json")["fits"]
-    files.write_json(root / name / "fit.json", {"fits": fits})
+    _write_fits(root / name, fits)
     if (workdir / "measure.nc").exists():
         measured = files.read_dataset(workdir / "measure.nc")[
             ["loss", "step", "validity", "validity_share"]
         ]
         files.write_json(root / name / "validity.json", measured.drop_attrs().to_dict())
     sweep = sweeps.open_sweep(workdir)
-    with open(root / name / "steps.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["optimizer", "target_loss", "batch_size", "learning_rate", "seed", "steps"]
-        )
-        for entry in fits:
-            rows = sweeps.rows(sweep, entry["optimizer"], StepsTo(entry["target_loss"]))
-            columns = (rows[each] for each in ("batch_size", "learning_rate", "seed", "steps"))
-            for size, rate, seed, steps in zip(*columns, strict=True):
-                writer.writerow(
-                    [
-                        entry["optimizer"],
-                        entry["target_loss"],
-                        size,
-                        f"{rate:.6g}",
-                        seed,
-                        f"{steps:.5g}",
-                    ]
-                )
+    parts = []
+    for entry in fits:
+        rows = sweeps.rows(sweep, entry["optimizer"], StepsTo(entry["target_loss"]))
+        columns = {name: rows[name] for name in ("batch_size", "learning_rate", "seed")}
+        labels = {"optimizer": entry["optimizer"], "target_loss": entry["target_loss"]}
+        steps = [f"{value:.5g}" for value in rows["steps"]]
+        parts.append(pd.DataFrame(labels | columns | {"steps": steps}))
+    table = pd.concat(parts).to_csv(index=False, float_format="%.6g")
+    protocols.write(root / name / STEPS, table)
 
 
 def judge_anew(folder: Path) -> None:
-    """Writes fit.json from steps.csv: the fits of today of runs that were trained before."""
-    with open(folder / "steps.csv", newline="") as file:
-        lines = list(csv.DictReader(file))
+    """Writes fit.json from steps.csv.xz: the fits of today of runs that were trained before."""
+    table = pd.read_csv(folder / STEPS)
     fits = []
-    for optimizer, target in dict.fromkeys(
-        (line["optimizer"], line["target_loss"]) for line in lines
-    ):
-        chosen = [
-            line
-            for line in lines
-            if (line["optimizer"], line["target_loss"]) == (optimizer, target)
-        ]
-        names = ("batch_size", "learning_rate", "seed", "steps")
-        rows = {name: np.array([float(line[name]) for line in chosen]) for name in names}
-        rows["value"] = np.log(rows.pop("steps"))
-        labels = {"optimizer": optimizer, "target_loss": float(target)}
+    for (optimizer, target), own in table.groupby(["optimizer", "target_loss"], sort=False):
+        names = ("batch_size", "learning_rate", "seed")
+        rows = {name: own[name].to_numpy(float) for name in names}
+        rows["value"] = np.log(own.steps.to_numpy(float))
+        labels = {"optimizer": optimizer, "target_loss": target}
         fits.append(fit_entry(rows, "steps", **labels))
-    files.write_json(folder / "fit.json", {"fits": fits})
+    _write_fits(folder, fits)
+
+
+def _write_fits(folder: Path, fits: Sequence[dict[str, Any]]) -> None:
+    """On one line: indents would be a third of the file."""
+    content = json.dumps({"fits": files.finite_or_none(fits)}, separators=(",", ":"))
+    files.write_bytes(folder / "fit.json", content.encode() + b"\n")
 
 
 def draw(folder: Path) -> None:
@@ -393,9 +383,7 @@ def draw(folder: Path) -> None:
         entries = [entry for entry in fits if entry["optimizer"] == optimizer]
         lowest = min(entries, key=lambda entry: entry["target_loss"])
         optima = partial(sweep_figures.optimal_lr, entry=lowest)
-        steps = partial(sweep_figures.data_against_time, entries=entries)
         panels[optimizer] = Panel(f"{name}, {optimizer}: best learning rate", optima)
-        panels[f"{optimizer}-steps"] = Panel(f"{name}, {optimizer}: data against time", steps)
     for file, panel in panels.items():
         picture = svg.standalone(svg.element(panel, file))
         files.write_bytes(folder / f"{file}.svg", picture.encode())
@@ -419,7 +407,7 @@ def main(argv: list[str]) -> None:
     for each in _STORE.value:
         name, _, workdir = each.partition("=")
         store(name, Path(workdir), root)
-    for path in sorted(root.glob("*/steps.csv")):
+    for path in sorted(root.glob("*/fit.json")):
         if _ANEW.value:
             judge_anew(path.parent)
         draw(path.parent)

@@ -29,7 +29,7 @@ def planted(rates, error=0.03):
 
 def judged(tmp_path, rates):
     text = planted(rates).to_csv(index=False)
-    protocols.write(tmp_path / "shared.csv.gz", text)
+    protocols.write(tmp_path / "shared.csv.xz", text)
     protocols.judge(tmp_path)
     return protocols.read(tmp_path)
 
@@ -51,7 +51,7 @@ def test_a_planted_shape_is_found_and_stands(tmp_path, rates, shape, verdict):
     table = protocol_page.lines(tmp_path)
     assert len(table) == 3 and shape in table[2]
     protocol_page.draw(tmp_path)
-    assert (tmp_path / "shared-adam.svg").exists()
+    assert (tmp_path / "shared.svg").exists()
 
 
 def test_how_far_a_peak_stands_above_the_last_has_an_interval(tmp_path):

@@ -3,6 +3,7 @@ results say."""
 
 import math
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,7 +144,7 @@ def test_stored_runs_are_judged_anew_without_training(tmp_path):
                 far = power - np.log2(size) / 4
                 value = "nan" if power == 2 else f"{100 * math.exp(0.1 * far**2) + seed:.5g}"
                 steps += f"adam,1.5,{size},{2.0**power:.6g},{seed},{value}\n"
-    (tmp_path / "steps.csv").write_text(steps)
+    paper.protocols.write(tmp_path / paper.STEPS, steps)
     paper.judge_anew(tmp_path)
     (found,) = paper.files.read_json(tmp_path / "fit.json")["fits"]
     assert (found["optimizer"], found["target_loss"], found["judged_by"]) == ("adam", 1.5, "steps")
@@ -155,7 +156,7 @@ def test_stored_runs_are_judged_anew_without_training(tmp_path):
 def test_the_committed_fits_are_those_of_the_committed_steps(tmp_path):
     """What is judged is what today's fits say, and not those of an earlier version."""
     stored = ROOT / "docs" / "results" / "moe"
-    (tmp_path / "steps.csv").write_text((stored / "steps.csv").read_text())
+    shutil.copy(stored / paper.STEPS, tmp_path)
     paper.judge_anew(tmp_path)
     for old, new in zip(
         paper.files.read_json(stored / "fit.json")["fits"],
