@@ -45,6 +45,7 @@ def test_one_half_of_the_evaluation_set_is_recorded_beside_all():
     mean = 2.5
     spread = 4.25  # of all four about their mean, where the first two have 0.25 about 0.5
     params = mean + np.sqrt(split.loss - spread) * np.sign(split.half_loss - split.loss)
+    assert split.half_loss is not None
     np.testing.assert_allclose(split.half_loss, (params - 0.5) ** 2 + 0.25, rtol=1e-3)
 
 
