@@ -8,10 +8,10 @@ Not a row of the paper's table: its text experiment (arXiv 2405.14578, section 3
 Measured (an earlier :quick of four batch sizes and two seeds, on two CPU cores): to 2.8 nats per
 byte Adam's optimum is 1.5e-3 [4.8e-4, 2.1e-3] at B = 1 and 4.1e-3 [3.7e-3, 4.5e-3] at 64, and
 does not fall between. The :quick of today has eight batch sizes, and adds seeds until it is precise
-or has spent its examples: that was not run. At the checkpoint of that loss the measured law falls from 3.2e-3 to 1.7e-3, as the
-one-step oracle's optimum does: one step is not the sweep (docs/results/predictions, where
-1/(√(B_simple/B) + √(B/B_simple)) is within a factor 1.27 of this sweep's ratios). Full scale was
-not run here: no accelerator.
+or has spent its examples: that was not run. At the checkpoint of that loss the measured law falls
+from 3.2e-3 to 1.7e-3, as the one-step oracle's optimum does: one step is not the sweep
+(docs/results/predictions, where 1/(√(B_simple/B) + √(B/B_simple)) is within a factor 1.27 of this
+sweep's ratios). Full scale was not run here: no accelerator.
 
 Data: the Python standard library's own source as bytes, which is always there; any text with
 --config.task_args.source=FILE, DIRECTORY or a hub name. A published checkpoint is measured, at
