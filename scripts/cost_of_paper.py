@@ -21,7 +21,7 @@ from absl import app
 
 from surge.cli import parsed
 from surge.config import check
-from surge.pipeline import plan
+from surge.sweep import plan
 from surge.tasks import gpt, moe
 from surge.tasks.cnn import CNN
 from surge.tasks.resnet import ResNet
