@@ -15,6 +15,7 @@ import xarray as xr
 from surge import pipeline
 from surge.config import ConfigError, default
 from surge.launch import HERE, Launch, mine, ours_first, read_shard
+from surge.sweep import plan
 from surge.workdir import claim, files, sweeps
 from surge.workdir.files import ResultError
 
@@ -72,7 +73,7 @@ def test_shards_leave_what_is_claimed_and_one_alone_finishes(alone, tmp_path):
 
 
 def test_a_claim_is_one_processes(tmp_path):
-    piece = pipeline.plan(pipeline.check(config()))[0]
+    piece = plan(pipeline.check(config()))[0]
     with claim.lock_workdir(tmp_path, shared=True), claim.lock_workdir(tmp_path, shared=True):
         with mine(tmp_path, piece) as first, mine(tmp_path, piece) as second:
             assert (first, second) == (True, False)
