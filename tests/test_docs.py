@@ -34,6 +34,7 @@ def commands() -> list[Command]:
     said = []
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        text = re.sub(r"\\\n\s*", "", text)  # a command that goes on in the next line
         indented = re.findall(r"^    (\S.*)$", text, re.MULTILINE)
         inline = re.findall(r"`([^`]+)`", re.sub(r"^    .*$", "", text, flags=re.MULTILINE))
         for line in (*indented, *(" ".join(code.split()) for code in inline)):
