@@ -2,6 +2,7 @@
 
     python -m surge.main --config=configs/zoo.py                # optimizers at fixed batch sizes
     python -m surge.main --config=configs/zoo.py:quick          # the same, shorter and coarser
+    python -m surge.main --config=configs/zoo.py:full           # the same, ten seeds and to B = 4,096
     python -m surge.main --config=configs/zoo.py:arms           # fixed against moving batch sizes
     python -m surge.main --config=configs/zoo.py:arms-quick
     python scripts/zoo.py --workdir=runs/zoo                    # the table of the optimizers
@@ -45,8 +46,10 @@ MOST = 1024
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "quick", "arms", "arms-quick"):
-        raise ValueError(f"{__file__} has no variant {variant!r}: quick, arms, arms-quick, or none")
+    variants = ("", "quick", "full", "arms", "arms-quick")
+    if variant not in variants:
+        choices = ", ".join(variants[1:])
+        raise ValueError(f"{__file__} has no variant {variant!r}: choose {choices}, or none")
     config = default()
     config.task = "surge.tasks.mlp:mnist1d"
     config.task_args = {
@@ -71,6 +74,10 @@ def get_config(variant: str = "") -> ConfigDict:
         _arms(config)
     else:
         _systems(config)
+    if variant == "full":
+        config.seeds = 10
+        config.batch_sizes = (16, 64, 256, 1024, 4096)
+        config.max_examples = 2_000_000
     if variant.endswith("quick"):
         config.seeds = 2
         config.max_examples = 60_000
