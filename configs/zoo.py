@@ -2,7 +2,7 @@
 
     python -m surge.main --config=configs/zoo.py                # optimizers at fixed batch sizes
     python -m surge.main --config=configs/zoo.py:quick          # the same, shorter and coarser
-    python -m surge.main --config=configs/zoo.py:full           # the same, ten seeds and to B = 4,096
+    python -m surge.main --config=configs/zoo.py:full           # ten seeds, to B = 4,096
     python -m surge.main --config=configs/zoo.py:arms           # fixed against moving batch sizes
     python -m surge.main --config=configs/zoo.py:arms-quick
     python scripts/zoo.py --workdir=runs/zoo                    # the table of the optimizers
