@@ -4,6 +4,7 @@ import bench_layers
 import jax
 import numpy as np
 import pytest
+from slowly import slow
 
 from surge.gradients.moments import per_example_moments
 from surge.gradients.products import plan
@@ -17,10 +18,7 @@ def stacked_gradients(given):
     return jax.jit(jax.vmap(jax.grad(given.loss), (None, 0)))(given.params, given.rows)
 
 
-SLOW = [pytest.param(form, marks=pytest.mark.slow) for form in ("remat", "scan")]
-
-
-@pytest.mark.parametrize("form", ["scan of remat", *SLOW])
+@pytest.mark.parametrize("form", ["scan", *slow("remat", "scan of remat")])
 def test_moments_are_those_of_stacked_gradients(form):
     given = bench_layers.problem(form, SIZE, N)
     moments = per_example_moments(given.loss, given.params, given.rows, microbatch_size=3)
@@ -40,7 +38,7 @@ def test_moments_are_those_of_stacked_gradients(form):
         np.testing.assert_allclose(norms, sums, rtol=1e-4, atol=1e-8, err_msg=name)
 
 
-@pytest.mark.parametrize("form", bench_layers.FORMS)
+@pytest.mark.parametrize("form", ["scan of remat", *slow("plain", "remat", "scan")])
 def test_no_kernel_needs_single_gradients(form):
     given = bench_layers.problem(form, SIZE, N)
     found = plan(given.loss, given.params, given.rows[0])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slowly import slow
 from test_one_step import KIND, exact
 
 from surge.optimizers import make_optimizer
@@ -19,7 +20,7 @@ def oracle(budget):
     return BranchOracle(TASK, jax.random.key(5), budget)
 
 
-@pytest.mark.parametrize("spec", ["sign_sgd", "momentum", "adam", "lion"])
+@pytest.mark.parametrize("spec", ["sign_sgd", "adam", *slow("momentum", "lion")])
 def test_one_step_from_a_settled_state_finds_the_exact_optimum(spec):
     truth = exact(KIND, 0.3, (256,))[spec][0]
     found = oracle(10**8)(spec, START, 256, 1.5 * truth, (1,)).optima[1]

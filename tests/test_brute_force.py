@@ -148,6 +148,7 @@ def ratios(problem, train_steps, sizes, directions, draws):
     return told
 
 
+@pytest.mark.slow
 def test_the_oracle_is_the_optimum_of_trying_every_rate():
     """64 directions scatter by more than a tenth, so that it is their interval that is held to."""
     for spec, (oracle, measured) in ratios("moons", 100, (8, 128), 64, DRAWS).items():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slowly import slow
 
 from surge.tasks import Task, cnn, draw_from_arrays, images
 from surge.training import engine
@@ -23,7 +24,8 @@ real = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "pool"), [(3, 1, 1), (3, 2, 1), (1, 2, 1), (5, 1, 1), (3, 1, 2), (3, 2, 2)]
+    ("size", "stride", "pool"),
+    [(3, 1, 1), (1, 2, 1), (3, 2, 2), *slow((3, 2, 1), (5, 1, 1), (3, 1, 2))],
 )
 def test_both_forms_of_convolution_equal_flax(size, stride, pool):
     inputs = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
@@ -83,6 +85,7 @@ def test_the_form_for_accelerators_runs_on_every_lane_of_a_sweep(monkeypatch):
     np.testing.assert_allclose(native, patches, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_a_finite_loss_and_leaves_parameters_float32():
     data = {
         "x": jax.random.bits(jax.random.key(0), (8, 12, 12, 1), "uint8"),

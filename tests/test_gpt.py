@@ -368,6 +368,7 @@ def test_streamed_text_trains_on_every_lane_of_a_sweep(tmp_path):
     assert (result.loss[..., -1] < result.loss[..., 0] - 1).all()
 
 
+@pytest.mark.slow
 def test_loss_falls_on_the_standard_library(tmp_path, monkeypatch):
     monkeypatch.setattr(
         text, "NOT_OURS", text.NOT_OURS | {"asyncio", "email", "idlelib", "encodings"}

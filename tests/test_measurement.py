@@ -217,6 +217,7 @@ def test_what_drifts_with_the_loss_has_the_exponents_of_the_quadratic(along_trai
     assert np.isnan(norms.drift).all() and "fewer than three" in norms.drift_why.item()
 
 
+@pytest.mark.slow
 def test_verdicts_blame_the_independent_law_only_where_noise_is_correlated(
     along_training, tmp_path
 ):
@@ -255,6 +256,7 @@ def test_few_batch_sizes_with_an_optimum_have_no_curve():
     assert np.isfinite(of_curvatures(1.0, 1.0, 1.0, 1.0).measured_curve).all()
 
 
+@pytest.mark.slow
 def test_ghost_batches_give_what_single_examples_give_where_nothing_is_coupled(tmp_path):
     single = quadratic(size=P, noise=NOISE)
     batch_loss = by_ghosts(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slowly import slow
 
 from surge.gradients.batch import mean_gradient, weighted
 from surge.gradients.moments import _stream, merge, minibatch_moments, per_example_moments
@@ -96,7 +97,7 @@ def assert_equals_loop(moments, rows, rtol=1e-5):
 
 
 @pytest.mark.parametrize("name", ["dense", "cnn", "tied"])
-@pytest.mark.parametrize("size", [1, 4, 11, None])
+@pytest.mark.parametrize("size", [4, *slow(1, 11, None)])
 def test_moments_equal_a_loop_over_examples(name, size):
     loss, params, batch = problem(name)
     assert_equals_loop(
@@ -198,6 +199,7 @@ def test_bad_batches_are_refused():
         linear(jnp.ones((3, 2)), microbatch_size=0)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_neither_examples_nor_micro_batches():
     model = gpt.GPT(gpt.SIZES["tiny"])
     params = model.init(jax.random.key(0), jnp.zeros(16, jnp.int32))

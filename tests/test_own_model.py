@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slowly import slow
 
 import surge
 from surge.optimizers import make_optimizer
@@ -35,6 +36,7 @@ def page(tmp_path):
     return tmp_path, blocks["notebook"]
 
 
+@pytest.mark.slow
 def test_the_documented_config_runs_from_the_command_line(page):
     directory, _ = page
     command = [sys.executable, "-m", "surge.main", "--config=my_config.py"]
@@ -83,7 +85,7 @@ def recipes():
     return dict(re.findall(r"```python recipe (\S+)\n(.*?)```", text, re.DOTALL))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["nnx", *slow(*(name for name in RECIPES if name != "nnx"))])
 def test_each_recipe_measures_the_gradients_of_its_own_library(name):
     module = {"equinox": "equinox", "haiku": "haiku"}.get(name, "flax")
     pytest.importorskip(module, reason=f"{module} is not installed: pip install -e '.[test]'")
@@ -284,6 +286,7 @@ def gap(x, y):
 gap.defvjp(lambda x, y: (gap(x, y), x - y), lambda diff, g: (2 * g * diff, None))
 
 
+@pytest.mark.slow
 def test_a_loss_with_a_gradient_of_its_own_is_measured_like_any_other(plain):
     def loss(params, example):
         return gap(jnp.tanh(example[0] @ params["a"]) @ params["b"], example[1])
@@ -294,6 +297,7 @@ def test_a_loss_with_a_gradient_of_its_own_is_measured_like_any_other(plain):
     np.testing.assert_allclose(found.independent.lr, plain.independent.lr, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_are_measured_as_their_values_in_float32(plain):
     narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), WEIGHTS)
     found = surge.measure(squared, narrow, [(ROWS, TARGETS)], **ASKED)
@@ -336,7 +340,7 @@ def test_batches_as_people_have_them(name, plain):
     np.testing.assert_allclose(found.b_simple[:3], plain.b_simple[:3], rtol=1e-5)
 
 
-@pytest.mark.parametrize("spec", ["muon", "adafactor", "lion"])
+@pytest.mark.parametrize("spec", ["lion", *slow("muon", "adafactor")])
 def test_optimizers_of_matrices_and_of_factors_are_measured(spec):
     with_bias = WEIGHTS | {"c": np.zeros(8, np.float32)}
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from slowly import slow
 
 from surge.tasks import preference
 from surge.tasks.check import check_task
@@ -69,7 +70,7 @@ def task(name, objective):
 
 
 @pytest.mark.parametrize("objective", ["adaptive", "bradley_terry"])
-@pytest.mark.parametrize("name", ["synthetic", "text"])
+@pytest.mark.parametrize("name", ["synthetic", *slow("text")])
 def test_pairs_are_learnt_in_a_sweep(name, objective):
     made = task(name, objective)
     check_task(made)
@@ -79,7 +80,9 @@ def test_pairs_are_learnt_in_a_sweep(name, objective):
 
 
 def test_examples_are_pairs_in_their_order():
-    made = preference.synthetic(objective="bradley_terry", widths=(), sharpness=50.0, pairs=300)
+    made = preference.synthetic(
+        objective="bradley_terry", widths=(), sharpness=50.0, pairs=300, evaluation_examples=100
+    )
     point = jax.tree.map(lambda leaf: leaf[0], made.data)
     turned = {"chosen": point["rejected"], "rejected": point["chosen"]}
     params = made.init(jax.random.key(0))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from slowly import slow
 
 from surge.config import check
 from surge.gradients.noise import gradient_noise
@@ -49,7 +50,7 @@ def torch_forward(params, images, groups):
     return (states.mean((2, 3)) @ kernel + bias).numpy()
 
 
-@pytest.mark.parametrize("groups", [GROUPS, 0])
+@pytest.mark.parametrize("groups", [0, *slow(GROUPS)])
 def test_logits_equal_the_same_layers_in_torch(groups):
     images = np.random.default_rng(0).normal(size=(3, 12, 12, 3)).astype(np.float32)
     model = resnet.ResNet(WIDTHS, BLOCKS, 7, groups)
@@ -100,7 +101,7 @@ def images(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", *slow("float32")])
 def test_either_norm_has_finite_losses_and_gradients_in_float32(images, dtype):
     source, options = images
     for norm in ("group", "batch"):
@@ -128,6 +129,7 @@ def test_each_mistake_is_one_sentence(images):
 
 
 @pytest.mark.filterwarnings("ignore")  # of datasets and its dependencies
+@pytest.mark.slow
 def test_batch_norm_takes_its_statistics_over_ghost_batches(images):
     source, options = images
     task = resnet.tiny_imagenet(source, "batch", ghost=4, **options)

@@ -105,6 +105,7 @@ def prose(tmp_path, monkeypatch):
     return str(path)
 
 
+@pytest.mark.slow
 def test_balance_over_a_batch_couples_its_examples(prose):
     options: dict[str, Any] = {
         "source": prose,
@@ -133,6 +134,7 @@ def test_balance_over_a_batch_couples_its_examples(prose):
         moe.text(**options, balance_over="x")
 
 
+@pytest.mark.slow
 def test_experts_in_bfloat16_have_a_finite_loss_and_float32_parameters(prose):
     task = moe.text(source=prose, context=8, evaluation_examples=4, dtype="bfloat16")
     train = jax.jit(make_train(task, lambda rate, *_: optax.adam(rate), microbatch_size=4))
