@@ -194,9 +194,13 @@ def _view(value: Any) -> View | None:
 
 def scan_parts(equation: JaxprEqn, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """What a scan is given: constants, the first carry, and what it goes through."""
-    first = equation.params["num_consts"]
-    second = first + equation.params["num_carry"]
-    return list(values[:first]), list(values[first:second]), list(values[second:])
+    if "ft_in" in equation.params:  # JAX 0.12 tells them apart by a tree
+        consts, carry, _ = (len(part) for part in equation.params["ft_in"].unpack())
+    else:
+        consts = equation.params["num_consts"]
+        carry = equation.params["num_carry"]
+    start = consts + carry
+    return list(values[:consts]), list(values[consts:start]), list(values[start:])
 
 
 def consts_within(views: Sequence[View | None]) -> list[View | None]:
