@@ -112,7 +112,9 @@ def contestants(given: Problem, size: int) -> dict[str, Any]:
     n = len(given.rows)
 
     def whole(params: Any, rows: Any) -> Any:
-        mean = lambda params: jax.vmap(given.loss, (None, 0))(params, rows).mean()  # noqa: E731
+        def mean(params):
+            return jax.vmap(given.loss, (None, 0))(params, rows).mean()
+
         return jax.grad(mean)(params)
 
     def micro(params: Any, rows: Any) -> Any:

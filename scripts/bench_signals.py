@@ -42,12 +42,17 @@ def contestants(task: Task, size: int, micro: int) -> dict[str, Callable[[Any], 
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index * micro + jnp.arange(micro))
             examples = jax.vmap(task.draw, (None, 0))(task.data, keys)
             each = jax.vmap(jax.grad(task.loss), (None, 0))(params, examples)
-            norms = lambda leaf: jnp.sqrt((leaf.reshape(micro, -1) ** 2).sum(1)).sum()  # noqa: E731
+
+            def norms(leaf):
+                return jnp.sqrt((leaf.reshape(micro, -1) ** 2).sum(1)).sum()
+
             squares = jax.tree.map(lambda leaf: (leaf**2).sum(0), each)
             total = jax.tree.map(lambda leaf: leaf.sum(0), each)
             return total, squares, jax.tree.map(norms, each)
 
-        add = lambda index, total: jax.tree.map(jnp.add, total, part(index))  # noqa: E731
+        def add(index, total):
+            return jax.tree.map(jnp.add, total, part(index))
+
         return jax.lax.fori_loop(1, size // micro, add, part(0))
 
     return {

@@ -178,7 +178,10 @@ def least_squares(rows: int = 300, size: int = 10) -> tuple[Task, dict[str, floa
     # The mean over coordinates of half (√2P (θ_k − θ*_k))² is |θ − θ*|².
     unit = math.sqrt(2 * size)
     evaluation = {"x": unit * np.eye(size), "y": unit * optimum}
-    to_float = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)  # noqa: E731
+
+    def to_float(tree):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
     task = Task(
         init=lambda key: jnp.zeros(size),
         loss=lambda theta, example: 0.5 * (example["x"] @ theta - example["y"]) ** 2,

@@ -127,7 +127,9 @@ def programs_of_a_checkpoint(task: Task) -> Iterator[tuple[Any, tuple]]:
     arguments = optimizer, COUNT, 64, params, pool, jnp.asarray(8), weights, key
     yield directions._directions, arguments
 
-    stacked = lambda leaf: jax.ShapeDtypeStruct((COUNT, *leaf.shape), jnp.float32)  # noqa: E731
+    def stacked(leaf):
+        return jax.ShapeDtypeStruct((COUNT, *leaf.shape), jnp.float32)
+
     steps = jax.tree.map(stacked, params)
     yield sampled._look, (loss, params, task.evaluation, steps)
     yield sampled._look_by_layer, (loss, layers, params, task.evaluation, steps, jnp.float32(1))

@@ -267,7 +267,10 @@ def test_readings_of_a_real_training_are_the_offline_ones():
         def one(carry, key):
             params, state = carry
             batch = rows(key, 64)
-            mean = lambda params: jax.vmap(task.loss, (None, 0))(params, batch).mean()  # noqa: E731
+
+            def mean(params):
+                return jax.vmap(task.loss, (None, 0))(params, batch).mean()
+
             updates, state = optimizer.update(jax.grad(mean)(params), state, params)
             return (optax.apply_updates(params, updates), state), None
 

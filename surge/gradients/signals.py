@@ -91,7 +91,10 @@ def _inner_squares(
     present: jax.Array,  # [n]
 ) -> jax.Array:
     """Σ_n (⟨g_n, G⟩ − |G|²)²: |G|² is the mean of the inner products."""
-    losses = lambda params: jax.vmap(loss_fn, (None, 0))(params, examples)  # noqa: E731
+
+    def losses(params):
+        return jax.vmap(loss_fn, (None, 0))(params, examples)
+
     _, products = jax.jvp(losses, (params,), (gradient,))
     squares = [(leaf.astype(products.dtype) ** 2).sum() for leaf in jax.tree.leaves(gradient)]
     away = products - jnp.stack(squares).sum()

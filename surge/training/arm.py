@@ -45,7 +45,9 @@ class Controlled(NamedTuple):
 
 
 def _surge(batch_size: Any, first: Any, scale: Any) -> Any:
-    height = lambda size: 1 / (jnp.sqrt(scale / size) + jnp.sqrt(size / scale))  # noqa: E731
+    def height(size: Any) -> Any:
+        return 1 / (jnp.sqrt(scale / size) + jnp.sqrt(size / scale))
+
     return height(batch_size) / height(first)
 
 
