@@ -92,7 +92,7 @@ def _inner_squares(
 ) -> jax.Array:
     """Σ_n (⟨g_n, G⟩ − |G|²)²: |G|² is the mean of the inner products."""
 
-    def losses(params):
+    def losses(params: Any) -> jax.Array:
         return jax.vmap(loss_fn, (None, 0))(params, examples)
 
     _, products = jax.jvp(losses, (params,), (gradient,))
