@@ -49,6 +49,10 @@ def entry(rates, error=0.02, **changed):
         ((4, 4, 2, 1), "is level from B = 4 to 16 and falls 4.0-fold [3.8, 4.2] to 256;"),
         ((4, 2, 1), "falls 4.0-fold [3.8, 4.2] from B = 4 to 64;"),
         (
+            (1, 4, 1, 2),
+            "falls 4.0-fold [3.8, 4.2] to 64 and is 2.0-fold [1.9, 2.1] above that at 256;",
+        ),
+        (
             (1, 1, 1),
             "does not move from B = 4 to 64 by more than these runs can tell (a factor 1.1",
         ),

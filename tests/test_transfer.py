@@ -211,6 +211,16 @@ def test_a_sweeps_laws_hold_the_planted_ratio():
     assert hits >= 52
 
 
+def test_a_cap_is_not_known_better_than_its_law_was_at_the_optima():
+    size = 4.0 ** np.arange(6)
+    lr = np.minimum(size, 64.0) * np.exp([0.0, 0.1, -0.1, 0.1, -0.2, 0.1])
+    fits = {"capped_power": fit_law("capped_power", size, lr, np.full(6, 0.1))}
+    plateau = average(psi_grid(1024, 256), from_laws(fits, {"capped_power": 1.0}, 1024.0, 256.0))
+    assert plateau.low < 0.85 and plateau.high > 1.15
+    itself = average(psi_grid(64, 64), from_laws(fits, {"capped_power": 1.0}, 64.0, 64.0))
+    assert itself.low == itself.high == 1.0
+
+
 def left_out(points, target):
     """(swept − told, half width of both intervals) of log ε(B)/ε(B0), B left out of the sweep."""
     base = points[len(points) // 2]

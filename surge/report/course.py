@@ -23,10 +23,11 @@ class Optimum(NamedTuple):
 
 
 class Course(NamedTuple):
-    """How ε_opt moves with B: up from `first` to `top`, level from there to `end`, down to `last`.
+    """How ε_opt moves with B: up from `first` to `top`, level to `end`, down to `bottom`.
 
     Attributes:
       first, top, end, last: optima; `top` to `end` cannot be told from the highest.
+      bottom: the lowest after `end`, which need not be the last one; the last if none is.
       level: weighted mean of these.
       slope, slope_error: of log ε_opt against log B over all optima.
     """
@@ -34,6 +35,7 @@ class Course(NamedTuple):
     first: Optimum
     top: Optimum
     end: Optimum
+    bottom: Optimum
     last: Optimum
     level: Optimum
     slope: float
@@ -60,7 +62,8 @@ def course(entry: Entry) -> Course | None:
         end -= 1
     slope, error = _slope(optima)
     level = _mean(optima[top : end + 1])
-    return Course(optima[0], optima[top], optima[end], optima[-1], level, slope, error)
+    bottom = min(optima[end + 1 :], key=lambda optimum: optimum.log_lr, default=optima[-1])
+    return Course(optima[0], optima[top], optima[end], bottom, optima[-1], level, slope, error)
 
 
 def inside(entry: Entry) -> list[Optimum]:

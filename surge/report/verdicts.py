@@ -183,9 +183,7 @@ def one_step(measured: xr.Dataset) -> list[str]:
 
 def _movement(moves: Course, peak: dict[str, Any]) -> str:
     """rises 7-fold from B = 4 to 1,024 and stays there to 4,096."""
-    first, top, end, last = (
-        count(optimum.batch_size) for optimum in (moves.first, moves.top, moves.end, moves.last)
-    )
+    first, top, end, bottom, last = (count(optimum.batch_size) for optimum in moves[:5])
     rises = moves.top is not moves.first
     falls = moves.end is not moves.last
     if not rises and not falls and peak["value"] is not None:
@@ -200,7 +198,9 @@ def _movement(moves: Course, peak: dict[str, Any]) -> str:
         parts.append(f"stays there to {end}" if rises else f"is level from B = {first} to {end}")
     if falls:
         start = "" if parts else f" from B = {end}"
-        parts.append(f"falls {_fold(moves.level, moves.last)}{start} to {last}")
+        parts.append(f"falls {_fold(moves.level, moves.bottom)}{start} to {bottom}")
+        if moves.bottom is not moves.last:
+            parts.append(f"is {_fold(moves.last, moves.bottom)} above that at {last}")
     return listed(parts)
 
 

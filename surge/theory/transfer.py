@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from surge.theory.fit import Fit, log_shapes
+from surge.theory.fit import ERROR_FLOOR, Fit, log_shapes
 from surge.theory.judged import JUDGED
 from surge.theory.rivals import LAWS
 from surge.theory.rules import RULES, Known
@@ -142,6 +142,9 @@ def from_laws(
 ) -> list[Belief]:
     """What every law that a sweep leaves open says of ψ, with all its shapes that it leaves open.
 
+    No law is exact: how far it is off at the swept optima is part of what it says of another, else
+    a cap would be known without error.
+
     Args:
       fits: of the laws, by name, on the sweep's optima.
       weights: of those that are not ruled out, such as Akaike's.
@@ -156,8 +159,27 @@ def from_laws(
         fit = fits[name]
         old, new = log_shapes(LAWS[name], fit.shapes, sizes).T
         mass = profile_mass(grid, new - old, fit.excess)
-        beliefs.append(Belief(f"{name} law", weight / total, mass))
+        off = _law_error(fit, batch_size, base)
+        beliefs.append(Belief(f"{name} law", weight / total, _blurred(mass, off)))
     return beliefs
+
+
+def _law_error(fit: Fit, batch_size: float, base: float) -> float:
+    """Standard error of a law's ψ from its residuals, which batch sizes within an octave share."""
+    # By their median: that of a bound may be large, and is no error.
+    scatter = max(ERROR_FLOOR, 1.4826 * float(np.median(np.abs(fit.residuals))))
+    octaves = abs(math.log2(batch_size / base))
+    return math.sqrt(2) * scatter * min(octaves, 1.0)
+
+
+def _blurred(mass: np.ndarray, error: float) -> np.ndarray:
+    """A distribution of ψ with a Gaussian error beside it."""
+    if error < STEP / 10:
+        return mass
+    reach = math.ceil(4 * error / STEP)
+    kernel = np.exp(-((np.arange(-reach, reach + 1) * STEP / error) ** 2) / 2)
+    blurred = np.convolve(mass, kernel)[reach : reach + len(mass)]
+    return blurred / blurred.sum()
 
 
 def _normalised(spreads: Mapping[str, Spread], tasks: Mapping[str, int]) -> dict[str, float]:
