@@ -9,7 +9,8 @@
 Measured (one CPU core): by the steps to loss 1.2, Adam's optimum rises 7.2-fold [6.5, 7.9] from
 B = 4 to 1,024 and stays there, 1.69e-2 [1.55e-2, 1.84e-2] at 4,096: a power of B with a cap is the
 law that remains, and no fall is seen (p = 1.00). SGD's rises 27-fold [23, 31]. Sign descent's rises
-2.8-fold [2.4, 3.4] from B = 16 to 64; whether it falls is not settled (p = 0.02). Where all rates
+2.8-fold [2.4, 3.4] from B = 16 to 64; its
+fall to 1,024 would come by chance with p = 0.02, and at 4,096 it is higher again. Where all rates
 branch from one state at loss 1.2 (:shared) it does fall: 100 steps later its optimum is 1.44 times
 [1.31, 1.59] as high at B = 256 as at 1,024 (p = 0.0002), and Adam's, 10 steps later, 1.60 times
 [1.43, 1.79] as high at 64 as at 4,096, but not 50 steps later. Every curve: docs/results. With
